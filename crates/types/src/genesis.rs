@@ -1,0 +1,307 @@
+//! The genesis of a network: its members, their keys and stores, and its parameters. Every operator holds the same
+//! file; its hash is part of every protocol id and every batch header.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::hash::{Hash32, keccak256};
+use crate::ids::{Incarnation, NetworkId, NodeId, ProjectId, TaskNumber};
+use crate::signature::{PublicKey, SignatureError};
+
+const GENESIS_DOMAIN: &[u8] = b"lockstep/genesis/v1";
+const VOTERS_DOMAIN: &[u8] = b"lockstep/voters/v1";
+/// Version of the file.
+pub const GENESIS_VERSION: u32 = 1;
+/// Most members of a network at genesis.
+pub const MEMBERS_MAX: usize = 64;
+
+/// A genesis that cannot start a network.
+#[derive(Debug, thiserror::Error)]
+pub enum GenesisError {
+    /// Not the JSON that it should be.
+    #[error("the genesis is not readable: {0}")]
+    Malformed(#[from] serde_json::Error),
+    /// Made by a newer Lockstep.
+    #[error("the genesis has version {0}, this program knows {GENESIS_VERSION}; upgrade it")]
+    Newer(u32),
+    /// A member's key is not a key.
+    #[error("member {name}: {reason}")]
+    Key {
+        /// The member's name.
+        name: String,
+        /// What is wrong.
+        reason: SignatureError,
+    },
+    /// A rule on names, numbers or addresses is broken.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// What an operator gives to the others, so that they can form a network: no secrets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// The operator's name for the node: 1 to 64 of `a-z 0-9 - _ .`
+    pub name: String,
+    /// Compressed public key, hex.
+    pub public_key: String,
+    /// The number made with the node's store.
+    pub incarnation: Incarnation,
+    /// Multiaddr at which the others reach it, without `/p2p`.
+    pub p2p: String,
+    /// URL of its HTTP interface, for redirects and people.
+    pub http: String,
+}
+
+impl Member {
+    /// The member's key.
+    pub fn key(&self) -> Result<PublicKey, GenesisError> {
+        let bad = |reason| GenesisError::Key { name: self.name.clone(), reason };
+        let digits = self.public_key.strip_prefix("0x").unwrap_or(&self.public_key);
+        let bytes = hex::decode(digits).map_err(|_| bad(SignatureError::Key))?;
+        PublicKey::from_sec1(&bytes).map_err(bad)
+    }
+}
+
+/// How a project's messages are packed, and who may read them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProjectSettings {
+    /// A group becomes a task at this many messages.
+    pub group_messages_max: u64,
+    /// … or at this many payload bytes.
+    pub group_bytes_max: u64,
+    /// … or when it is this old.
+    pub group_age_max_ms: u64,
+    /// The same content within this time is a retry and gets its first position.
+    pub retry_window_ms: u64,
+    /// Whether anyone may read its payloads.
+    pub public: bool,
+}
+
+impl Default for ProjectSettings {
+    fn default() -> Self {
+        Self {
+            group_messages_max: 1,
+            group_bytes_max: 1 << 20,
+            group_age_max_ms: 5_000,
+            retry_window_ms: 10_000,
+            public: false,
+        }
+    }
+}
+
+/// What `apply` may depend on. Changing any of it is a change of the network, never of a node's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkParams {
+    /// Take messages without a signature; the ingress node vouches for them.
+    pub allow_unsigned: bool,
+    /// Take messages for projects that nobody registered. For test networks.
+    pub allow_unknown_projects: bool,
+    /// Show every project's payloads to anyone. For test networks.
+    pub public_payloads: bool,
+    /// Largest `data` of a message.
+    pub message_bytes_max: u64,
+    /// Most groups that are open at a time; the oldest is closed early when there would be one more.
+    pub open_groups_max: u64,
+    /// Number of the first task, so that an existing reader's cursor can be continued.
+    pub first_task_number: TaskNumber,
+    /// Settings of projects that have none of their own.
+    pub default_project: ProjectSettings,
+    /// Registered projects.
+    pub projects: BTreeMap<ProjectId, ProjectSettings>,
+}
+
+impl Default for NetworkParams {
+    fn default() -> Self {
+        Self {
+            allow_unsigned: false,
+            allow_unknown_projects: false,
+            public_payloads: false,
+            message_bytes_max: 64 << 10,
+            open_groups_max: 65_536,
+            first_task_number: TaskNumber(1),
+            default_project: ProjectSettings::default(),
+            projects: BTreeMap::new(),
+        }
+    }
+}
+
+impl NetworkParams {
+    /// The settings that hold for `project`; `None` where it is unknown and unknown ones are refused.
+    pub fn project(&self, project: ProjectId) -> Option<&ProjectSettings> {
+        match self.projects.get(&project) {
+            Some(settings) => Some(settings),
+            None if self.allow_unknown_projects => Some(&self.default_project),
+            None => None,
+        }
+    }
+
+    /// Whether anyone may see the payloads of `project`.
+    pub fn shows_payloads(&self, project: ProjectId) -> bool {
+        self.public_payloads || self.project(project).is_some_and(|p| p.public)
+    }
+}
+
+/// The file that all members of a network hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Genesis {
+    /// [`GENESIS_VERSION`] when it was made.
+    pub version: u32,
+    /// The network's name: 1 to 64 of `a-z 0-9 - _ .`
+    pub network: String,
+    /// A word to whoever opens the file, for example that this is a test network.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+    /// First members, all voters. A member's node id is its place here, from 1.
+    pub members: Vec<Member>,
+    /// Parameters.
+    pub params: NetworkParams,
+}
+
+fn is_name(text: &str) -> bool {
+    let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_.".contains(&c);
+    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+impl Genesis {
+    /// Makes a genesis. Members are put in the order of their public keys, so that operators who each run this
+    /// over the same parts get the same file.
+    pub fn new(network: &str, mut members: Vec<Member>, params: NetworkParams) -> Result<Self, GenesisError> {
+        for member in &mut members {
+            member.public_key = format!("0x{}", hex::encode(member.key()?.compressed()));
+        }
+        members.sort_by(|a, b| a.public_key.cmp(&b.public_key));
+        let genesis =
+            Self { version: GENESIS_VERSION, network: network.to_owned(), note: String::new(), members, params };
+        genesis.check()?;
+        Ok(genesis)
+    }
+
+    /// Reads and checks a file's text.
+    pub fn parse(text: &str) -> Result<Self, GenesisError> {
+        let genesis: Self = serde_json::from_str(text)?;
+        genesis.check()?;
+        Ok(genesis)
+    }
+
+    fn check(&self) -> Result<(), GenesisError> {
+        let invalid = |reason: String| Err(GenesisError::Invalid(reason));
+        if self.version > GENESIS_VERSION {
+            return Err(GenesisError::Newer(self.version));
+        }
+        if !is_name(&self.network) {
+            return invalid("a network's name has 1 to 64 characters of a-z, 0-9, '-', '_' and '.'".into());
+        }
+        if self.members.is_empty() || self.members.len() > MEMBERS_MAX {
+            return invalid(format!("a network has 1 to {MEMBERS_MAX} members at genesis"));
+        }
+        for (i, member) in self.members.iter().enumerate() {
+            let key = member.key()?;
+            if !is_name(&member.name) {
+                return invalid(format!("member {}: bad name {:?}", i + 1, member.name));
+            }
+            for other in &self.members[..i] {
+                if other.name == member.name || other.key()? == key || other.incarnation == member.incarnation {
+                    return invalid(format!("members {} and {} share a name, key or store", other.name, member.name));
+                }
+            }
+        }
+        let params = &self.params;
+        for settings in params.projects.values().chain([&params.default_project]) {
+            if settings.group_messages_max == 0 || settings.group_bytes_max == 0 || settings.group_age_max_ms == 0 {
+                return invalid("limits of a group must be at least 1".into());
+            }
+        }
+        if params.message_bytes_max == 0 || params.open_groups_max == 0 || params.first_task_number.0 == 0 {
+            return invalid("message_bytes_max, open_groups_max and first_task_number must be at least 1".into());
+        }
+        Ok(())
+    }
+
+    /// The file's text: pretty JSON, members in order, with a line feed at the end.
+    pub fn to_text(&self) -> Result<String, GenesisError> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
+    }
+
+    /// The network's id: keccak256 over the compact JSON of the genesis as this program writes it, so that white
+    /// space in a copied file does not matter.
+    pub fn id(&self) -> Result<NetworkId, GenesisError> {
+        Ok(NetworkId(keccak256(&[GENESIS_DOMAIN, &serde_json::to_vec(self)?])))
+    }
+
+    /// Members with their node ids.
+    pub fn nodes(&self) -> impl Iterator<Item = (NodeId, &Member)> {
+        (1..).map(NodeId).zip(&self.members)
+    }
+
+    /// The member with this key.
+    pub fn member_of(&self, key: &PublicKey) -> Option<(NodeId, &Member)> {
+        self.nodes().find(|(_, member)| member.key().is_ok_and(|k| k == *key))
+    }
+
+    /// Hash of the first voter set.
+    pub fn voters_hash(&self) -> Result<Hash32, GenesisError> {
+        let voters: Result<Vec<_>, _> = self.nodes().map(|(id, m)| Ok::<_, GenesisError>((id, m.key()?))).collect();
+        Ok(voters_hash(&voters?))
+    }
+}
+
+/// keccak256 over the voters in the order of their ids: id (8 bytes) and address (20 bytes) of each.
+pub fn voters_hash(voters: &[(NodeId, PublicKey)]) -> Hash32 {
+    let bytes: Vec<u8> =
+        voters.iter().flat_map(|(id, key)| [&id.0.to_be_bytes()[..], &key.address().0].concat()).collect();
+    keccak256(&[VOTERS_DOMAIN, &(voters.len() as u64).to_be_bytes(), &bytes])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signature::SigningKey;
+
+    fn member(n: u8) -> Member {
+        Member {
+            name: format!("node-{n}"),
+            public_key: hex::encode(SigningKey::from_bytes([n; 32]).unwrap().public().compressed()),
+            incarnation: Incarnation([n; 16]),
+            p2p: format!("/ip4/127.0.0.1/tcp/{}", 9100 + u16::from(n)),
+            http: format!("http://127.0.0.1:{}", 9000 + u16::from(n)),
+        }
+    }
+
+    #[test]
+    fn operators_get_the_same_genesis_in_whatever_order_they_name_the_members() {
+        let a = Genesis::new("net", vec![member(1), member(2), member(3)], NetworkParams::default()).unwrap();
+        let b = Genesis::new("net", vec![member(3), member(1), member(2)], NetworkParams::default()).unwrap();
+        assert_eq!(a.to_text().unwrap(), b.to_text().unwrap());
+        assert_eq!(a.id().unwrap(), Genesis::parse(&a.to_text().unwrap()).unwrap().id().unwrap());
+    }
+
+    #[test]
+    fn any_changed_parameter_or_member_is_another_network() {
+        let base = Genesis::new("net", vec![member(1)], NetworkParams::default()).unwrap();
+        let mut other = base.clone();
+        other.params.default_project.retry_window_ms += 1;
+        assert_ne!(base.id().unwrap(), other.id().unwrap());
+        other = base.clone();
+        other.members[0].incarnation = Incarnation([9; 16]);
+        assert_ne!(base.id().unwrap(), other.id().unwrap());
+    }
+
+    #[test]
+    fn members_must_differ_and_be_well_formed() {
+        let params = NetworkParams::default;
+        assert!(Genesis::new("net", vec![], params()).is_err());
+        assert!(Genesis::new("Net!", vec![member(1)], params()).is_err());
+        assert!(Genesis::new("net", vec![member(1), member(1)], params()).is_err());
+        let mut bad = member(1);
+        bad.public_key = "02".into();
+        assert!(Genesis::new("net", vec![bad], params()).is_err());
+        let text = Genesis::new("net", vec![member(1)], params()).unwrap().to_text().unwrap();
+        assert!(Genesis::parse(&text.replace("\"params\"", "\"parms\"")).is_err());
+        assert!(Genesis::parse(&text.replace("\"version\": 1", "\"version\": 2")).is_err());
+    }
+}

@@ -1,0 +1,34 @@
+//! What Lockstep's nodes, clients and readers agree on: identifiers, messages, batches, tasks, the genesis
+//! of a network, and how each is encoded, hashed and signed.
+//!
+//! Two encodings live here and must not be confused. What is *hashed or signed* has the fixed layout of
+//! docs/formats.md (big endian, fixed width, domain-prefixed keccak256). What is *stored or sent* is the
+//! protobuf of `proto/`, generated into [`proto`].
+
+pub mod batch;
+pub mod genesis;
+pub mod go_json;
+pub mod hash;
+pub mod ids;
+pub mod merkle;
+pub mod message;
+pub mod signature;
+pub mod task;
+pub mod w3bstream;
+
+#[allow(missing_docs, clippy::unwrap_used)]
+/// Code generated from `proto/lockstep/v1`.
+pub mod proto {
+    tonic::include_proto!("lockstep.v1");
+}
+
+pub use batch::{Batch, BatchHeader, OrderedMessage};
+pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings};
+pub use hash::{Hash32, keccak256};
+pub use ids::{
+    Address, BatchHash, ContentId, Epoch, Height, Incarnation, MessageId, NetworkId, NodeId, OutputName, ProjectId,
+    Sequence, TaskId, TaskNumber, TimeMs,
+};
+pub use message::{Api, DecodeError, Evidence, Message, VerifiedMessage};
+pub use signature::{PublicKey, Signature, SignatureError, SigningKey};
+pub use task::Task;
