@@ -1,1 +1,38 @@
-//! placeholder
+//! Connections between the members of one network: request/response streams and gossip, over libp2p.
+//!
+//! [`Network::bind`] takes [`Options`], opens the listening sockets and returns three parts: the [`Network`], whose
+//! [`run`](Network::run) is one task; a [`Handle`] that any part of the node may clone; and the [`GossipInbox`].
+//!
+//! * **Streams.** [`Handle::client`] gives a [`Client`] that keeps one stream to one member open and sends one
+//!   request at a time; [`Handle::serve`] answers such streams. Raft and bundles travel here.
+//! * **Gossip.** [`Handle::publish`] sends a hint to all members. Nothing may depend on its arrival.
+//!
+//! Frames never pass through the swarm task: a stream is read and written by the task that uses it, so a busy swarm
+//! does not delay an append. Whoever is not a member, by the key that the connection proves, gets no connection; a
+//! member speaks on a stream only after it has said which network, epoch, node id and store it is (docs/formats.md).
+//! Each queue, frame and stream count has its bound in [`limits`].
+//!
+//! Consumers define the ports that they need over [`Client`] and [`Service`]; a simulated network stands behind the
+//! same ports, and nothing of libp2p appears in this crate's interface.
+
+mod behaviour;
+mod client;
+mod directory;
+mod frame;
+mod gossip;
+mod handle;
+mod hello;
+pub mod limits;
+mod links;
+pub mod metrics;
+mod network;
+mod options;
+mod server;
+
+pub use client::{CallError, Client};
+pub use gossip::{GossipInbox, GossipMessage, GossipTicket};
+pub use handle::{Handle, PeerState, StoppedError};
+pub use hello::Channel;
+pub use network::Network;
+pub use options::{NetworkError, Options, Peer, peer_id_of};
+pub use server::{ServeError, Service};

@@ -1,1 +1,18 @@
-//! placeholder
+//! Where a node keeps its log and its state.
+//!
+//! [`Storage`] is the port: atomic batches of writes, each either synced or buffered. [`RocksStorage`] keeps it on
+//! disk, [`MemoryStorage`] in memory with a power switch, for tests and simulation. [`LogWriter`] is the one writer
+//! of what must be synced: it groups what waits into one sync, and stops for good when a sync fails.
+//! All keys are in [`keys`].
+
+pub mod home;
+pub mod keys;
+mod memory;
+mod rocks;
+mod storage;
+mod writer;
+
+pub use memory::MemoryStorage;
+pub use rocks::{Kind, RocksStorage};
+pub use storage::{Direction, Durability, Pair, Scan, Storage, StoreError, Table, WriteBatch};
+pub use writer::{LogWriter, WriteDone};

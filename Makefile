@@ -1,0 +1,42 @@
+# Shortcuts; each can be read off its recipe or its script. 'make' alone lists them.
+# One profile and one package selection everywhere (--release --workspace --locked): RocksDB is compiled once for all.
+# CARGO_TARGET_DIR says where builds go, as always with cargo.
+
+SHELL := /bin/bash
+CARGO := scripts/cargo.sh
+SELECTION := --release --workspace --locked
+
+.DEFAULT_GOAL := help
+.PHONY: help deps demo test build lint fmt bench clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+deps: ## Install what is missing to build, test and demonstrate (Debian, Ubuntu)
+	@scripts/deps.sh
+
+demo: ## Three nodes and thirty devices on this machine for a minute (DEMO_SECONDS, DEMO_HOME, DEMO_PORT)
+	@scripts/demo.sh
+
+test: ## Check format and lints, then run all tests (TEST_ARGS: which)
+	@scripts/deps.sh build test
+	@scripts/test.sh $(TEST_ARGS)
+
+build: ## Build everything, tests and benchmarks too
+	@scripts/deps.sh build
+	@$(CARGO) build $(SELECTION) --all-targets
+
+lint: ## Check format and lints
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy $(SELECTION) --all-targets -- -D warnings
+
+fmt: ## Format the code
+	@$(CARGO) fmt --all
+
+# cargo bench has a profile of its own; --profile release makes it share the other commands' build.
+bench: ## Run the benchmarks (BENCH_ARGS: which, and Criterion's options)
+	@$(CARGO) bench --profile release --workspace --locked --bench '*' -- $(BENCH_ARGS)
+
+clean: ## Remove what was built and the demo's network; the next build takes long
+	@$(CARGO) clean
+	@rm -rf .lockstep/demo

@@ -1,0 +1,283 @@
+use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use lockstep_types::{
+    Address, Api, Evidence, Message, ProjectId, ProjectSettings, Signature, SigningKey, message::message_leaf,
+};
+use proptest::prelude::*;
+
+use super::*;
+use crate::command::GroupClosing;
+
+#[derive(Default)]
+struct View(HashMap<ContentId, Occurrence>);
+
+impl Occurrences for View {
+    type Error = Infallible;
+    fn occurrences(&self, ids: &[ContentId]) -> Result<Vec<Option<Occurrence>>, Infallible> {
+        Ok(ids.iter().map(|id| self.0.get(id).copied()).collect())
+    }
+}
+
+/// A ledger with its store: applies, and keeps what was written.
+struct Node {
+    ledger: Ledger,
+    view: View,
+    batches: Vec<Batch>,
+    groups: BTreeMap<GroupKey, OpenGroup>,
+}
+
+fn params(group_messages_max: u64) -> NetworkParams {
+    let default_project = ProjectSettings { group_messages_max, ..ProjectSettings::default() };
+    NetworkParams { allow_unknown_projects: true, default_project, ..NetworkParams::default() }
+}
+
+fn parts(params: NetworkParams) -> LedgerParts {
+    LedgerParts {
+        network: NetworkId([7; 32]),
+        epoch: Epoch(0),
+        params,
+        voters: [1; 32],
+        head: None,
+        groups: Vec::new(),
+        progress: BTreeMap::new(),
+    }
+}
+
+impl Node {
+    fn new(params: NetworkParams) -> Self {
+        let ledger = Ledger::new(parts(params));
+        Self { ledger, view: View::default(), batches: Vec::new(), groups: BTreeMap::new() }
+    }
+
+    fn run(&mut self, command: Command) -> Applied {
+        let applied = self.ledger.apply(&self.view, command).unwrap();
+        for write in &applied.writes {
+            match write {
+                Write::Occurrence(id, occurrence) => {
+                    self.view.0.insert(*id, *occurrence);
+                }
+                Write::Batch(batch) => self.batches.push((**batch).clone()),
+                Write::Group(key, Some(group)) => {
+                    self.groups.insert(key.clone(), group.clone());
+                }
+                Write::Group(key, None) => {
+                    self.groups.remove(key);
+                }
+                _ => {}
+            }
+        }
+        applied
+    }
+
+    fn batch(&mut self, time_ms: u64, messages: &[Message]) -> Vec<Outcome> {
+        self.propose(time_ms, messages, &[])
+    }
+
+    fn propose(&mut self, time_ms: u64, messages: &[Message], closings: &[GroupClosing]) -> Vec<Outcome> {
+        let proposal =
+            ProposedBatch { time_ms: TimeMs(time_ms), messages: messages.to_vec(), closings: closings.to_vec() };
+        self.run(Command::Batch(proposal)).outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    /// The same node after a restart: rebuilt from what was stored.
+    fn restart(&mut self) {
+        let params = self.ledger.params.clone();
+        let stored = LedgerParts {
+            head: Some(self.ledger.head.clone()),
+            groups: self.groups.clone().into_iter().collect(),
+            progress: self.ledger.progress.clone(),
+            ..parts(params)
+        };
+        self.ledger = Ledger::new(stored);
+    }
+}
+
+fn message(data: &str) -> Message {
+    Message {
+        api: Api::Apinode,
+        project_id: ProjectId(7),
+        project_version: "1".into(),
+        data: Bytes::copy_from_slice(data.as_bytes()),
+        device: Address([1; 20]),
+        nonce: Bytes::new(),
+        evidence: Evidence::Device(Signature([0; 65])),
+    }
+}
+
+fn sequence_of(outcome: &Outcome) -> Option<(u64, bool)> {
+    match outcome {
+        Outcome::Ordered { sequence, .. } => Some((sequence.0, false)),
+        Outcome::Duplicate { sequence, .. } => Some((sequence.0, true)),
+        Outcome::Rejected(_) => None,
+    }
+}
+
+#[test]
+fn a_retry_within_the_window_gets_the_first_position_and_later_it_is_a_new_reading() {
+    let mut node = Node::new(params(1));
+    let first = node.batch(1_000, &[message("a"), message("b"), message("a")]);
+    let places: Vec<_> = first.iter().map(sequence_of).collect();
+    assert_eq!(places, [Some((1, false)), Some((2, false)), Some((1, true))]);
+    assert_eq!(sequence_of(&node.batch(10_999, &[message("a")])[0]), Some((1, true)));
+    assert_eq!(node.batches.len(), 1, "a batch of retries only is no batch");
+    assert_eq!(sequence_of(&node.batch(11_000, &[message("a")])[0]), Some((3, false)));
+    assert_eq!(sequence_of(&node.batch(11_001, &[message("a")])[0]), Some((3, true)));
+    let ids: Vec<_> = node.batches.iter().flat_map(|b| b.messages.iter().map(|m| m.id)).collect();
+    assert_ne!(ids[0], ids[2], "a new reading has an id of its own");
+}
+
+#[test]
+fn time_never_goes_back() {
+    let mut node = Node::new(params(1));
+    node.batch(5_000, &[message("a")]);
+    node.batch(4_000, &[message("b")]);
+    assert_eq!(node.batches[1].header.time_ms, TimeMs(5_000));
+}
+
+#[test]
+fn groups_close_by_count_bytes_and_age() {
+    let mut node = Node::new(params(2));
+    node.batch(1, &[message("a")]);
+    assert!(node.batches[0].tasks.is_empty());
+    node.batch(2, &[message("b"), message("c")]);
+    assert_eq!(node.batches[1].tasks.len(), 1);
+    assert_eq!(node.batches[1].tasks[0].sequences, [Sequence(1), Sequence(2)]);
+    let key = GroupKey::of(&message("c"));
+    let wrong = GroupClosing { key: key.clone(), first_sequence: Sequence(1) };
+    node.propose(3, &[], &[wrong]);
+    assert_eq!(node.batches.len(), 2, "a closing of a group that is gone changes nothing");
+    node.propose(4, &[], &[GroupClosing { key, first_sequence: Sequence(3) }]);
+    assert_eq!(node.batches[2].tasks[0].sequences, [Sequence(3)]);
+    assert!(node.batches[2].messages.is_empty());
+
+    let settings = ProjectSettings { group_messages_max: 100, group_bytes_max: 4, ..ProjectSettings::default() };
+    let mut node = Node::new(NetworkParams { default_project: settings, ..params(1) });
+    node.batch(1, &[message("ab"), message("cd"), message("e")]);
+    assert_eq!(node.batches[0].tasks[0].sequences.len(), 2);
+}
+
+#[test]
+fn the_oldest_group_is_closed_when_there_would_be_too_many() {
+    let mut node = Node::new(NetworkParams { open_groups_max: 2, ..params(10) });
+    let from = |n: u8| Message { device: Address([n; 20]), ..message("x") };
+    node.batch(1, &[from(1), from(2), from(3)]);
+    assert_eq!(node.batches[0].tasks.len(), 1);
+    assert_eq!(node.batches[0].tasks[0].device, Address([1; 20]));
+    assert_eq!(node.ledger.open_groups().count(), 2);
+}
+
+#[test]
+fn what_is_not_permitted_changes_nothing() {
+    let mut node = Node::new(NetworkParams { allow_unknown_projects: false, ..params(1) });
+    assert_eq!(node.batch(1, &[message("a")]), [Outcome::Rejected(Rejection::UnknownProject)]);
+    let mut node = Node::new(NetworkParams { message_bytes_max: 1, ..params(1) });
+    let key = SigningKey::from_bytes([1; 32]).unwrap();
+    let evidence = Evidence::Ingress { node: key.address(), signature: Signature([0; 65]) };
+    let unsigned = Message { api: Api::Unsigned, evidence, ..message("a") };
+    let before = node.ledger.head.clone();
+    let outcomes = node.batch(1, &[message("ab"), unsigned, message("")]);
+    let reasons = [Rejection::TooLarge, Rejection::Unsigned, Rejection::Malformed];
+    assert_eq!(outcomes, reasons.map(Outcome::Rejected));
+    assert_eq!(node.ledger.head, before);
+}
+
+#[test]
+fn progress_of_an_output_only_goes_forward_and_never_past_the_tasks() {
+    let mut node = Node::new(params(1));
+    node.batch(1, &[message("a"), message("b")]);
+    let output: OutputName = "pg".parse().unwrap();
+    let report =
+        |n: u64| Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(n) };
+    assert!(node.run(report(3)).writes.is_empty());
+    assert_eq!(node.run(report(2)).writes.len(), 2);
+    assert!(node.run(report(1)).writes.is_empty());
+    assert_eq!(node.ledger.progress()[&output], TaskNumber(2));
+}
+
+#[test]
+fn headers_commit_to_messages_tasks_and_the_batch_before() {
+    let mut node = Node::new(params(1));
+    node.batch(1, &[message("a"), message("b")]);
+    node.batch(2, &[message("c")]);
+    let [first, second] = &node.batches[..] else { panic!("two batches") };
+    assert_eq!(second.header.parent, first.header.hash());
+    assert_eq!(first.header.messages_root, Batch::messages_root(Sequence(1), &first.messages));
+    let leaves: Vec<_> =
+        first.messages.iter().zip(1..).map(|(m, s)| message_leaf(Sequence(s), &m.id, &m.message)).collect();
+    let proof = lockstep_types::merkle::proof(&leaves, 1).unwrap();
+    assert!(lockstep_types::merkle::verify(leaves[1], &proof, &first.header.messages_root));
+    let decoded = Batch::decode(first.encode().into()).unwrap();
+    assert_eq!(&decoded, first);
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Batch { advance_ms: u64, messages: Vec<(u8, u8)> },
+    CloseOldest,
+    Restart,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let batch = (0_u64..6_000, prop::collection::vec((0_u8..3, 0_u8..6), 0..8))
+        .prop_map(|(advance_ms, messages)| Step::Batch { advance_ms, messages });
+    prop::collection::vec(prop_oneof![6 => batch, 1 => Just(Step::CloseOldest), 1 => Just(Step::Restart)], 1..40)
+}
+
+proptest! {
+    /// Two nodes with the same log, one of which restarts now and then, have the same bytes; sequences have no gap;
+    /// every message is in at most one task, in order; the same content is never ordered twice within its window.
+    #[test]
+    fn the_same_log_gives_the_same_bytes(group in 1_u64..4, steps in steps()) {
+        let (mut a, mut b) = (Node::new(params(group)), Node::new(params(group)));
+        let mut now = 0;
+        for step in steps {
+            match step {
+                Step::Batch { advance_ms, messages } => {
+                    now += advance_ms;
+                    let messages: Vec<_> = messages.iter()
+                        .map(|(device, n)| Message { device: Address([*device; 20]), ..message(&n.to_string()) })
+                        .collect();
+                    prop_assert_eq!(a.batch(now, &messages), b.batch(now, &messages));
+                }
+                Step::CloseOldest => {
+                    let oldest = a.ledger.open_groups().map(|(key, first)| (first, key.clone())).min();
+                    if let Some((first_sequence, key)) = oldest {
+                        let closing = [GroupClosing { key, first_sequence }];
+                        a.propose(now, &[], &closing);
+                        b.propose(now, &[], &closing);
+                    }
+                }
+                Step::Restart => b.restart(),
+            }
+        }
+        prop_assert_eq!(&a.batches, &b.batches);
+        prop_assert_eq!(&a.ledger.head, &b.ledger.head);
+        let mut next = 1;
+        let mut packed = std::collections::BTreeSet::new();
+        let mut last_seen: HashMap<ContentId, u64> = HashMap::new();
+        for (i, batch) in a.batches.iter().enumerate() {
+            prop_assert_eq!(batch.header.height.0, i as u64 + 1);
+            prop_assert_eq!(batch.header.first_sequence.0, next);
+            next += batch.messages.len() as u64;
+            for task in &batch.tasks {
+                prop_assert!(task.sequences.is_sorted() && !task.sequences.is_empty());
+                for s in &task.sequences {
+                    prop_assert!(packed.insert(*s), "packed twice");
+                }
+            }
+            for m in &batch.messages {
+                let time = batch.header.time_ms.0;
+                if let Some(before) = last_seen.insert(m.message.content_id(), time) {
+                    prop_assert!(time - before >= 10_000, "ordered twice within the window");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn decoding_any_bytes_as_a_command_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = Command::decode(bytes.into());
+    }
+}

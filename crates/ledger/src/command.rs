@@ -1,0 +1,114 @@
+//! The payload of a log entry.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_types::{
+    Address, DecodeError, Message, OutputName, ProjectId, Sequence, TaskNumber, TimeMs, VerifiedMessage, proto,
+};
+use prost::Message as _;
+
+use crate::groups::GroupKey;
+
+/// Version of the encoding.
+pub const COMMAND_VERSION: u32 = 1;
+
+/// What a log entry asks of `apply`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Order these messages, close these groups.
+    Batch(ProposedBatch),
+    /// An output has everything up to this task.
+    OutputProgress {
+        /// The output.
+        output: OutputName,
+        /// Number of the last task in it.
+        task_number: TaskNumber,
+    },
+}
+
+/// A leader's proposal.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProposedBatch {
+    /// The leader's clock.
+    pub time_ms: TimeMs,
+    /// Messages in the order of their arrival in the leader's pool.
+    pub messages: Vec<Message>,
+    /// Groups that have become too old.
+    pub closings: Vec<GroupClosing>,
+}
+
+/// Asks to close a group, if it is still the one that began with `first_sequence`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupClosing {
+    /// Which group.
+    pub key: GroupKey,
+    /// Sequence of its first message.
+    pub first_sequence: Sequence,
+}
+
+/// Encodes a proposal straight from the pool's messages; each payload is copied once, into the entry.
+pub fn encode_batch(time_ms: TimeMs, messages: &[Arc<VerifiedMessage>], closings: &[GroupClosing]) -> Bytes {
+    encode(proto::command::Kind::Batch(proto::ProposedBatch {
+        time_ms: time_ms.0,
+        messages: messages.iter().map(|m| m.message().to_proto()).collect(),
+        closings: closings
+            .iter()
+            .map(|c| proto::GroupClose {
+                project_id: c.key.project_id.0,
+                project_version: c.key.project_version.clone(),
+                device: Bytes::copy_from_slice(&c.key.device.0),
+                first_sequence: c.first_sequence.0,
+            })
+            .collect(),
+    }))
+}
+
+fn encode(kind: proto::command::Kind) -> Bytes {
+    proto::Command { version: COMMAND_VERSION, kind: Some(kind) }.encode_to_vec().into()
+}
+
+impl Command {
+    /// Encodes a progress report.
+    pub fn encode_progress(output: &OutputName, task_number: TaskNumber) -> Bytes {
+        encode(proto::command::Kind::OutputProgress(proto::OutputProgress {
+            output: output.as_str().to_owned(),
+            task_number: task_number.0,
+        }))
+    }
+
+    /// Reads an entry's payload; messages share `bytes`' buffer.
+    ///
+    /// # Errors
+    /// [`DecodeError::Newer`] if this program is too old to apply it: the node must stop. Any other error is the
+    /// same on every node, and the entry has no effect.
+    pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
+        let bad = |reason: &str| DecodeError::malformed("log entry", reason);
+        let command = proto::Command::decode(bytes).map_err(|e| bad(&e.to_string()))?;
+        if command.version > COMMAND_VERSION {
+            return Err(DecodeError::Newer { what: "log entry", found: command.version, known: COMMAND_VERSION });
+        }
+        match command.kind.ok_or_else(|| bad("unknown kind"))? {
+            proto::command::Kind::Batch(batch) => {
+                let messages = batch.messages.into_iter().map(Message::from_proto).collect::<Result<_, _>>()?;
+                let closings = batch.closings.into_iter().map(decode_closing).collect::<Result<_, _>>()?;
+                Ok(Self::Batch(ProposedBatch { time_ms: TimeMs(batch.time_ms), messages, closings }))
+            }
+            proto::command::Kind::OutputProgress(progress) => Ok(Self::OutputProgress {
+                output: progress.output.parse().map_err(|_| bad("bad output name"))?,
+                task_number: TaskNumber(progress.task_number),
+            }),
+        }
+    }
+}
+
+fn decode_closing(closing: proto::GroupClose) -> Result<GroupClosing, DecodeError> {
+    Ok(GroupClosing {
+        key: GroupKey {
+            project_id: ProjectId(closing.project_id),
+            project_version: closing.project_version,
+            device: Address::try_from(&closing.device[..]).map_err(|e| DecodeError::malformed("log entry", e))?,
+        },
+        first_sequence: Sequence(closing.first_sequence),
+    })
+}

@@ -1,0 +1,203 @@
+//! What `apply` asks to be stored, and the digest that headers commit to.
+
+use bytes::Bytes;
+use lockstep_types::{
+    Address, Batch, BatchHash, ContentId, DecodeError, Height, MessageId, OutputName, Sequence, TaskId, TaskNumber,
+    TimeMs, keccak256, proto,
+};
+use prost::Message as _;
+
+use crate::groups::{GroupKey, OpenGroup};
+
+const EFFECTS_DOMAIN: &[u8] = b"lockstep/effects/v1";
+/// Version of the stored [`Head`].
+pub const HEAD_VERSION: u32 = 1;
+
+/// Where a content last became a reading of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Occurrence {
+    /// 1 for the first time, 2 for the second, …
+    pub count: u64,
+    /// Its place in the order.
+    pub sequence: Sequence,
+    /// The batch it is in.
+    pub height: Height,
+    /// That batch's time.
+    pub time_ms: TimeMs,
+}
+
+impl Occurrence {
+    /// The stored record: four big-endian numbers.
+    pub fn encode(&self) -> [u8; 32] {
+        let mut out = [0; 32];
+        let numbers = [self.count, self.sequence.0, self.height.0, self.time_ms.0];
+        for (place, number) in out.chunks_exact_mut(8).zip(numbers) {
+            place.copy_from_slice(&number.to_be_bytes());
+        }
+        out
+    }
+
+    /// Reads a stored record.
+    pub fn decode(record: &[u8]) -> Result<Self, DecodeError> {
+        let record: &[u8; 32] = record.try_into().map_err(|_| DecodeError::malformed("occurrence", "not 32 bytes"))?;
+        let number = |at: usize| {
+            let mut bytes = [0; 8];
+            bytes.copy_from_slice(&record[at * 8..at * 8 + 8]);
+            u64::from_be_bytes(bytes)
+        };
+        Ok(Self {
+            count: number(0),
+            sequence: Sequence(number(1)),
+            height: Height(number(2)),
+            time_ms: TimeMs(number(3)),
+        })
+    }
+}
+
+/// The part of the state that every batch changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Height of the newest batch; 0 before the first.
+    pub height: Height,
+    /// Its hash; zeros before the first.
+    pub hash: BatchHash,
+    /// Its time.
+    pub time_ms: TimeMs,
+    /// Sequence of the next message.
+    pub next_sequence: Sequence,
+    /// Number of the next task.
+    pub next_task_number: TaskNumber,
+    /// Rolling digest of all effects so far.
+    pub effects: [u8; 32],
+}
+
+impl Head {
+    /// The head of a network in which nothing happened yet.
+    pub fn genesis(first_task_number: TaskNumber) -> Self {
+        Self {
+            height: Height(0),
+            hash: BatchHash::ZERO,
+            time_ms: TimeMs(0),
+            next_sequence: Sequence(1),
+            next_task_number: first_task_number,
+            effects: [0; 32],
+        }
+    }
+
+    /// Sequence of the newest message; 0 before the first.
+    pub fn last_sequence(&self) -> Sequence {
+        Sequence(self.next_sequence.0.saturating_sub(1))
+    }
+
+    /// The stored record.
+    pub fn encode(&self) -> Vec<u8> {
+        proto::Head {
+            version: HEAD_VERSION,
+            height: self.height.0,
+            hash: Bytes::copy_from_slice(&self.hash.0),
+            time_ms: self.time_ms.0,
+            next_sequence: self.next_sequence.0,
+            next_task_number: self.next_task_number.0,
+            effects: Bytes::copy_from_slice(&self.effects),
+        }
+        .encode_to_vec()
+    }
+
+    /// Reads a stored record.
+    pub fn decode(record: Bytes) -> Result<Self, DecodeError> {
+        let head = proto::Head::decode(record).map_err(|e| DecodeError::malformed("head", e))?;
+        if head.version > HEAD_VERSION {
+            return Err(DecodeError::Newer { what: "head", found: head.version, known: HEAD_VERSION });
+        }
+        Ok(Self {
+            height: Height(head.height),
+            hash: BatchHash::try_from(&head.hash[..]).map_err(|e| DecodeError::malformed("head", e))?,
+            time_ms: TimeMs(head.time_ms),
+            next_sequence: Sequence(head.next_sequence),
+            next_task_number: TaskNumber(head.next_task_number),
+            effects: head.effects[..].try_into().map_err(|_| DecodeError::malformed("head", "effects"))?,
+        })
+    }
+}
+
+/// One change to the stored state. All writes of one entry are stored together, with the applied position.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Write {
+    /// The newest occurrence of a content.
+    Occurrence(ContentId, Occurrence),
+    /// Where a message stands whose id does not follow from its content's newest occurrence.
+    MessagePlace(MessageId, Sequence),
+    /// A task's number by its id.
+    TaskPlace(TaskId, TaskNumber),
+    /// The task of a message that was packed in a later batch than its own.
+    Packed(Sequence, TaskNumber),
+    /// An open group, or that it is open no longer.
+    Group(GroupKey, Option<OpenGroup>),
+    /// An output has everything up to this task.
+    Progress(OutputName, TaskNumber),
+    /// A batch's record.
+    Batch(Box<Batch>),
+    /// The new head. Always the last write.
+    Head(Head),
+}
+
+/// Accumulates the writes of one entry together with their digest.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    pub writes: Vec<Write>,
+    hashed: Vec<u8>,
+}
+
+impl Effects {
+    pub fn with_capacity(messages: usize) -> Self {
+        Self { writes: Vec::with_capacity(2 * messages + 4), hashed: Vec::with_capacity(96 * messages) }
+    }
+
+    pub fn occurrence(&mut self, id: ContentId, occurrence: Occurrence) {
+        self.tag(1, &[&id.0, &occurrence.encode()]);
+        self.writes.push(Write::Occurrence(id, occurrence));
+    }
+
+    pub fn message_place(&mut self, id: MessageId, sequence: Sequence) {
+        self.tag(2, &[&id.0, &sequence.0.to_be_bytes()]);
+        self.writes.push(Write::MessagePlace(id, sequence));
+    }
+
+    pub fn task_place(&mut self, id: TaskId, number: TaskNumber) {
+        self.tag(3, &[&id.0, &number.0.to_be_bytes()]);
+        self.writes.push(Write::TaskPlace(id, number));
+    }
+
+    pub fn packed(&mut self, sequence: Sequence, number: TaskNumber) {
+        self.tag(4, &[&sequence.0.to_be_bytes(), &number.0.to_be_bytes()]);
+        self.writes.push(Write::Packed(sequence, number));
+    }
+
+    pub fn group(&mut self, key: &GroupKey, group: Option<&OpenGroup>) {
+        let first = group.and_then(|g| g.messages.first()).map_or(0, |(s, _)| s.0);
+        let count = group.map_or(0, |g| g.messages.len() as u64);
+        let Address(device) = key.device;
+        let version = key.project_version.as_bytes();
+        let numbers = [key.project_id.0, first, count, version.len() as u64].map(u64::to_be_bytes);
+        self.tag(5, &[&device, numbers.as_flattened(), version]);
+        self.writes.push(Write::Group(key.clone(), group.cloned()));
+    }
+
+    pub fn progress(&mut self, output: &OutputName, number: TaskNumber) {
+        let name = output.as_str().as_bytes();
+        self.tag(6, &[&(name.len() as u64).to_be_bytes(), name, &number.0.to_be_bytes()]);
+        self.writes.push(Write::Progress(output.clone(), number));
+    }
+
+    fn tag(&mut self, tag: u8, parts: &[&[u8]]) {
+        self.hashed.push(tag);
+        for part in parts {
+            self.hashed.extend_from_slice(part);
+        }
+    }
+
+    /// The digest after these effects, from the one before them.
+    pub fn roll(&self, before: &[u8; 32]) -> [u8; 32] {
+        keccak256(&[EFFECTS_DOMAIN, before, &self.hashed])
+    }
+}

@@ -1,0 +1,73 @@
+//! Which node has which key and store: written by the swarm task, read by streams.
+
+use std::collections::HashMap;
+
+use libp2p::PeerId;
+use lockstep_types::NodeId;
+
+use crate::options::Member;
+
+/// The other members, found by node id and by peer id. Each node id has one peer id and the other way round.
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    members: HashMap<NodeId, Member>,
+    nodes: HashMap<PeerId, NodeId>,
+}
+
+impl Directory {
+    pub fn new(members: &[Member]) -> Self {
+        let mut directory = Self::default();
+        for member in members {
+            directory.set(member.clone());
+        }
+        directory
+    }
+
+    pub fn get(&self, node: NodeId) -> Option<&Member> {
+        self.members.get(&node)
+    }
+
+    pub fn by_peer(&self, peer: &PeerId) -> Option<&Member> {
+        self.members.get(self.nodes.get(peer)?)
+    }
+
+    /// Adds or replaces a member and returns those that it replaces: its former self, and another node with the
+    /// same key (a node that lost its store comes back with its key under a new id).
+    pub fn set(&mut self, member: Member) -> Vec<Member> {
+        let mut replaced: Vec<Member> = self.remove(member.node).into_iter().collect();
+        let same_key = self.nodes.get(&member.peer).copied();
+        replaced.extend(same_key.and_then(|node| self.remove(node)));
+        self.nodes.insert(member.peer, member.node);
+        self.members.insert(member.node, member);
+        replaced
+    }
+
+    pub fn remove(&mut self, node: NodeId) -> Option<Member> {
+        let member = self.members.remove(&node)?;
+        self.nodes.remove(&member.peer);
+        Some(member)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_types::Incarnation;
+
+    use super::*;
+
+    #[test]
+    fn a_key_under_a_new_node_id_replaces_the_old_member() {
+        let peer = PeerId::random();
+        let member = |node: u64| Member {
+            node: NodeId(node),
+            name: String::new(),
+            peer,
+            address: None,
+            incarnation: Incarnation([node as u8; 16]),
+        };
+        let mut directory = Directory::new(&[member(2)]);
+        assert_eq!(directory.set(member(4)).len(), 1);
+        assert!(directory.get(NodeId(2)).is_none());
+        assert_eq!(directory.by_peer(&peer).map(|m| m.node), Some(NodeId(4)));
+    }
+}

@@ -1,0 +1,161 @@
+//! The part of the network that the rest of the node holds.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use libp2p::PeerId;
+use lockstep_types::NodeId;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::client::Client;
+use crate::directory::Directory;
+use crate::hello::{Channel, Identity};
+use crate::limits::COMPLAINT_INTERVAL;
+use crate::metrics;
+use crate::options::{Member, NetworkError, Peer};
+use crate::server::{self, ServeError, Service};
+
+/// What is known about the connection to one other member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerState {
+    /// The member.
+    pub node: NodeId,
+    /// Its operator's name for it.
+    pub name: String,
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// The other end of the newest connection, as a multiaddress.
+    pub address: Option<String>,
+    /// Round trip of the last ping.
+    pub rtt: Option<Duration>,
+}
+
+/// The network's task has ended; the node is stopping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the network has stopped")]
+pub struct StoppedError;
+
+#[derive(Debug)]
+pub(crate) enum Command {
+    Set(Member),
+    Remove(NodeId),
+}
+
+/// What streams share with the swarm task. Locks are held for look-ups only.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub identity: Identity,
+    pub directory: RwLock<Directory>,
+    pub peers: watch::Sender<Arc<[PeerState]>>,
+    pub raft_bytes_max: u64,
+    pub bundle_bytes_max: u64,
+    pub gossip_bytes_max: u64,
+    pub complaints: Complaints,
+    /// Tasks that serve streams; they end with `stopped`.
+    pub tasks: TaskTracker,
+    pub stopped: CancellationToken,
+}
+
+impl Shared {
+    pub fn frame_max(&self, channel: Channel) -> u64 {
+        match channel {
+            Channel::Raft => self.raft_bytes_max,
+            Channel::Bundle => self.bundle_bytes_max,
+        }
+    }
+
+    pub fn connected(&self, node: NodeId) -> bool {
+        self.peers.borrow().iter().any(|peer| peer.node == node && peer.connected)
+    }
+}
+
+/// Says the same about the same peer once a minute.
+#[derive(Debug, Default)]
+pub(crate) struct Complaints(Mutex<HashMap<(PeerId, &'static str), Instant>>);
+
+impl Complaints {
+    /// Most complaints remembered at a time; the memory then starts over, which costs repeated lines.
+    const MAX: usize = 1024;
+
+    /// Whether it is time to log `what` about `peer`.
+    pub fn due(&self, peer: PeerId, what: &'static str) -> bool {
+        let (mut last, now) = (self.0.lock(), Instant::now());
+        if last.get(&(peer, what)).is_some_and(|at| now - *at < COMPLAINT_INTERVAL) {
+            return false;
+        }
+        if last.len() >= Self::MAX {
+            last.clear();
+        }
+        last.insert((peer, what), now);
+        true
+    }
+}
+
+/// Opens and serves streams, publishes, and tells who is connected. Clones share one network.
+#[derive(Clone)]
+pub struct Handle {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) control: libp2p_stream::Control,
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) publish: mpsc::Sender<Bytes>,
+    pub(crate) listening: Arc<[String]>,
+}
+
+impl Handle {
+    /// A client of one member. It opens its stream at the first call. Every client has a stream of its own, so
+    /// requests that must not wait for each other get one each.
+    pub fn client(&self, target: NodeId, channel: Channel) -> Client {
+        Client::new(self.shared.clone(), self.control.clone(), target, channel)
+    }
+
+    /// Answers the streams that members open on `channel`, until the network stops.
+    pub fn serve<S: Service>(&self, channel: Channel, service: S) -> Result<(), ServeError> {
+        let protocol = self.shared.identity.protocol(channel);
+        let incoming = self.control.clone().accept(protocol).map_err(|_| ServeError::AlreadyServed(channel.name()))?;
+        self.shared.tasks.spawn(server::accept(self.shared.clone(), channel, incoming, service));
+        Ok(())
+    }
+
+    /// Gossips `bytes` to all members that can be reached. A hint: whatever keeps it from going out is counted
+    /// (nobody connected, queue full, the same content within a minute, too large), and the caller has another way.
+    pub fn publish(&self, bytes: Bytes) {
+        if bytes.len() as u64 > self.shared.gossip_bytes_max {
+            metrics::published("too_large");
+        } else if self.publish.try_send(bytes).is_err() {
+            metrics::published("queue_full");
+        }
+    }
+
+    /// The other members, by node id, and whether each is connected.
+    pub fn peers(&self) -> Arc<[PeerState]> {
+        self.shared.peers.borrow().clone()
+    }
+
+    /// Follows [`Handle::peers`]; wakes on connections and members, not on round-trip times.
+    pub fn watch_peers(&self) -> watch::Receiver<Arc<[PeerState]>> {
+        self.shared.peers.subscribe()
+    }
+
+    /// Multiaddresses of the listening sockets, with the ports that the system chose.
+    pub fn listen_addresses(&self) -> &[String] {
+        &self.listening
+    }
+
+    /// Adds a member or changes it; a member with the same key under another node id is replaced. Where key or
+    /// incarnation differ from before, its connections are closed, so that every stream says `Hello` anew. Takes
+    /// effect shortly after it returns; waits while very many changes are under way.
+    pub async fn set_member(&self, peer: Peer) -> Result<(), NetworkError> {
+        let stopped = |_| NetworkError::Transport(StoppedError.to_string());
+        self.commands.send(Command::Set(peer.try_into()?)).await.map_err(stopped)
+    }
+
+    /// Removes a member and closes its connections.
+    pub async fn remove_member(&self, node: NodeId) -> Result<(), StoppedError> {
+        self.commands.send(Command::Remove(node)).await.map_err(|_| StoppedError)
+    }
+}

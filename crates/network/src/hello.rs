@@ -1,0 +1,135 @@
+//! Protocol ids, and the `Hello` with which both ends of a stream say who they are.
+
+use libp2p::StreamProtocol;
+use lockstep_types::{Epoch, Incarnation, NetworkId, NodeId, proto};
+
+use crate::options::Member;
+
+/// Version of the wire format that this program speaks.
+pub(crate) const WIRE_VERSION: u32 = 1;
+
+/// A kind of stream between members.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Channel {
+    /// Consensus: appends, votes, transfers.
+    Raft,
+    /// Bundles of device messages for the leader.
+    Bundle,
+}
+
+impl Channel {
+    /// The channel's name in protocol ids, logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Raft => "raft",
+            Self::Bundle => "bundle",
+        }
+    }
+}
+
+/// Who this node is, as it says on every stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub network: NetworkId,
+    pub epoch: Epoch,
+    pub node: NodeId,
+    pub incarnation: Incarnation,
+}
+
+impl Identity {
+    fn prefix(&self) -> String {
+        format!("/lockstep/{}", hex::encode(&self.network.as_bytes()[..8]))
+    }
+
+    pub fn protocol(&self, channel: Channel) -> StreamProtocol {
+        self.stream_protocol(&format!("{}/{WIRE_VERSION}", channel.name()))
+    }
+
+    /// Protocol id of gossip; also the name of its one topic.
+    pub fn gossip_protocol(&self) -> String {
+        format!("{}/gossip/{WIRE_VERSION}", self.prefix())
+    }
+
+    /// What identify says for the protocol family, so that nodes of different networks notice.
+    pub fn identify_protocol(&self) -> String {
+        format!("{}/id/{WIRE_VERSION}", self.prefix())
+    }
+
+    fn stream_protocol(&self, rest: &str) -> StreamProtocol {
+        StreamProtocol::try_from_owned(format!("{}/{rest}", self.prefix())).expect("a protocol id starts with a slash")
+    }
+
+    pub fn hello(&self) -> proto::Hello {
+        proto::Hello {
+            version: WIRE_VERSION,
+            network: self.network.as_bytes().to_vec(),
+            epoch: self.epoch.0,
+            node: self.node.0,
+            incarnation: self.incarnation.as_bytes().to_vec(),
+        }
+    }
+
+    /// Compares what a peer says with what is known of the member whose key its connection proved. The error is a
+    /// sentence that is sent to the peer and logged.
+    pub fn check(&self, hello: &proto::Hello, member: &Member) -> Result<(), String> {
+        if hello.version != WIRE_VERSION {
+            return Err(format!("wire version {} is not spoken here, {WIRE_VERSION} is", hello.version));
+        }
+        if hello.network != self.network.as_bytes() {
+            return Err(format!("network 0x{} is not this network, {}", hex::encode(&hello.network), self.network));
+        }
+        if hello.epoch != self.epoch.0 {
+            return Err(format!("epoch {} is not this network's epoch, {}", hello.epoch, self.epoch));
+        }
+        if hello.node != member.node.0 {
+            return Err(format!("the key belongs to node {}, not to node {}", member.node, hello.node));
+        }
+        if hello.incarnation != member.incarnation.as_bytes() {
+            return Err(format!(
+                "node {} is known with incarnation {}, not 0x{}: its store was lost or replaced; join again under a new node id",
+                member.node,
+                member.incarnation,
+                hex::encode(&hello.incarnation)
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p::PeerId;
+
+    use super::*;
+
+    #[test]
+    fn every_field_of_a_hello_is_compared() {
+        let identity = |node: u64| Identity {
+            network: NetworkId([1; 32]),
+            epoch: Epoch(0),
+            node: NodeId(node),
+            incarnation: Incarnation([node as u8; 16]),
+        };
+        let member = Member {
+            node: NodeId(2),
+            name: "two".into(),
+            peer: PeerId::random(),
+            address: None,
+            incarnation: Incarnation([2; 16]),
+        };
+        let good = identity(2).hello();
+        assert_eq!(identity(1).check(&good, &member), Ok(()));
+        let changes: [(&str, fn(&mut proto::Hello)); 5] = [
+            ("version", |h| h.version += 1),
+            ("network", |h| h.network[31] ^= 1),
+            ("epoch", |h| h.epoch += 1),
+            ("node", |h| h.node += 1),
+            ("incarnation", |h| h.incarnation.clear()),
+        ];
+        for (word, change) in changes {
+            let mut hello = good.clone();
+            change(&mut hello);
+            assert!(identity(1).check(&hello, &member).is_err_and(|reason| reason.contains(word)), "{word}");
+        }
+    }
+}

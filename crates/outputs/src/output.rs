@@ -1,0 +1,117 @@
+//! What every store of tasks promises.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lockstep_types::{
+    Address, Epoch, NetworkId, ProjectId, Sequence, Signature, TaskId, TaskNumber, TimeMs, w3bstream,
+};
+
+/// A message as readers get it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FinalMessage {
+    /// Its place in the order.
+    pub sequence: Sequence,
+    /// Its payload.
+    pub data: Bytes,
+}
+
+/// A task of a final batch, with its payloads, signed for the readers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FinalTask {
+    /// Its place among all tasks of the network.
+    pub number: TaskNumber,
+    /// Its name.
+    pub id: TaskId,
+    /// Project of all its messages.
+    pub project_id: ProjectId,
+    /// Project version of all its messages.
+    pub project_version: String,
+    /// Device of all its messages; zeros where they have none.
+    pub device: Address,
+    /// Time of the batch that closed it, so that every node writes the same.
+    pub time_ms: TimeMs,
+    /// Its messages, by ascending sequence, at least one. Sequences of different tasks may interleave.
+    pub messages: Vec<FinalMessage>,
+    /// Signature of the task key over [`FinalTask::digest`].
+    pub signature: Signature,
+}
+
+impl FinalTask {
+    /// What the signature is over: the text that W3bstream's readers check.
+    pub fn digest(&self) -> lockstep_types::Hash32 {
+        let payloads = self.messages.iter().map(|m| &m.data[..]);
+        w3bstream::task_digest(&self.id, self.project_id, &self.project_version, &self.device, payloads)
+    }
+}
+
+/// Whose tasks a store holds. It is written into the store at first use and compared ever after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The network.
+    pub network: NetworkId,
+    /// Its epoch: a history that may have lost its tail never continues the old one.
+    pub epoch: Epoch,
+    /// Number of the network's first task.
+    pub first_task_number: TaskNumber,
+}
+
+impl Owner {
+    /// Number of the task that follows `last`.
+    pub fn next(&self, last: Option<TaskNumber>) -> TaskNumber {
+        last.map_or(self.first_task_number, TaskNumber::next)
+    }
+}
+
+/// What a store confirms: these tasks are in it, durably. The same tasks always give an equal receipt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Number of the first task.
+    pub first: TaskNumber,
+    /// Number of the last task.
+    pub last: TaskNumber,
+    /// Name of the last task.
+    pub last_id: TaskId,
+}
+
+/// Why tasks were not published, by what the caller can do. No variant ever contains a credential or a payload.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OutputError {
+    /// Ask [`Output::last`] and try again later; the outcome of this call is unknown.
+    #[error("the store is not available: {0}")]
+    Retryable(String),
+    /// Nothing was written: the store is not where the caller believed. Go on from there.
+    #[error("the store's last task is {}", .actual_last.map_or_else(|| "none".to_owned(), |n| n.to_string()))]
+    Moved {
+        /// Number of the last task that is present.
+        actual_last: Option<TaskNumber>,
+    },
+    /// Nothing was written: this task can never be stored. The tasks before it can.
+    #[error("task {task} cannot be stored: {reason}")]
+    Refused {
+        /// The first task that does not fit.
+        task: TaskNumber,
+        /// What does not fit.
+        reason: String,
+    },
+    /// Nothing was written: the store holds what another network, epoch or program wrote. An operator must act.
+    #[error("the store is not ours: {0}")]
+    Foreign(String),
+}
+
+/// A store of tasks.
+///
+/// Tasks become visible to readers all at once per call, in ascending order of their numbers, and never change
+/// afterwards. What a receipt confirms is durable. Several nodes may use one store at a time: a call that does not
+/// follow what is there changes nothing. Dropping a call's future leaves either all of its tasks or none.
+#[async_trait]
+pub trait Output: Send + Sync {
+    /// Appends `tasks`, which are ascending, without gaps, at least one, and follow `expected_last`, the number of the
+    /// last task in the store (`None`: it is empty). The same tasks again change nothing and give an equal receipt.
+    async fn publish(&self, tasks: &[FinalTask], expected_last: Option<TaskNumber>) -> Result<Receipt, OutputError>;
+
+    /// Number of the last task that is present. It is the truth; cursors elsewhere are hints.
+    async fn last(&self) -> Result<Option<TaskNumber>, OutputError>;
+
+    /// The task with this id, as it is in the store.
+    async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError>;
+}

@@ -1,0 +1,78 @@
+//! Where the publisher's tasks come from and where its progress goes: the ports that the node fills.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use lockstep_types::{Address, OutputName, ProjectId, SigningKey, TaskId, TaskNumber, TimeMs, w3bstream};
+
+use crate::output::{FinalMessage, FinalTask};
+
+/// A task of a final batch, before it is signed. Fields as in [`FinalTask`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnsignedTask {
+    /// Its place among all tasks of the network.
+    pub number: TaskNumber,
+    /// Its name.
+    pub id: TaskId,
+    /// Project of all its messages.
+    pub project_id: ProjectId,
+    /// Project version of all its messages.
+    pub project_version: String,
+    /// Device of all its messages; zeros where they have none.
+    pub device: Address,
+    /// Time of the batch that closed it.
+    pub time_ms: TimeMs,
+    /// Its messages, by ascending sequence, at least one.
+    pub messages: Vec<FinalMessage>,
+}
+
+/// Why a source has no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SourceError {
+    /// Ask again later.
+    #[error("the tasks cannot be read: {0}")]
+    Unavailable(String),
+    /// The tasks that come next are no longer kept: an operator must mark a gap.
+    #[error("the tasks are gone: {0}")]
+    Gone(String),
+}
+
+/// Final tasks, by number.
+#[async_trait]
+pub trait TaskSource: Send + Sync {
+    /// The final tasks that follow `number` (`None`: from the first), ascending and without a gap, at most `max_tasks` of
+    /// them and `max_bytes` of payload, but one at least where there is one. Empty: none is final yet.
+    async fn tasks_after(
+        &self,
+        number: Option<TaskNumber>,
+        max_tasks: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<UnsignedTask>, SourceError>;
+}
+
+/// Where progress is noted, for other nodes and for purging. Best effort: the store is the truth.
+#[async_trait]
+pub trait ProgressSink: Send + Sync {
+    /// Tasks up to `last` are in the output. May be lost, repeated, and cut short by a deadline.
+    async fn record(&self, output: &OutputName, last: TaskNumber);
+}
+
+/// The task key at work: W3bstream's readers know one key per data source.
+#[derive(Debug, Clone)]
+pub struct TaskSigner(Arc<SigningKey>);
+
+impl TaskSigner {
+    /// Signs with `key`.
+    pub fn new(key: SigningKey) -> Self {
+        Self(Arc::new(key))
+    }
+
+    /// Signs a task. Every node that holds the key makes the same signature. Costs about 25 µs.
+    pub fn sign(&self, task: UnsignedTask) -> FinalTask {
+        let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages } = task;
+        let payloads = messages.iter().map(|m| &m.data[..]);
+        let digest = w3bstream::task_digest(&id, project_id, &project_version, &device, payloads);
+        let signature = self.0.sign(&digest);
+        FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature }
+    }
+}

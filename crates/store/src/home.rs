@@ -1,0 +1,131 @@
+//! The directory that holds a node's stores, and the number that tells one making of it from another.
+//!
+//! ```text
+//! store/INCARNATION   32 hex digits, made with the directory
+//! store/NETWORK       the network's id, written when the node first starts in it
+//! store/log/          votes and log entries (synced)
+//! store/state/        what follows from the log
+//! ```
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use lockstep_types::{Incarnation, NetworkId};
+
+use crate::storage::StoreError;
+
+const INCARNATION_FILE: &str = "INCARNATION";
+const NETWORK_FILE: &str = "NETWORK";
+
+/// A node's store directory. It is made once, by `lockstep init`; a node never makes it on its own, because a voter
+/// that lost its disk must not vote as if it had it.
+#[derive(Debug, Clone)]
+pub struct StoreHome {
+    path: PathBuf,
+    incarnation: Incarnation,
+}
+
+fn open_error(path: &Path, error: &std::io::Error) -> StoreError {
+    StoreError::Open(format!("{}: {error}", path.display()))
+}
+
+fn write_synced(path: &Path, text: &str) -> Result<(), StoreError> {
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        if let Some(parent) = path.parent() {
+            fs::File::open(parent)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().map_err(|e| open_error(path, &e))
+}
+
+impl StoreHome {
+    /// Makes the directory.
+    ///
+    /// # Errors
+    /// If there is one already.
+    pub fn create(path: &Path, incarnation: Incarnation) -> Result<Self, StoreError> {
+        fs::create_dir_all(path).map_err(|e| open_error(path, &e))?;
+        write_synced(&path.join(INCARNATION_FILE), &format!("{incarnation}\n"))?;
+        Ok(Self { path: path.to_owned(), incarnation })
+    }
+
+    /// Opens an existing directory.
+    ///
+    /// # Errors
+    /// With the way out, if there is none.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let file = path.join(INCARNATION_FILE);
+        let text = fs::read_to_string(&file).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => StoreError::Open(format!(
+                "there is no store at {}: this node's disk was lost or never made; a member that lost its store must join under a new id (`lockstep init` in a new home)",
+                path.display()
+            )),
+            _ => open_error(&file, &e),
+        })?;
+        let incarnation =
+            text.trim().parse().map_err(|e| StoreError::Open(format!("{} is damaged: {e}", file.display())))?;
+        Ok(Self { path: path.to_owned(), incarnation })
+    }
+
+    /// The number made with this store.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// Binds the store to a network at the first start, and checks that at every later one.
+    ///
+    /// # Errors
+    /// If it holds another network's data.
+    pub fn bind(&self, network: &NetworkId) -> Result<(), StoreError> {
+        let file = self.path.join(NETWORK_FILE);
+        match fs::read_to_string(&file) {
+            Ok(text) if text.trim().parse() == Ok(*network) => Ok(()),
+            Ok(text) => Err(StoreError::Open(format!(
+                "the store at {} belongs to network {}, the genesis file to network {network}",
+                self.path.display(),
+                text.trim()
+            ))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => write_synced(&file, &format!("{network}\n")),
+            Err(e) => Err(open_error(&file, &e)),
+        }
+    }
+
+    /// Where votes and log entries are.
+    pub fn log_path(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Where the state is.
+    pub fn state_path(&self) -> PathBuf {
+        self.path.join("state")
+    }
+
+    /// Where snapshots are made and received.
+    pub fn snapshots_path(&self) -> PathBuf {
+        self.path.join("snapshots")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_made_once_and_belongs_to_one_network() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        assert!(StoreHome::open(&path).unwrap_err().to_string().contains("must join under a new id"));
+        StoreHome::create(&path, Incarnation([7; 16])).unwrap();
+        assert!(StoreHome::create(&path, Incarnation([8; 16])).is_err());
+        let home = StoreHome::open(&path).unwrap();
+        assert_eq!(home.incarnation(), Incarnation([7; 16]));
+        home.bind(&NetworkId([1; 32])).unwrap();
+        home.bind(&NetworkId([1; 32])).unwrap();
+        assert!(home.bind(&NetworkId([2; 32])).unwrap_err().to_string().contains("belongs to network"));
+    }
+}

@@ -1,0 +1,126 @@
+//! Every key on disk: a prefix byte, then big-endian numbers or hashes. Changing one is a change of the stored format.
+
+use lockstep_types::{ContentId, Height, MessageId, OutputName, Sequence, TaskId, TaskNumber};
+
+fn numbered(prefix: u8, number: u64) -> Vec<u8> {
+    let mut key = Vec::with_capacity(9);
+    key.push(prefix);
+    key.extend_from_slice(&number.to_be_bytes());
+    key
+}
+
+fn named(prefix: u8, name: &[u8]) -> Vec<u8> {
+    let mut key = Vec::with_capacity(1 + name.len());
+    key.push(prefix);
+    key.extend_from_slice(name);
+    key
+}
+
+/// The key just behind all keys with `prefix`.
+pub fn end_of(prefix: u8) -> Vec<u8> {
+    vec![prefix + 1]
+}
+
+/// Keys of [`crate::Table::Log`].
+pub mod log {
+    use super::numbered;
+
+    /// Prefix of log entries.
+    pub const ENTRY: u8 = b'l';
+    /// The vote.
+    pub const VOTE: &[u8] = b"v";
+    /// The last position known to be committed.
+    pub const COMMITTED: &[u8] = b"c";
+    /// The last position that was purged.
+    pub const PURGED: &[u8] = b"p";
+
+    /// A log entry.
+    pub fn entry(index: u64) -> Vec<u8> {
+        numbered(ENTRY, index)
+    }
+}
+
+/// Prefix of batch records, in [`crate::Table::Chain`].
+pub const BATCH: u8 = b'b';
+/// Prefix of heights by first sequence, in [`crate::Table::Chain`].
+pub const SEQUENCE: u8 = b's';
+/// Prefix of heights by first task number, in [`crate::Table::Chain`].
+pub const TASK_NUMBER: u8 = b't';
+/// Prefix of open groups, in [`crate::Table::Index`].
+pub const GROUP: u8 = b'g';
+/// Prefix of outputs' progress, in [`crate::Table::Index`].
+pub const PROGRESS: u8 = b'u';
+/// The ledger's head, in [`crate::Table::Index`].
+pub const HEAD: &[u8] = b"h";
+/// The applied log position, in [`crate::Table::Index`].
+pub const APPLIED: &[u8] = b"a";
+/// The applied membership, in [`crate::Table::Index`].
+pub const MEMBERSHIP: &[u8] = b"n";
+
+/// A batch record, in [`crate::Table::Chain`].
+pub fn batch(height: Height) -> Vec<u8> {
+    numbered(BATCH, height.0)
+}
+
+/// Height of the batch whose first message has this sequence, in [`crate::Table::Chain`].
+pub fn first_sequence(sequence: Sequence) -> Vec<u8> {
+    numbered(SEQUENCE, sequence.0)
+}
+
+/// Height of the batch whose first task has this number, in [`crate::Table::Chain`].
+pub fn first_task(number: TaskNumber) -> Vec<u8> {
+    numbered(TASK_NUMBER, number.0)
+}
+
+/// The newest occurrence of a content, in [`crate::Table::Index`].
+pub fn occurrence(id: &ContentId) -> Vec<u8> {
+    named(b'o', &id.0)
+}
+
+/// Sequence of a message whose id does not follow from its content's occurrence, in [`crate::Table::Index`].
+pub fn message_place(id: &MessageId) -> Vec<u8> {
+    named(b'm', &id.0)
+}
+
+/// Number of a task, in [`crate::Table::Index`].
+pub fn task_place(id: &TaskId) -> Vec<u8> {
+    named(b'k', &id.0)
+}
+
+/// Task number of a message that was packed in a later batch, in [`crate::Table::Index`].
+pub fn packed(sequence: Sequence) -> Vec<u8> {
+    numbered(b'q', sequence.0)
+}
+
+/// An open group, in [`crate::Table::Index`].
+pub fn group(encoded_key: &[u8]) -> Vec<u8> {
+    named(GROUP, encoded_key)
+}
+
+/// Progress of an output, in [`crate::Table::Index`].
+pub fn progress(output: &OutputName) -> Vec<u8> {
+    named(PROGRESS, output.as_str().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_what_stored_data_has() {
+        let number = [0, 0, 0, 0, 0, 0, 1, 2];
+        let with = |prefix: u8, rest: &[u8]| [&[prefix], rest].concat();
+        assert_eq!(log::entry(258), with(b'l', &number));
+        assert_eq!(batch(Height(258)), with(b'b', &number));
+        assert_eq!(first_sequence(Sequence(258)), with(b's', &number));
+        assert_eq!(first_task(TaskNumber(258)), with(b't', &number));
+        assert_eq!(packed(Sequence(258)), with(b'q', &number));
+        assert_eq!(occurrence(&ContentId([9; 32])), with(b'o', &[9; 32]));
+        assert_eq!(message_place(&MessageId([9; 32])), with(b'm', &[9; 32]));
+        assert_eq!(task_place(&TaskId([9; 32])), with(b'k', &[9; 32]));
+        assert_eq!(group(b"xy"), b"gxy");
+        assert_eq!(progress(&"pg".parse().unwrap()), b"upg");
+        assert_eq!([HEAD, APPLIED, MEMBERSHIP, log::VOTE, log::COMMITTED, log::PURGED].concat(), b"hanvcp");
+        assert_eq!(end_of(BATCH), b"c");
+    }
+}

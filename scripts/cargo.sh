@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# cargo, with what RocksDB's bindings need on a machine that has libclang but not clang's headers: the C compiler's.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/lib.sh
+
+if [[ -z "${BINDGEN_EXTRA_CLANG_ARGS:-}" ]] && ! have_clang_headers && command -v gcc >/dev/null; then
+    BINDGEN_EXTRA_CLANG_ARGS="-I$(gcc -print-file-name=include)"
+    export BINDGEN_EXTRA_CLANG_ARGS
+fi
+exec cargo "$@"

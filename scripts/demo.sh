@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Three nodes on this machine, thirty devices that send to them, and a look at what came out.
+#   DEMO_SECONDS   how long it runs (60)
+#   DEMO_HOME      directory of the network; kept and continued when you name one (.lockstep/demo, made anew each time)
+#   DEMO_PORT      HTTP port of the first node, the others follow it (9001)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/lib.sh
+
+seconds=${DEMO_SECONDS:-60}
+port=${DEMO_PORT:-9001}
+own_home=.lockstep/demo
+home=${DEMO_HOME:-$own_home}
+lockstep=$(target_dir)/release/lockstep
+
+echo "The demo needs Rust, and of Debian's packages g++, libclang, sqlite3 and curl; it installs those that are missing."
+if [[ -x "$lockstep" ]]; then
+    echo "It then builds what changed since the last build."
+else
+    echo "It then builds Lockstep: about 20 to 25 minutes the first time on two cores, most of it for RocksDB and"
+    echo "libp2p; a few seconds afterwards. It needs about 5 GB of disk under $(target_dir)."
+fi
+scripts/deps.sh build demo
+
+# No example is meant by --examples: it has Cargo choose features as for the tests, so that 'make test' and 'make demo'
+# share what they compile.
+scripts/cargo.sh build --release --workspace --locked --bins --examples
+
+if [[ "$home" == "$own_home" ]]; then
+    rm -rf "$own_home"
+fi
+mkdir -p "$home"
+
+cat <<TEXT
+
+Starting three nodes and thirty devices that send 200 messages a second together, for $seconds seconds.
+Everything is written under $home.
+
+While it runs, open or ask in another terminal:
+  http://127.0.0.1:$port/api/status                how the first node is, and who leads
+  http://127.0.0.1:$((port + 1))/api/status                the second; the third is on port $((port + 2))
+  http://127.0.0.1:$port/metrics                   its measurements
+  curl -s http://127.0.0.1:$port/api/status
+  testnet/kill-leader.sh $home          kills the leading node: nothing that was acknowledged is lost
+
+TEXT
+
+"$lockstep" testnet up --nodes 3 --home "$home" --http-base-port "$port" --devices 30 --rate 200 --for "$seconds"
+
+tasks=$home/tasks.sqlite
+query="SELECT id, project_id, hex(task_id) AS task, message_ids FROM tasks ORDER BY id DESC LIMIT 5"
+echo
+if [[ ! -s "$tasks" ]]; then
+    echo "demo: no tasks were published: $tasks is missing or empty" >&2
+    exit 1
+fi
+echo "The tasks are in $tasks, in the tables that W3bstream reads. The newest of them:"
+echo "  sqlite3 -header -column $tasks \\"
+echo "    \"$query\""
+echo
+if command -v sqlite3 >/dev/null; then
+    sqlite3 -header -column "$tasks" "$query"
+    count=$(sqlite3 "$tasks" "SELECT count(*) FROM tasks")
+    echo
+    echo "$count tasks in all."
+    if [[ "$count" -eq 0 ]]; then
+        exit 1
+    fi
+fi
+echo "To go on with the same network, until you press Ctrl-C:"
+echo "  $lockstep testnet up --nodes 3 --home $home --http-base-port $port"
