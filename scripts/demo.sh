@@ -36,12 +36,12 @@ cat <<TEXT
 Starting three nodes and thirty devices that send 200 messages a second together, for $seconds seconds.
 Everything is written under $home.
 
-While it runs, open or ask in another terminal:
-  http://127.0.0.1:$port/api/status                how the first node is, and who leads
-  http://127.0.0.1:$((port + 1))/api/status                the second; the third is on port $((port + 2))
-  http://127.0.0.1:$port/metrics                   its measurements
+While it runs, open in a browser, or ask with curl in another terminal:
+  http://127.0.0.1:$port/api/status    how the first node is, and who leads; the others are on ports $((port + 1)) and $((port + 2))
+  http://127.0.0.1:$port/metrics       its measurements
   curl -s http://127.0.0.1:$port/api/status
-  testnet/kill-leader.sh $home          kills the leading node: nothing that was acknowledged is lost
+To kill the leading node, and see that nothing that was acknowledged is lost:
+  testnet/kill-leader.sh $home
 
 TEXT
 

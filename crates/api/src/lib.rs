@@ -1,1 +1,24 @@
-//! placeholder
+//! The doors of a node: HTTP and gRPC on one port.
+//!
+//! Handlers know two small ports, [`Submit`] and [`Read`], which the node implements; this crate decides nothing
+//! about order. It owns what a stranger can do to a socket: sizes, times and counts are limited in [`Options`], and
+//! reaching a limit has a defined answer. [`Server::bind`] takes the address, [`Bound::run`] serves until told to stop.
+
+mod admission;
+mod connection;
+mod grpc;
+mod message;
+mod metrics;
+mod options;
+mod ports;
+mod problem;
+mod reads;
+mod routes;
+mod server;
+mod time;
+pub mod views;
+
+pub use options::Options;
+pub use ports::{Accepted, Ports, Read, ReadError, Submit, SubmitError};
+pub use server::{ApiError, Bound, Server};
+pub use time::rfc3339;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use lockstep_types::message::{PROJECT_ID_MAX, PROJECT_VERSION_BYTES_MAX};
 use lockstep_types::signature::recover_address;
 use lockstep_types::{
-    Address, Api, Evidence, Message, ProjectId, Signature, SigningKey, TaskId, VerifiedMessage, w3bstream,
+    Address, Api, Evidence, Message, ProjectId, Signature, SigningKey, TaskId, VerifiedMessage, keccak256, w3bstream,
 };
 
 use crate::error::{Field, RequestError};
@@ -122,13 +122,24 @@ impl DeviceRequest {
 
 /// The body of `POST /message` that the device with `key` sends.
 pub fn sign_body(key: &SigningKey, project_id: ProjectId, project_version: &str, data: &str) -> String {
-    let mut body = w3bstream::message_text(project_id, project_version, data);
-    let signature = key.sign(&lockstep_types::keccak256(&[body.as_bytes()]));
-    body.pop();
-    body.push_str(",\"signature\":\"");
-    body.push_str(&signature.to_string());
-    body.push_str("\"}");
-    body
+    let text = w3bstream::message_text(project_id, project_version, data);
+    let signature = key.sign(&keccak256(&[text.as_bytes()]));
+    with_signature(text, &signature)
+}
+
+/// The body of `POST /message` for a signature that was made before, over [`w3bstream::message_digest`].
+pub fn signed_body(project_id: ProjectId, project_version: &str, data: &str, signature: &Signature) -> String {
+    with_signature(w3bstream::message_text(project_id, project_version, data), signature)
+}
+
+/// The signed text is the request without its last member.
+fn with_signature(mut text: String, signature: &Signature) -> String {
+    text.pop();
+    text.reserve(150);
+    text.push_str(",\"signature\":\"");
+    text.push_str(&signature.to_string());
+    text.push_str("\"}");
+    text
 }
 
 /// What `GET /task` asks for.

@@ -381,10 +381,14 @@ mod tests {
     fn bad_bytes_and_lone_surrogates_become_one_replacement_each() {
         let mut out = None;
         let body = b"{\"a\":\"\xe2\x82c\xff\\udc00\\ud800\\u0041\\ud83d\\ude00\xed\xa0\x80\"}";
-        read_object(body, Some, |_, v| {
-            out = Some(v);
-            Ok(())
-        })
+        read_object(
+            body,
+            |_| Some(()),
+            |(), v| {
+                out = Some(v);
+                Ok(())
+            },
+        )
         .unwrap();
         let expected = "\u{fffd}\u{fffd}c\u{fffd}\u{fffd}\u{fffd}A😀\u{fffd}\u{fffd}\u{fffd}";
         assert_eq!(out, Some(Value::Text(Cow::Borrowed(expected))));

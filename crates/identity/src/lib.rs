@@ -8,5 +8,5 @@ pub mod apinode;
 mod error;
 mod json;
 
-pub use apinode::{DeviceRequest, TaskQuery, sign_body};
+pub use apinode::{DeviceRequest, TaskQuery, sign_body, signed_body};
 pub use error::{Field, RequestError};

@@ -1,4 +1,5 @@
 //! No input makes the reader panic, and what it accepts agrees with a second reader.
+#![allow(clippy::unwrap_used)]
 
 use base64::Engine as _;
 use lockstep_identity::{DeviceRequest, TaskQuery, apinode};

@@ -385,8 +385,7 @@ impl<'a> Building<'a> {
         };
         let hash: BatchHash = header.hash();
         let batch = Batch { header, messages: self.messages, tasks: self.tasks };
-        ledger.head =
-            Head { height: self.height, hash, time_ms: self.time_ms, effects, ..ledger.head.clone() };
+        ledger.head = Head { height: self.height, hash, time_ms: self.time_ms, effects, ..ledger.head.clone() };
         let mut writes = self.effects.writes;
         writes.push(Write::Batch(Box::new(batch)));
         writes.push(Write::Head(ledger.head.clone()));

@@ -188,8 +188,7 @@ fn progress_of_an_output_only_goes_forward_and_never_past_the_tasks() {
     let mut node = Node::new(params(1));
     node.batch(1, &[message("a"), message("b")]);
     let output: OutputName = "pg".parse().unwrap();
-    let report =
-        |n: u64| Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(n) };
+    let report = |n: u64| Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(n) };
     assert!(node.run(report(3)).writes.is_empty());
     assert_eq!(node.run(report(2)).writes.len(), 2);
     assert!(node.run(report(1)).writes.is_empty());

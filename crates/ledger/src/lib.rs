@@ -10,7 +10,7 @@ mod effects;
 mod groups;
 mod pool;
 
-pub use apply::{Applied, ApplyError, Ledger, LedgerParts, Occurrences, Outcome, Rejection, RULES_VERSION};
+pub use apply::{Applied, ApplyError, Ledger, LedgerParts, Occurrences, Outcome, RULES_VERSION, Rejection};
 pub use command::{COMMAND_VERSION, Command, GroupClosing, ProposedBatch, encode_batch};
 pub use effects::{Head, Occurrence, Write};
 pub use groups::{GroupChange, GroupKey, OpenGroup};

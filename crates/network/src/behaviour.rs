@@ -11,7 +11,7 @@ use crate::gossip;
 use crate::hello::Identity;
 use crate::limits::{
     CONNECT_TIMEOUT, CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX, PENDING_INBOUND_MAX, PENDING_OUTBOUND_MAX,
-    PING_INTERVAL, PING_TIMEOUT,
+    PING_INTERVAL, SILENCE_MAX,
 };
 use crate::options::{NetworkError, Options, keypair};
 
@@ -49,7 +49,7 @@ impl Behaviour {
         Ok(Self {
             limits: connection_limits::Behaviour::new(limits),
             allowed,
-            ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(PING_TIMEOUT)),
+            ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(SILENCE_MAX)),
             identify: identify::Behaviour::new(identify),
             gossip: gossip::behaviour(identity, options.gossip_bytes_max, members).map_err(NetworkError::Transport)?,
             streams: libp2p_stream::Behaviour::new(),

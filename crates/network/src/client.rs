@@ -107,7 +107,8 @@ impl Client {
             return Err(CallError::Unreachable(self.target));
         }
         // The stream is out of `self` while it is in use: whatever ends this future early ends the stream too.
-        let open = self.stream.take();
+        // One that ended while it was idle (the member restarted, say) is replaced before anything is sent.
+        let open = self.stream.take().and_then(|mut stream| frame::is_idle(&mut stream).then_some(stream));
         let exchange = async {
             let mut stream = match open {
                 Some(stream) => stream,

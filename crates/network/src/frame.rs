@@ -4,7 +4,7 @@
 use std::io;
 
 use bytes::{Bytes, BytesMut};
-use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt};
 
 use crate::limits::{FRAME_TIMEOUT, REFUSAL_BYTES_MAX};
 
@@ -83,6 +83,12 @@ async fn read_body<S: AsyncRead + Unpin>(stream: &mut S, bytes: usize) -> io::Re
     Ok(body.freeze())
 }
 
+/// Whether an idle stream can still be asked on: its peer has neither ended it nor said something unasked. Never
+/// waits.
+pub(crate) fn is_idle<S: AsyncRead + Unpin>(stream: &mut S) -> bool {
+    stream.read(&mut [0]).now_or_never().is_none()
+}
+
 /// The bytes of `parts` together.
 pub(crate) fn length(parts: &[Bytes]) -> u64 {
     parts.iter().map(|part| part.len() as u64).sum()
@@ -93,11 +99,12 @@ pub(crate) async fn write<S: AsyncWrite + Unpin>(stream: &mut S, parts: &[Bytes]
     write_with(stream, length(parts) as u32, parts).await
 }
 
-/// Writes a refusal. The caller then ends the stream.
+/// Writes a refusal. The caller then drops the stream without closing it: yamux resets it then, which also wakes a
+/// peer that is still writing, while a close would leave it waiting for credit for ever. What was written before the
+/// reset can still be read.
 pub(crate) async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, reason: &str) -> Result<(), FrameError> {
     let reason = Bytes::copy_from_slice(&reason.as_bytes()[..reason.len().min(REFUSAL_BYTES_MAX as usize)]);
-    write_with(stream, REFUSAL_BIT | reason.len() as u32, &[reason]).await?;
-    Ok(stream.close().await?)
+    write_with(stream, REFUSAL_BIT | reason.len() as u32, &[reason]).await
 }
 
 async fn write_with<S: AsyncWrite + Unpin>(stream: &mut S, header: u32, parts: &[Bytes]) -> Result<(), FrameError> {
@@ -150,7 +157,8 @@ mod tests {
 
     #[tokio::test]
     async fn frames_read_back_whatever_their_parts() {
-        for sizes in [vec![], vec![0], vec![1], vec![3, 16_380], vec![16_384, 1], vec![10; 5_000], vec![7, 300_000, 9]] {
+        for sizes in [vec![], vec![0], vec![1], vec![3, 16_380], vec![16_384, 1], vec![10; 5_000], vec![7, 300_000, 9]]
+        {
             let parts: Vec<Bytes> = sizes.iter().zip(0..).map(|(n, i)| Bytes::from(vec![i as u8; *n])).collect();
             let mut wire = Cursor::new(Vec::new());
             write(&mut wire, &parts).await.unwrap();
@@ -162,7 +170,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_oversized_length_is_refused_before_anything_is_read_or_allocated() {
-        let mut liar = Liar { header: Cursor::new((1 << 30_u32).to_be_bytes().to_vec()), largest_offer: 0 };
+        let mut liar = Liar { header: Cursor::new((1_u32 << 30).to_be_bytes().to_vec()), largest_offer: 0 };
         let error = read(&mut liar, 1 << 20).await.unwrap_err();
         assert!(matches!(error, FrameError::TooLarge { bytes, max } if bytes == 1 << 30 && max == 1 << 20));
         assert!(liar.largest_offer <= 4);
@@ -170,7 +178,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_length_within_the_limit_allocates_only_as_bytes_arrive() {
-        let mut liar = Liar { header: Cursor::new((1 << 30_u32).to_be_bytes().to_vec()), largest_offer: 0 };
+        let mut liar = Liar { header: Cursor::new((1_u32 << 30).to_be_bytes().to_vec()), largest_offer: 0 };
         assert!(matches!(read(&mut liar, 1 << 31).await, Err(FrameError::Io(_))));
         assert_eq!(liar.largest_offer, READ_CHUNK);
     }

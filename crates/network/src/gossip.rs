@@ -167,9 +167,8 @@ mod tests {
     #[test]
     fn a_full_inbox_ignores_and_an_unjudged_message_is_ignored() {
         let (mut inbox, deliveries, mut verdicts) = inbox(10);
-        let deliver = |bytes: &[u8]| {
-            deliveries.deliver(MessageId::new(bytes), PeerId::random(), Some(NodeId(1)), bytes.to_vec())
-        };
+        let deliver =
+            |bytes: &[u8]| deliveries.deliver(MessageId::new(bytes), PeerId::random(), Some(NodeId(1)), bytes.to_vec());
         for i in 0..GOSSIP_INBOX_MAX {
             assert!(deliver(&i.to_be_bytes()).is_none());
         }

@@ -150,8 +150,7 @@ impl Handle {
     /// incarnation differ from before, its connections are closed, so that every stream says `Hello` anew. Takes
     /// effect shortly after it returns; waits while very many changes are under way.
     pub async fn set_member(&self, peer: Peer) -> Result<(), NetworkError> {
-        let stopped = |_| NetworkError::Transport(StoppedError.to_string());
-        self.commands.send(Command::Set(peer.try_into()?)).await.map_err(stopped)
+        Ok(self.commands.send(Command::Set(peer.try_into()?)).await.map_err(|_| StoppedError)?)
     }
 
     /// Removes a member and closes its connections.

@@ -1,5 +1,6 @@
 //! Protocol ids, and the `Hello` with which both ends of a stream say who they are.
 
+use bytes::Bytes;
 use libp2p::StreamProtocol;
 use lockstep_types::{Epoch, Incarnation, NetworkId, NodeId, proto};
 
@@ -62,10 +63,10 @@ impl Identity {
     pub fn hello(&self) -> proto::Hello {
         proto::Hello {
             version: WIRE_VERSION,
-            network: self.network.as_bytes().to_vec(),
+            network: Bytes::copy_from_slice(self.network.as_bytes()),
             epoch: self.epoch.0,
             node: self.node.0,
-            incarnation: self.incarnation.as_bytes().to_vec(),
+            incarnation: Bytes::copy_from_slice(self.incarnation.as_bytes()),
         }
     }
 
@@ -119,9 +120,10 @@ mod tests {
         };
         let good = identity(2).hello();
         assert_eq!(identity(1).check(&good, &member), Ok(()));
-        let changes: [(&str, fn(&mut proto::Hello)); 5] = [
+        type Change = fn(&mut proto::Hello);
+        let changes: [(&str, Change); 5] = [
             ("version", |h| h.version += 1),
-            ("network", |h| h.network[31] ^= 1),
+            ("network", |h| h.network = Bytes::from_static(&[2; 32])),
             ("epoch", |h| h.epoch += 1),
             ("node", |h| h.node += 1),
             ("incarnation", |h| h.incarnation.clear()),

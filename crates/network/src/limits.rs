@@ -45,8 +45,8 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 pub const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time between pings of one connection.
 pub const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// Time for the answer to a ping; then the connection is closed and the member dialed again.
-pub const PING_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection without the answer to a ping for this long is given up, and the member dialed again.
+pub const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Pause before the second dial of a member; each later one is twice as long.
 pub const REDIAL_MIN: Duration = Duration::from_millis(200);
 /// Longest pause between dials of a member.

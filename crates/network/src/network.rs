@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
-use libp2p::gossipsub::{MessageAcceptance, PublishError};
+use libp2p::gossipsub::PublishError;
 use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
@@ -125,14 +125,17 @@ impl Network {
     /// them.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
-            let dial_at = self.links.next_dial().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let due_at = self.links.next_due().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 () = stop.cancelled() => break,
                 event = self.swarm.select_next_some() => self.on_event(event),
                 Some(bytes) = self.publish.recv() => self.publish(bytes),
-                Some(verdict) = self.verdicts.recv() => self.judge(&verdict),
+                Some(verdict) = self.verdicts.recv() => self.judge(verdict),
                 Some(command) = self.commands.recv() => self.on_command(command),
-                () = tokio::time::sleep_until(dial_at) => self.dial_due(),
+                () = tokio::time::sleep_until(due_at) => {
+                    self.give_up_silent();
+                    self.dial_due();
+                }
             }
         }
         // Dropping the rest closes listeners and connections, and fails what handles still ask for.
@@ -152,6 +155,20 @@ impl Network {
                 self.dial_failed(connection, &error);
             }
         }
+    }
+
+    fn give_up_silent(&mut self) {
+        for (node, connection) in self.links.silent(Instant::now()) {
+            metrics::connection("silent");
+            tracing::debug!(%node, "no answer to pings, closing the connection");
+            self.give_up(node, connection);
+        }
+    }
+
+    /// Forgets a connection before it is closed: closing may wait for a peer that never reads again.
+    fn give_up(&mut self, node: NodeId, connection: ConnectionId) {
+        self.on_closed(node, connection);
+        self.swarm.close_connection(connection);
     }
 
     fn dial_failed(&mut self, connection: ConnectionId, error: &DialError) {
@@ -201,7 +218,7 @@ impl Network {
                 let from = self.node_of(&propagation_source);
                 let refused = self.deliveries.deliver(message_id, propagation_source, from, message.data);
                 if let Some(verdict) = refused {
-                    self.judge(&verdict);
+                    self.judge(verdict);
                 }
             }
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
@@ -219,7 +236,7 @@ impl Network {
         metrics::connection("opened");
         let Some(node) = self.node_of(&peer) else { return };
         tracing::debug!(%node, remote = %endpoint.get_remote_address(), "connected");
-        self.links.opened(node, connection, endpoint.get_remote_address().clone());
+        self.links.opened(node, connection, endpoint.get_remote_address().clone(), Instant::now());
         self.tell_peers();
     }
 
@@ -232,9 +249,7 @@ impl Network {
         let Some(node) = self.node_of(&peer) else { return };
         match result {
             Ok(rtt) => {
-                if let Some(link) = self.links.get_mut(node) {
-                    link.rtt = Some(rtt);
-                }
+                self.links.heard(node, connection, rtt, Instant::now());
                 let peers = self.snapshot();
                 self.shared.peers.send_if_modified(|known| {
                     *known = peers;
@@ -242,11 +257,8 @@ impl Network {
                 });
             }
             Err(error) => {
-                // Given up before it is closed: closing waits for a peer that may never read again.
-                metrics::connection("ping_timeout");
-                tracing::debug!(%node, %error, "no answer to a ping, closing the connection");
-                self.on_closed(node, connection);
-                self.swarm.close_connection(connection);
+                tracing::debug!(%node, %error, "ping failed, closing the connection");
+                self.give_up(node, connection);
             }
         }
     }
@@ -280,13 +292,11 @@ impl Network {
         self.links.set(&member, Instant::now());
     }
 
-    /// Forgets a member and closes its connections.
+    /// Forgets a member and closes its connections, also where it is allowed again before the swarm gets to it.
     fn part(&mut self, member: &Member) {
         self.links.remove(member.node);
         self.swarm.behaviour_mut().gossip.remove_explicit_peer(&member.peer);
         self.swarm.behaviour_mut().allowed.disallow_peer(member.peer);
-        // At once, not when the allow list is polled next: by then the peer may be allowed again.
-        let _ = self.swarm.disconnect_peer_id(member.peer);
     }
 
     fn publish(&mut self, bytes: Bytes) {
@@ -305,14 +315,9 @@ impl Network {
         metrics::published(result);
     }
 
-    fn judge(&mut self, verdict: &Verdict) {
-        let gossip = &mut self.swarm.behaviour_mut().gossip;
-        let acceptance = match verdict.acceptance {
-            MessageAcceptance::Accept => MessageAcceptance::Accept,
-            MessageAcceptance::Reject => MessageAcceptance::Reject,
-            MessageAcceptance::Ignore => MessageAcceptance::Ignore,
-        };
-        gossip.report_message_validation_result(&verdict.message, &verdict.from, acceptance);
+    fn judge(&mut self, verdict: Verdict) {
+        let Verdict { message, from, acceptance } = verdict;
+        self.swarm.behaviour_mut().gossip.report_message_validation_result(&message, &from, acceptance);
     }
 
     fn node_of(&self, peer: &PeerId) -> Option<NodeId> {

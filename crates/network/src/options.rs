@@ -4,6 +4,7 @@ use libp2p::identity::{self, secp256k1};
 use libp2p::{Multiaddr, PeerId};
 use lockstep_types::{Epoch, Incarnation, NetworkId, NodeId, PublicKey, SigningKey};
 
+use crate::handle::StoppedError;
 use crate::limits;
 
 /// Everything that [`Network::bind`](crate::Network::bind) needs.
@@ -81,6 +82,9 @@ pub enum NetworkError {
     /// The transport cannot be set up on this machine.
     #[error("cannot set up the peer-to-peer transport: {0}")]
     Transport(String),
+    /// The network's task has ended: nothing can be set any more.
+    #[error(transparent)]
+    Stopped(#[from] StoppedError),
 }
 
 /// The libp2p peer id of a key, as text, for operators and logs.
@@ -119,7 +123,9 @@ impl TryFrom<Peer> for Member {
 
 pub(crate) fn multiaddr(text: &str, whose: &str) -> Result<Multiaddr, NetworkError> {
     text.parse().map_err(|reason| {
-        NetworkError::Options(format!("{whose}: {text:?} is not a multiaddress such as /ip4/10.0.0.1/tcp/9100: {reason}"))
+        NetworkError::Options(format!(
+            "{whose}: {text:?} is not a multiaddress such as /ip4/10.0.0.1/tcp/9100: {reason}"
+        ))
     })
 }
 

@@ -166,7 +166,7 @@ pub(crate) fn compare(tasks: &[FinalTask], found: &[(i64, Vec<u8>)]) -> Result<(
 pub(crate) struct TaskRow {
     pub number: i64,
     pub project_id: i64,
-    pub time_ms: u64,
+    pub time_ms: i64,
     pub message_ids: String,
     pub signature: Vec<u8>,
 }
@@ -198,7 +198,7 @@ pub(crate) fn assemble(id: &TaskId, task: TaskRow, messages: Vec<MessageRow>) ->
         project_id: ProjectId(id_from_column(task.project_id)?),
         project_version,
         device,
-        time_ms: TimeMs(task.time_ms),
+        time_ms: TimeMs(u64::try_from(task.time_ms).map_err(|_| damaged("created_at"))?),
         messages: messages.into_iter().map(message).collect::<Result<_, OutputError>>()?,
         signature: Signature::try_from(&task.signature[..]).map_err(|_| damaged("signature"))?,
     })
@@ -207,8 +207,8 @@ pub(crate) fn assemble(id: &TaskId, task: TaskRow, messages: Vec<MessageRow>) ->
 /// The refusal to adopt tables that already hold what Lockstep's ids would run into.
 pub(crate) fn occupied() -> OutputError {
     OutputError::Foreign(
-        "its tables already hold messages or tasks with ids that this network will use; \
-         use an empty schema, or set the genesis parameter first_task_number above them"
+        "its tables already hold messages, or tasks with numbers that this network will use, that Lockstep did not \
+         write; give it an empty schema or file"
             .to_owned(),
     )
 }
@@ -310,7 +310,7 @@ mod tests {
         let task_row = || TaskRow {
             number: 5,
             project_id: 7,
-            time_ms: whole.time_ms.0,
+            time_ms: id_column(whole.time_ms.0),
             message_ids: message_ids(&whole),
             signature: whole.signature.0.to_vec(),
         };

@@ -4,7 +4,9 @@
 //! store/INCARNATION   32 hex digits, made with the directory
 //! store/NETWORK       the network's id, written when the node first starts in it
 //! store/log/          votes and log entries (synced)
+//! store/STATE         name of the state directory in use; `state` where the file is missing
 //! store/state/        what follows from the log
+//! store/snapshots/    a snapshot being made or received
 //! ```
 
 use std::fs;
@@ -17,6 +19,8 @@ use crate::storage::StoreError;
 
 const INCARNATION_FILE: &str = "INCARNATION";
 const NETWORK_FILE: &str = "NETWORK";
+const STATE_POINTER_FILE: &str = "STATE";
+const FIRST_STATE: &str = "state";
 
 /// A node's store directory. It is made once, by `lockstep init`; a node never makes it on its own, because a voter
 /// that lost its disk must not vote as if it had it.
@@ -100,9 +104,47 @@ impl StoreHome {
         self.path.join("log")
     }
 
-    /// Where the state is.
-    pub fn state_path(&self) -> PathBuf {
-        self.path.join("state")
+    /// Where the state in use is.
+    ///
+    /// # Errors
+    /// If the pointer cannot be read.
+    pub fn state_path(&self) -> Result<PathBuf, StoreError> {
+        let pointer = self.path.join(STATE_POINTER_FILE);
+        match fs::read_to_string(&pointer) {
+            Ok(name) if name.trim().starts_with(FIRST_STATE) && !name.contains('/') => Ok(self.path.join(name.trim())),
+            Ok(_) => Err(StoreError::Open(format!("{} is damaged", pointer.display()))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(self.path.join(FIRST_STATE)),
+            Err(e) => Err(open_error(&pointer, &e)),
+        }
+    }
+
+    /// Makes the store in `received` the state in use, by one synced switch of the pointer: after a crash at any
+    /// moment either the old state is in use or the new one, whole. Returns the new path; the caller then opens it
+    /// and removes the old one.
+    ///
+    /// # Errors
+    /// If the disk fails; then the old state is still in use.
+    pub fn switch_state(&self, received: &Path, name_suffix: &str) -> Result<PathBuf, StoreError> {
+        let name = format!("{FIRST_STATE}-{name_suffix}");
+        let target = self.path.join(&name);
+        let switch = || -> std::io::Result<()> {
+            if target.exists() {
+                fs::remove_dir_all(&target)?;
+            }
+            fs::rename(received, &target)?;
+            for file in fs::read_dir(&target)? {
+                fs::File::open(file?.path())?.sync_all()?;
+            }
+            fs::File::open(&target)?.sync_all()?;
+            let next = self.path.join("STATE.next");
+            let mut file = fs::File::create(&next)?;
+            file.write_all(name.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&next, self.path.join(STATE_POINTER_FILE))?;
+            fs::File::open(&self.path)?.sync_all()
+        };
+        switch().map_err(|e| open_error(&target, &e))?;
+        Ok(target)
     }
 
     /// Where snapshots are made and received.

@@ -102,9 +102,19 @@ impl RocksStorage {
             Kind::State => options.set_atomic_flush(true),
         }
         let families = tables.iter().map(|t| ColumnFamilyDescriptor::new(table_name(*t), table_options(*t, &cache)));
-        let db = Db::open_cf_descriptors(&options, path, families)
-            .map_err(|e| StoreError::Open(format!("cannot open the store at {}: {}", path.display(), e.into_string())))?;
+        let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| {
+            StoreError::Open(format!("cannot open the store at {}: {}", path.display(), e.into_string()))
+        })?;
         Ok(Self { db, kind })
+    }
+
+    /// Writes a consistent copy to `path`, which must not exist yet. Files are linked where the disk can do that.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn checkpoint(&self, path: &Path) -> Result<(), StoreError> {
+        let maker = rocksdb::checkpoint::Checkpoint::new(&self.db).map_err(failed)?;
+        maker.create_checkpoint(path).map_err(failed)
     }
 
     fn family(&self, table: Table) -> Result<Arc<BoundColumnFamily<'_>>, StoreError> {

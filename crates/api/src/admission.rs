@@ -1,0 +1,106 @@
+//! How much is taken in at a time: requests under way, and bytes of their bodies.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::body::{Body, HttpBody as _};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::options::Options;
+use crate::problem::Problem;
+use axum::http::StatusCode;
+
+/// Counts what is under way.
+pub(crate) struct Admission {
+    submits: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
+    body_bytes: AtomicUsize,
+}
+
+impl Admission {
+    pub(crate) fn new(options: &Options) -> Self {
+        Self {
+            submits: Arc::new(Semaphore::new(options.submits_max.min(Semaphore::MAX_PERMITS))),
+            reads: Arc::new(Semaphore::new(options.reads_max.min(Semaphore::MAX_PERMITS))),
+            body_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    /// A place for one message that waits for its position.
+    pub(crate) fn submit(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let permit = Arc::clone(&self.submits).try_acquire_owned();
+        permit.map_err(|_| Problem::busy("too many messages are waiting on this node, try again later"))
+    }
+
+    /// A place for one read.
+    pub(crate) fn read(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let permit = Arc::clone(&self.reads).try_acquire_owned();
+        permit.map_err(|_| Problem::busy("too many reads are under way on this node, try again later"))
+    }
+
+    /// Reads a request's body whole, within the limits on size, time and memory. Memory grows with what came in,
+    /// never with what the client says will come.
+    pub(crate) async fn read_body(&self, options: &Options, body: Body) -> Result<HeldBody<'_>, Problem> {
+        if body.size_hint().lower() > options.body_bytes_max as u64 {
+            return Err(Problem::too_large(options.body_bytes_max).closing());
+        }
+        match tokio::time::timeout(options.body_read_timeout(), self.collect(options, body)).await {
+            Ok(result) => result,
+            Err(_) => {
+                let error = "the request's body did not come in within the time allowed";
+                Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "timeout", error).closing())
+            }
+        }
+    }
+
+    async fn collect(&self, options: &Options, mut body: Body) -> Result<HeldBody<'_>, Problem> {
+        let mut held = HeldBody { bytes: Bytes::new(), counter: &self.body_bytes, counted: 0 };
+        let mut joined = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| Problem::invalid("the request's body broke off").closing())?;
+            let Ok(data) = frame.into_data() else { continue };
+            if held.counted + data.len() > options.body_bytes_max {
+                return Err(Problem::too_large(options.body_bytes_max).closing());
+            }
+            if !held.count(data.len(), options.bodies_bytes_max) {
+                return Err(Problem::busy("too many bytes are coming in at the moment, try again later").closing());
+            }
+            if held.bytes.is_empty() {
+                // Mostly there is one frame only: no copy.
+                held.bytes = data;
+            } else {
+                if joined.is_empty() {
+                    joined.extend_from_slice(&held.bytes);
+                }
+                joined.extend_from_slice(&data);
+            }
+        }
+        if !joined.is_empty() {
+            held.bytes = joined.freeze();
+        }
+        Ok(held)
+    }
+}
+
+/// A body in memory; its bytes count until it is dropped.
+pub(crate) struct HeldBody<'a> {
+    pub(crate) bytes: Bytes,
+    counter: &'a AtomicUsize,
+    counted: usize,
+}
+
+impl HeldBody<'_> {
+    fn count(&mut self, bytes: usize, bytes_max: usize) -> bool {
+        let before = self.counter.fetch_add(bytes, Ordering::Relaxed);
+        self.counted += bytes;
+        before.saturating_add(bytes) <= bytes_max
+    }
+}
+
+impl Drop for HeldBody<'_> {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(self.counted, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,117 @@
+//! Limits of the doors, named, with defaults.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::server::ApiError;
+
+/// The smallest read buffer that hyper takes, and so the smallest limit on headers.
+const HEADERS_BYTES_MIN: usize = 8 << 10;
+
+/// Limits of the doors. Byte counts are in bytes, times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Options {
+    /// Largest `data` of a message: the network's parameter.
+    pub message_bytes_max: u64,
+    /// Largest request body; over it: 413. See [`Options::for_messages_of`].
+    pub body_bytes_max: usize,
+    /// Request bodies held in memory at a time, all connections together; over it: 429.
+    pub bodies_bytes_max: usize,
+    /// A body must have come in whole after this time; else 408.
+    pub body_read_timeout_ms: u64,
+    /// A request's head must have come in whole after this time; else the connection is closed. Checked at
+    /// intervals of a quarter of it.
+    pub header_read_timeout_ms: u64,
+    /// A connection without a request for this long is closed.
+    pub idle_timeout_ms: u64,
+    /// Largest head of a request; over it: 431.
+    pub headers_bytes_max: usize,
+    /// Open connections; one more is dropped at once.
+    pub connections_max: usize,
+    /// Messages that wait for their position; over it: 429.
+    pub submits_max: usize,
+    /// Reads under way, those that wait for a sequence included; over it: 429.
+    pub reads_max: usize,
+    /// Requests under way on one HTTP/2 connection.
+    pub streams_per_connection_max: u32,
+    /// Longest wait of a read for its `min_sequence`; then 503.
+    pub min_sequence_wait_ms: u64,
+    /// At shutdown, time that running requests get to finish.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::for_messages_of(64 << 10)
+    }
+}
+
+impl Options {
+    /// Defaults for a network whose messages have at most `message_bytes_max` bytes of data. JSON may spell one
+    /// byte with six characters (`\u0000`); the rest of a request gets 128 KiB.
+    pub fn for_messages_of(message_bytes_max: u64) -> Self {
+        let data_bytes = usize::try_from(message_bytes_max.saturating_mul(6)).unwrap_or(usize::MAX);
+        Self {
+            message_bytes_max,
+            body_bytes_max: data_bytes.saturating_add(128 << 10),
+            bodies_bytes_max: 256 << 20,
+            body_read_timeout_ms: 10_000,
+            header_read_timeout_ms: 10_000,
+            idle_timeout_ms: 75_000,
+            headers_bytes_max: 16 << 10,
+            connections_max: 8192,
+            submits_max: 8192,
+            reads_max: 1024,
+            streams_per_connection_max: 256,
+            min_sequence_wait_ms: 5_000,
+            drain_timeout_ms: 5_000,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), ApiError> {
+        let invalid = |reason: &str| Err(ApiError::Options(reason.to_owned()));
+        if self.headers_bytes_max < HEADERS_BYTES_MIN {
+            return invalid("headers_bytes_max must be at least 8192");
+        }
+        if self.bodies_bytes_max < self.body_bytes_max {
+            return invalid("bodies_bytes_max must be at least body_bytes_max");
+        }
+        let counts = [self.connections_max, self.submits_max, self.reads_max, self.streams_per_connection_max as usize];
+        if counts.contains(&0) {
+            return invalid("a limit on connections, submits, reads or streams must be at least 1");
+        }
+        let times = [self.body_read_timeout_ms, self.header_read_timeout_ms, self.idle_timeout_ms];
+        if times.contains(&0) {
+            return invalid("timeouts must be at least 1 ms");
+        }
+        Ok(())
+    }
+
+    pub(crate) fn body_read_timeout(&self) -> Duration {
+        Duration::from_millis(self.body_read_timeout_ms)
+    }
+
+    pub(crate) fn min_sequence_wait(&self) -> Duration {
+        Duration::from_millis(self.min_sequence_wait_ms)
+    }
+
+    pub(crate) fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_body_holds_the_largest_message_fully_escaped() {
+        let options = Options::default();
+        assert_eq!(options.body_bytes_max, 512 << 10);
+        assert!(options.body_bytes_max as u64 > 6 * options.message_bytes_max);
+        assert!(options.check().is_ok());
+        assert!(Options::for_messages_of(u64::MAX).check().is_err());
+    }
+}

@@ -1,0 +1,140 @@
+//! Reads: `/api`, probes, metrics and the status page.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use lockstep_types::{Height, MessageId, Sequence, TaskId};
+use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::problem::Problem;
+use crate::routes::App;
+use crate::views::{BatchView, BatchesView, MessageView, StatusView, TaskView};
+
+/// Batches in a list when the reader does not say how many.
+const BATCHES_DEFAULT: usize = 20;
+/// Most batches in a list.
+const BATCHES_MAX: usize = 100;
+
+/// The page may load nothing from anywhere and talk to nobody but this node.
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+                           connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'";
+
+/// A place for one read, taken when the node has applied the `min_sequence` that the reader asked for.
+pub(crate) struct Reading {
+    _place: OwnedSemaphorePermit,
+}
+
+#[derive(Debug, Deserialize)]
+struct MinSequence {
+    min_sequence: Option<u64>,
+}
+
+impl FromRequestParts<Arc<App>> for Reading {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Problem> {
+        let place = app.admission.read()?;
+        let query = Query::<MinSequence>::try_from_uri(&parts.uri).map_err(|e| Problem::invalid(e.body_text()))?;
+        if let Some(sequence) = query.min_sequence.filter(|sequence| *sequence > 0) {
+            let applied = app.ports.read.wait_for_sequence(Sequence(sequence), app.options.min_sequence_wait()).await;
+            if !applied {
+                let error = format!("this node has not applied sequence {sequence} yet");
+                return Err(Problem::unavailable("behind", error));
+            }
+        }
+        Ok(Self { _place: place })
+    }
+}
+
+fn parse_id<T: FromStr<Err: ToString>>(text: Result<Path<String>, PathRejection>) -> Result<T, Problem> {
+    let Path(text) = text.map_err(|e| Problem::invalid(e.body_text()))?;
+    text.parse().map_err(|e: T::Err| Problem::invalid(e.to_string()))
+}
+
+pub(crate) async fn status(State(app): State<Arc<App>>, _reading: Reading) -> Json<StatusView> {
+    Json(app.ports.read.status())
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct BatchRange {
+    from: Option<u64>,
+    limit: Option<usize>,
+}
+
+/// Without `from`: the newest ones.
+pub(crate) async fn batches(
+    State(app): State<Arc<App>>,
+    _reading: Reading,
+    range: Result<Query<BatchRange>, QueryRejection>,
+) -> Result<Json<BatchesView>, Problem> {
+    let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
+    let limit = range.limit.unwrap_or(BATCHES_DEFAULT).clamp(1, BATCHES_MAX);
+    let newest = || (app.ports.read.status().head.height.0 + 1).saturating_sub(limit as u64);
+    let from = range.from.unwrap_or_else(newest).max(1);
+    Ok(Json(app.ports.read.batches(Height(from), limit).await?))
+}
+
+pub(crate) async fn batch(
+    State(app): State<Arc<App>>,
+    _reading: Reading,
+    height: Result<Path<String>, PathRejection>,
+) -> Result<Json<BatchView>, Problem> {
+    let height = Height(parse_id(height)?);
+    app.ports.read.batch(height).await?.map(Json).ok_or_else(|| Problem::not_found("the batch"))
+}
+
+pub(crate) async fn message(
+    State(app): State<Arc<App>>,
+    _reading: Reading,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<MessageView>, Problem> {
+    let id: MessageId = parse_id(id)?;
+    app.ports.read.message(id).await?.map(Json).ok_or_else(|| Problem::not_found("the message"))
+}
+
+pub(crate) async fn task(
+    State(app): State<Arc<App>>,
+    _reading: Reading,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<TaskView>, Problem> {
+    let id: TaskId = parse_id(id)?;
+    app.ports.read.task(id).await?.map(Json).ok_or_else(|| Problem::not_found("the task"))
+}
+
+pub(crate) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.ports.read.metrics())
+}
+
+/// The process answers. Says nothing about its part in the network: a node that catches up must not be restarted.
+pub(crate) async fn livez() -> &'static str {
+    "ok\n"
+}
+
+pub(crate) async fn readyz(State(app): State<Arc<App>>) -> Result<&'static str, Problem> {
+    app.ports.read.ready().map(|()| "ready\n").map_err(|reason| Problem::unavailable("not_ready", reason))
+}
+
+pub(crate) async fn page() -> impl IntoResponse {
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, PAGE_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-cache"),
+    ];
+    (headers, include_str!("page.html"))
+}
+
+pub(crate) async fn unknown_path() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, "unknown_path", "there is nothing at this path")
+}
+
+pub(crate) async fn wrong_method() -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "wrong_method", "this path does not take this method")
+}

@@ -1,0 +1,65 @@
+//! Which path leads where.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+use lockstep_types::proto::sequencer_server::SequencerServer;
+
+use crate::admission::Admission;
+use crate::options::Options;
+use crate::ports::Ports;
+use crate::{grpc, message, metrics, reads};
+
+/// Every path that is served.
+pub(crate) mod path {
+    pub(crate) const PAGE: &str = "/";
+    pub(crate) const MESSAGE: &str = "/message";
+    pub(crate) const TASK: &str = "/task";
+    pub(crate) const API_STATUS: &str = "/api/status";
+    pub(crate) const API_BATCHES: &str = "/api/batches";
+    pub(crate) const API_BATCH: &str = "/api/batches/{height}";
+    pub(crate) const API_MESSAGE: &str = "/api/messages/{id}";
+    pub(crate) const API_TASK: &str = "/api/tasks/{id}";
+    pub(crate) const METRICS: &str = "/metrics";
+    pub(crate) const LIVE: &str = "/livez";
+    pub(crate) const READY: &str = "/readyz";
+    pub(crate) const GRPC: &str = "/lockstep.v1.Sequencer/{method}";
+    pub(crate) const ALL: [&str; 12] =
+        [MESSAGE, TASK, GRPC, API_STATUS, API_BATCHES, API_BATCH, API_MESSAGE, API_TASK, METRICS, LIVE, READY, PAGE];
+}
+
+/// What every handler shares.
+pub(crate) struct App {
+    pub(crate) ports: Ports,
+    pub(crate) options: Options,
+    pub(crate) admission: Admission,
+}
+
+pub(crate) fn router(options: Options, ports: Ports) -> Router {
+    let app = Arc::new(App { ports, admission: Admission::new(&options), options });
+    // tonic's own `Routes` brings a fallback of its own, which cannot be merged with the one for unknown paths.
+    let sequencer = SequencerServer::new(grpc::Service::new(Arc::clone(&app)))
+        .max_decoding_message_size(app.options.body_bytes_max);
+    let grpc = Router::new()
+        .route_service(path::GRPC, sequencer)
+        .layer(from_fn_with_state(Arc::clone(&app), grpc::read_request));
+    Router::new()
+        .route(path::MESSAGE, post(message::submit))
+        .route(path::TASK, get(message::task))
+        .route(path::API_STATUS, get(reads::status))
+        .route(path::API_BATCHES, get(reads::batches))
+        .route(path::API_BATCH, get(reads::batch))
+        .route(path::API_MESSAGE, get(reads::message))
+        .route(path::API_TASK, get(reads::task))
+        .route(path::METRICS, get(reads::metrics))
+        .route(path::LIVE, get(reads::livez))
+        .route(path::READY, get(reads::readyz))
+        .route(path::PAGE, get(reads::page))
+        .merge(grpc)
+        .fallback(reads::unknown_path)
+        .method_not_allowed_fallback(reads::wrong_method)
+        .layer(from_fn(metrics::count))
+        .with_state(app)
+}

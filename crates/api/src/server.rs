@@ -1,0 +1,122 @@
+//! Binding, accepting, and stopping in order.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::connection::Shared;
+use crate::metrics::{self, Dropped};
+use crate::options::Options;
+use crate::ports::Ports;
+use crate::routes;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// Pause after an accept that failed for want of a resource.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// A limit makes no sense.
+    #[error("{0}")]
+    Options(String),
+    /// The address is in use or not ours: choose another one.
+    #[error("cannot listen on {addr}: {source}")]
+    Bind {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// The doors, not open yet.
+#[derive(Debug)]
+pub struct Server;
+
+impl Server {
+    /// Checks the options and takes the address, so that mistakes show before anything else starts. Clients can
+    /// connect from now on; they are served by [`Bound::run`]. Must be called in a tokio runtime.
+    pub fn bind(options: Options, addr: SocketAddr) -> Result<Bound, ApiError> {
+        options.check()?;
+        let listener = listen(addr).map_err(|source| ApiError::Bind { addr, source })?;
+        let local_addr = listener.local_addr().map_err(|source| ApiError::Bind { addr, source })?;
+        Ok(Bound { options, listener, local_addr })
+    }
+}
+
+fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // So that a restart need not wait for old connections to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
+}
+
+/// A server that holds its address.
+#[derive(Debug)]
+pub struct Bound {
+    options: Options,
+    listener: TcpListener,
+    local_addr: SocketAddr,
+}
+
+impl Bound {
+    /// The address, with the port that the system chose where 0 was asked for.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves until `token` is cancelled; then accepts no more, lets running requests finish within
+    /// `drain_timeout_ms`, closes all connections and returns.
+    pub async fn run(self, ports: Ports, token: CancellationToken) {
+        metrics::describe();
+        let Self { options, listener, local_addr } = self;
+        let connections_max = options.connections_max;
+        let router = routes::router(options.clone(), ports);
+        let shared = Arc::new(Shared::new(router, options, token.clone()));
+        let connections = TaskTracker::new();
+        tracing::info!(addr = %local_addr, "serving HTTP and gRPC");
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = token.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) if connections.len() >= connections_max => {
+                    drop(stream);
+                    metrics::dropped(Dropped::TooMany);
+                }
+                Ok((stream, _)) => {
+                    // Answers are small and must not wait for more to send.
+                    if let Err(error) = stream.set_nodelay(true) {
+                        tracing::debug!(%error, "cannot set TCP_NODELAY");
+                    }
+                    connections.spawn(Arc::clone(&shared).serve(stream));
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept connections");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        // Closed first, so that clients go elsewhere while the rest is drained.
+        drop(listener);
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+/// Errors of a connection that was gone before it was accepted.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}

@@ -1,0 +1,248 @@
+//! What the doors show: JSON of `/api`. Ids are hex with `0x`, payloads standard base64, times milliseconds.
+
+use base64::Engine as _;
+use lockstep_types::{
+    Address, BatchHash, Epoch, Height, MessageId, NodeId, ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
+};
+use serde::{Deserialize, Serialize};
+
+/// Bytes as views show them.
+pub fn to_base64(bytes: &[u8]) -> String {
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+/// Part that a node has in consensus now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// It proposes batches.
+    Leader,
+    /// It votes and follows.
+    Follower,
+    /// It follows without a vote.
+    Observer,
+    /// It asks to become the leader.
+    Candidate,
+}
+
+/// This node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Its raft id.
+    pub id: NodeId,
+    /// Its libp2p peer id.
+    pub peer_id: String,
+    /// Its EVM address.
+    pub address: Address,
+}
+
+/// The leader, as this node knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderView {
+    /// Its raft id.
+    pub id: NodeId,
+    /// URL of its HTTP interface.
+    pub http: String,
+}
+
+/// The newest batch applied on this node. Zeros before the first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadView {
+    /// Its height.
+    pub height: Height,
+    /// Its hash.
+    pub hash: BatchHash,
+    /// Sequence of the newest message up to it.
+    pub sequence: Sequence,
+}
+
+/// Another member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerView {
+    /// Its raft id.
+    pub id: NodeId,
+    /// Its operator's name for it.
+    pub name: String,
+    /// Whether this node has a connection to it.
+    pub connected: bool,
+    /// URL of its HTTP interface.
+    pub http: String,
+}
+
+/// An output and how far it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputView {
+    /// Its name.
+    pub name: String,
+    /// The last batch that it has whole.
+    pub height: Height,
+    /// Batches behind the head.
+    pub lag: u64,
+    /// Why it does not go on, where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// `/api/status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusView {
+    /// The network's name.
+    pub network: String,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// This node.
+    pub node: NodeView,
+    /// Its part now.
+    pub role: Role,
+    /// Its raft term.
+    pub term: u64,
+    /// The leader; null when none is known.
+    pub leader: Option<LeaderView>,
+    /// Its newest batch.
+    pub head: HeadView,
+    /// The other members.
+    pub peers: Vec<PeerView>,
+    /// The outputs.
+    pub outputs: Vec<OutputView>,
+    /// The program's version.
+    pub version: String,
+}
+
+/// A message in a [`BatchView`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchMessageView {
+    /// Its place in the order.
+    pub sequence: Sequence,
+    /// Its name.
+    pub id: MessageId,
+    /// Its project.
+    pub project_id: ProjectId,
+    /// Its project's version.
+    pub project_version: String,
+    /// Its device; null where its protocol names none.
+    pub device: Option<Address>,
+}
+
+/// `/api/batches/{height}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchView {
+    /// Place in the chain, from 1.
+    pub height: Height,
+    /// Hash of the header.
+    pub hash: BatchHash,
+    /// Hash of the batch before.
+    pub parent: BatchHash,
+    /// The leader's clock at proposal.
+    pub time_ms: TimeMs,
+    /// Sequence of the first message.
+    pub first_sequence: Sequence,
+    /// Messages, in order.
+    pub messages: Vec<BatchMessageView>,
+    /// Tasks that it closed.
+    pub tasks: Vec<TaskId>,
+}
+
+/// `/api/batches`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchesView {
+    /// Batches by ascending height.
+    pub batches: Vec<BatchView>,
+    /// Height of the newest batch on this node.
+    pub head: Height,
+}
+
+/// How far a message or task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Progress {
+    /// Known to this node, without a position.
+    Pending,
+    /// It has its position.
+    Sequenced,
+    /// It is in a task.
+    Packed,
+    /// Its task is in every output.
+    Published,
+}
+
+/// Where a message came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum EvidenceView {
+    /// Its device signed it.
+    Device,
+    /// A node gave its word.
+    Ingress {
+        /// That node's address.
+        node: Address,
+    },
+}
+
+/// `/api/messages/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageView {
+    /// Its name.
+    pub id: MessageId,
+    /// How far it is.
+    pub status: Progress,
+    /// Its place in the order; null while pending.
+    pub sequence: Option<Sequence>,
+    /// Its batch; null while pending.
+    pub height: Option<Height>,
+    /// Its place in its batch, from 0; null while pending.
+    pub index: Option<u64>,
+    /// Its task; null while its group is open.
+    pub task_id: Option<TaskId>,
+    /// Its project.
+    pub project_id: ProjectId,
+    /// Its project's version.
+    pub project_version: String,
+    /// Its device; null where its protocol names none.
+    pub device: Option<Address>,
+    /// Payload, base64; null where payloads are not public.
+    pub data: Option<String>,
+    /// The evidence's signature, hex; null where payloads are not public.
+    pub signature: Option<String>,
+    /// Where it came from.
+    pub evidence: EvidenceView,
+    /// Time of its batch; null while pending.
+    pub time_ms: Option<TimeMs>,
+}
+
+/// A message in a [`TaskView`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskMessageView {
+    /// Its place in the order.
+    pub sequence: Sequence,
+    /// Its name.
+    pub id: MessageId,
+    /// Payload, base64; absent where payloads are not public.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+}
+
+/// `/api/tasks/{id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskView {
+    /// Its name.
+    pub id: TaskId,
+    /// Its place among all tasks.
+    pub number: TaskNumber,
+    /// Its project.
+    pub project_id: ProjectId,
+    /// Its project's version.
+    pub project_version: String,
+    /// Its device; null where it has none.
+    pub device: Option<Address>,
+    /// Its messages, in order.
+    pub messages: Vec<TaskMessageView>,
+    /// How far it is: packed or published.
+    pub status: Progress,
+    /// Signature with the task key, hex; absent where this node has no such key or payloads are not public.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+    /// Time of the batch that closed it.
+    pub time_ms: TimeMs,
+    /// That batch.
+    pub height: Height,
+}

@@ -1,0 +1,245 @@
+//! A server over fake ports, and a client of plain sockets.
+// Not every test file uses all of it.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockstep_api::views::*;
+use lockstep_api::{Accepted, Options, Ports, Read, ReadError, Server, Submit, SubmitError};
+use lockstep_identity::{DeviceRequest, RequestError};
+use lockstep_types::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Orders whatever authenticates; the payload can ask for trouble.
+#[derive(Default)]
+pub struct Fake {
+    pub sequence: AtomicU64,
+    pub not_ready: bool,
+}
+
+#[async_trait]
+impl Submit for Fake {
+    async fn submit(&self, request: DeviceRequest) -> Result<Accepted, SubmitError> {
+        if request.signature.is_none() {
+            return Err(SubmitError::Forbidden("this network takes signed messages only".into()));
+        }
+        let verified = request.authenticate().map_err(|e: RequestError| SubmitError::Unauthenticated(e.to_string()))?;
+        let content_id = verified.content_id();
+        match &verified.message().data[..] {
+            b"busy" => return Err(SubmitError::Busy { retry_after_ms: 1500 }),
+            b"unavailable" => return Err(SubmitError::Unavailable { content_id, retry_after_ms: 10 }),
+            b"stopping" => return Err(SubmitError::Stopping),
+            b"forbidden" => return Err(SubmitError::Forbidden("project 7 is not known".into())),
+            b"large" => return Err(SubmitError::TooLarge { max: 4 }),
+            b"slow" => tokio::time::sleep(Duration::from_millis(400)).await,
+            b"never" => std::future::pending().await,
+            _ => {}
+        }
+        let sequence = Sequence(self.sequence.fetch_add(1, Ordering::SeqCst) + 1);
+        Ok(Accepted {
+            message_id: MessageId(content_id.0),
+            task_id: sequence.0.is_multiple_of(2).then_some(TaskId([7; 32])),
+            sequence,
+            height: Height(sequence.0),
+            duplicate: false,
+        })
+    }
+}
+
+pub fn batch(height: Height) -> BatchView {
+    BatchView {
+        height,
+        hash: BatchHash([1; 32]),
+        parent: BatchHash::ZERO,
+        time_ms: TimeMs(1_709_210_096_789),
+        first_sequence: Sequence(height.0),
+        messages: vec![BatchMessageView {
+            sequence: Sequence(height.0),
+            id: MessageId([2; 32]),
+            project_id: ProjectId(7),
+            project_version: "1".into(),
+            device: None,
+        }],
+        tasks: vec![TaskId([7; 32])],
+    }
+}
+
+const HEAD: u64 = 250;
+
+#[async_trait]
+impl Read for Fake {
+    fn status(&self) -> StatusView {
+        StatusView {
+            network: "test".into(),
+            epoch: Epoch(0),
+            node: NodeView { id: NodeId(1), peer_id: "16Uiu2".into(), address: Address([1; 20]) },
+            role: Role::Leader,
+            term: 3,
+            leader: Some(LeaderView { id: NodeId(1), http: "http://127.0.0.1:9000".into() }),
+            head: HeadView { height: Height(HEAD), hash: BatchHash([1; 32]), sequence: Sequence(HEAD) },
+            peers: vec![],
+            outputs: vec![OutputView { name: "files".into(), height: Height(1), lag: 0, error: None }],
+            version: "0.1.0".into(),
+        }
+    }
+
+    async fn batches(&self, from: Height, limit: usize) -> Result<BatchesView, ReadError> {
+        if from == Height(13) {
+            return Err(ReadError::Pruned { first: Height(14) });
+        }
+        let heights = (from.0..=HEAD).take(limit);
+        Ok(BatchesView { batches: heights.map(|h| batch(Height(h))).collect(), head: Height(HEAD) })
+    }
+
+    async fn batch(&self, height: Height) -> Result<Option<BatchView>, ReadError> {
+        Ok((1..=HEAD).contains(&height.0).then(|| batch(height)))
+    }
+
+    async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ReadError> {
+        Ok((id == MessageId([2; 32])).then(|| MessageView {
+            id,
+            status: Progress::Packed,
+            sequence: Some(Sequence(5)),
+            height: Some(Height(5)),
+            index: Some(0),
+            task_id: None,
+            project_id: ProjectId(7),
+            project_version: "1".into(),
+            device: None,
+            data: None,
+            signature: None,
+            evidence: EvidenceView::Ingress { node: Address([1; 20]) },
+            time_ms: Some(TimeMs(5)),
+        }))
+    }
+
+    async fn task(&self, id: TaskId) -> Result<Option<TaskView>, ReadError> {
+        Ok((id == TaskId([7; 32])).then(|| TaskView {
+            id,
+            number: TaskNumber(9),
+            project_id: ProjectId(7),
+            project_version: "1".into(),
+            device: Some(Address([3; 20])),
+            messages: vec![TaskMessageView { sequence: Sequence(5), id: MessageId([2; 32]), data: None }],
+            status: Progress::Packed,
+            signature: None,
+            time_ms: TimeMs(1_709_210_096_789),
+            height: Height(5),
+        }))
+    }
+
+    async fn wait_for_sequence(&self, sequence: Sequence, timeout: Duration) -> bool {
+        if sequence.0 > HEAD {
+            tokio::time::sleep(timeout).await;
+        }
+        sequence.0 <= HEAD
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.not_ready { Err("catching up: 5 batches behind".into()) } else { Ok(()) }
+    }
+
+    fn metrics(&self) -> String {
+        "lockstep_up 1\n".into()
+    }
+}
+
+pub struct Running {
+    pub addr: SocketAddr,
+    pub stop: CancellationToken,
+    pub served: JoinHandle<()>,
+}
+
+pub fn start_with(options: Options, fake: Fake) -> Running {
+    let fake = Arc::new(fake);
+    let bound = Server::bind(options, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let (addr, stop) = (bound.local_addr(), CancellationToken::new());
+    let ports = Ports { submit: fake.clone(), read: fake };
+    Running { addr, stop: stop.clone(), served: tokio::spawn(bound.run(ports, stop)) }
+}
+
+pub fn start(options: Options) -> Running {
+    start_with(options, Fake::default())
+}
+
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let line = self.head.lines().find(|l| l.to_lowercase().starts_with(&format!("{name}:")))?;
+        Some(line.split_once(':')?.1.trim())
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    /// Every error has the same shape.
+    pub fn assert_problem(&self, status: u16, code: &str) {
+        assert_eq!(self.status, status, "{}", String::from_utf8_lossy(&self.body));
+        let body = self.json();
+        assert_eq!(body["code"], code);
+        assert!(body["error"].as_str().is_some_and(|e| e.len() > 5), "{body}");
+    }
+}
+
+pub async fn read_answer(stream: &mut TcpStream) -> Answer {
+    let mut all = Vec::new();
+    let end = loop {
+        if let Some(at) = all.windows(4).position(|w| w == b"\r\n\r\n") {
+            break at + 4;
+        }
+        let mut chunk = [0; 4096];
+        let n = stream.read(&mut chunk).await.unwrap();
+        assert!(n > 0, "connection closed without an answer");
+        all.extend_from_slice(&chunk[..n]);
+    };
+    let head = String::from_utf8(all[..end].to_vec()).unwrap();
+    let status = head[9..12].parse().unwrap();
+    let mut answer = Answer { status, head, body: all[end..].to_vec() };
+    let length: usize = answer.header("content-length").map_or(0, |l| l.parse().unwrap());
+    while answer.body.len() < length {
+        assert!(stream.read_buf(&mut answer.body).await.unwrap() > 0, "body cut off");
+    }
+    answer
+}
+
+pub async fn exchange(addr: SocketAddr, request: &[u8]) -> Answer {
+    let mut stream = TcpStream::connect(addr).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    read_answer(&mut stream).await
+}
+
+pub fn post(body: &[u8], headers: &str) -> Vec<u8> {
+    let request = format!("POST /message HTTP/1.1\r\nhost: x\r\n{headers}content-length: {}\r\n\r\n", body.len());
+    let mut request = request.into_bytes();
+    request.extend_from_slice(body);
+    request
+}
+
+pub async fn get(addr: SocketAddr, path: &str) -> Answer {
+    exchange(addr, format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await
+}
+
+pub fn signed(data: &str) -> String {
+    let key = SigningKey::from_bytes([5; 32]).unwrap();
+    lockstep_identity::sign_body(&key, ProjectId(7), "1", data)
+}
+
+/// Waits until the other side closes; false when it does not in time.
+pub async fn closes_within(stream: &mut TcpStream, timeout: Duration) -> bool {
+    let mut rest = Vec::new();
+    tokio::time::timeout(timeout, stream.read_to_end(&mut rest)).await.is_ok()
+}

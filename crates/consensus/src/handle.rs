@@ -1,0 +1,275 @@
+//! Starting raft, proposing to it, answering its peers, and watching it.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_store::home::StoreHome;
+use lockstep_store::{Kind, LogWriter, RocksStorage, Storage, StoreError};
+use lockstep_types::{Genesis, GenesisError, NodeId, proto};
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
+use openraft::{Config, ServerState, SnapshotPolicy};
+use prost::Message as _;
+use tokio::sync::watch;
+
+use crate::convert;
+use crate::log_store::LogStore;
+use crate::raft_types::{Payload, Raft};
+use crate::state_machine::{Observer, StateMachine};
+use crate::state_store::StateStore;
+use crate::transport::{Connector, Transport};
+
+/// Most entries in one append message; with batches of at most 1 MiB it stays well below the frame limit.
+const APPEND_ENTRIES_MAX: u64 = 16;
+
+/// What raft needs to run.
+pub struct Options {
+    /// This node.
+    pub node: NodeId,
+    /// The network.
+    pub genesis: Genesis,
+    /// Where log and state are.
+    pub store: StoreHome,
+    /// A leader without news for this long is replaced; the real time is drawn between this and twice this.
+    pub election_timeout_ms: u64,
+    /// How often a leader speaks when there is nothing to say.
+    pub heartbeat_ms: u64,
+}
+
+/// Raft could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsensusError {
+    /// The store could not be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The genesis is wrong.
+    #[error(transparent)]
+    Genesis(#[from] GenesisError),
+    /// The log or state could not be read.
+    #[error("the log or state cannot be read: {0}")]
+    Io(#[from] io::Error),
+    /// raft refused to start.
+    #[error("consensus cannot start: {0}")]
+    Start(String),
+}
+
+/// A proposal was not committed, as far as this node knows.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ProposeError {
+    /// Another node leads, or none: give the messages to the leader.
+    #[error("this node does not lead")]
+    NotLeader,
+    /// This node leads but cannot commit right now: try again shortly.
+    #[error("the leader cannot commit right now")]
+    NotReady,
+    /// Consensus has stopped on this node for good.
+    #[error("consensus has stopped: {0}")]
+    Stopped(String),
+}
+
+/// A node's part in consensus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It proposes.
+    Leader,
+    /// It votes and follows.
+    Follower,
+    /// It stands for election.
+    Candidate,
+    /// It follows without a vote.
+    Observer,
+}
+
+/// What raft is doing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RaftStatus {
+    /// This node's part.
+    pub role: Role,
+    /// Number of the election period.
+    pub term: u64,
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// Why consensus has stopped on this node, if it has.
+    pub stopped: Option<String>,
+}
+
+/// A running raft node. Clones share it.
+#[derive(Clone)]
+pub struct Consensus {
+    raft: Raft,
+    state: StateStore,
+    status: watch::Receiver<RaftStatus>,
+}
+
+fn config(options: &Options) -> Result<Config, ConsensusError> {
+    let config = Config {
+        cluster_name: options.genesis.network.clone(),
+        heartbeat_interval: options.heartbeat_ms,
+        election_timeout_min: options.election_timeout_ms,
+        election_timeout_max: options.election_timeout_ms * 2,
+        max_payload_entries: APPEND_ENTRIES_MAX,
+        snapshot_policy: SnapshotPolicy::Never,
+        enable_pre_vote: Some(true),
+        ..Config::default()
+    };
+    config.validate().map_err(|e| ConsensusError::Start(e.to_string()))
+}
+
+impl Consensus {
+    /// Opens the stores and starts raft. The first members of a genesis form the first voter set.
+    ///
+    /// # Errors
+    /// With a sentence for the operator.
+    pub async fn start(
+        options: Options,
+        transport: Arc<dyn Transport>,
+        state: StateStore,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, ConsensusError> {
+        let config = Arc::new(config(&options)?);
+        let storage: Arc<dyn Storage> = Arc::new(RocksStorage::open(&options.store.log_path(), Kind::Log)?);
+        let writer = Arc::new(LogWriter::spawn(storage.clone())?);
+        let log = LogStore::open(storage, writer)?;
+        let machine = StateMachine::open(&options.genesis, state.clone(), observer)?;
+        let raft = Raft::new(options.node.0, config, Connector(transport), log, machine)
+            .await
+            .map_err(|e| ConsensusError::Start(e.to_string()))?;
+        let members: BTreeMap<u64, _> = options.genesis.nodes().map(|(id, _)| (id.0, openraft::EmptyNode {})).collect();
+        match raft.initialize(members).await {
+            // Every first member initializes with the same set; a node with a log has been initialized before.
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(error) => return Err(ConsensusError::Start(error.to_string())),
+        }
+        let status = watch_status(&raft);
+        Ok(Self { raft, state, status })
+    }
+
+    /// Proposes a command and waits until it is committed and applied here.
+    ///
+    /// # Errors
+    /// Whatever the error, the command may still be committed later.
+    pub async fn propose(&self, command: Bytes) -> Result<(), ProposeError> {
+        match self.raft.client_write(Payload(command)).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::Fatal(error)) => Err(ProposeError::Stopped(error.to_string())),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(ForwardToLeader {
+                leader_id: None, ..
+            }))) => Err(ProposeError::NotReady),
+            Err(RaftError::APIError(_)) => Err(ProposeError::NotLeader),
+        }
+    }
+
+    /// Answers a raft request of a member. The caller has made sure who it is.
+    pub async fn serve(&self, from: NodeId, request: Bytes) -> Bytes {
+        let kind = match self.answer(request).await {
+            Ok(kind) => kind,
+            Err(reason) => {
+                tracing::debug!(%from, %reason, "a raft request was not served");
+                proto::raft_response::Kind::Failed(reason)
+            }
+        };
+        proto::RaftResponse { kind: Some(kind) }.encode_to_vec().into()
+    }
+
+    async fn answer(&self, request: Bytes) -> Result<proto::raft_response::Kind, String> {
+        use proto::raft_request::Kind as Request;
+        use proto::raft_response::Kind as Response;
+        let text = |e: &dyn std::fmt::Display| e.to_string();
+        let request = proto::RaftRequest::decode(request).map_err(|e| text(&e))?;
+        match request.kind.ok_or("unknown kind")? {
+            Request::Append(append) => {
+                let append = convert::append_from(append).map_err(|e| text(&e))?;
+                let answer = self.raft.append_entries(append).await.map_err(|e| text(&e))?;
+                Ok(Response::Append(convert::append_response_to(&answer)))
+            }
+            Request::Vote(vote) => {
+                let vote = convert::vote_request_from(vote).map_err(|e| text(&e))?;
+                let answer = self.raft.vote(vote).await.map_err(|e| text(&e))?;
+                Ok(Response::Vote(convert::vote_response_to(&answer)))
+            }
+            Request::PreVote(vote) => {
+                let vote = convert::vote_request_from(vote).map_err(|e| text(&e))?;
+                let answer = self.raft.pre_vote(vote).await.map_err(|e| text(&e))?;
+                Ok(Response::Vote(convert::vote_response_to(&answer)))
+            }
+            Request::Transfer(transfer) => {
+                let transfer = convert::transfer_from(transfer).map_err(|e| text(&e))?;
+                let accepted = self.raft.handle_transfer_leader(transfer).await.map_err(|e| text(&e))?;
+                accepted.map_err(|e| text(&e))?;
+                Ok(Response::Append(proto::AppendResponse::default()))
+            }
+        }
+    }
+
+    /// What raft is doing, and a way to wait for a change of it.
+    pub fn status(&self) -> watch::Receiver<RaftStatus> {
+        self.status.clone()
+    }
+
+    /// Whether everything that this node knows to be committed is applied: false while it catches up.
+    pub fn is_caught_up(&self) -> bool {
+        let metrics = self.raft.data_metrics();
+        let data = metrics.borrow_watched();
+        data.last_applied.is_some() && data.last_applied >= data.local_committed
+    }
+
+    /// Asks a caught-up voter to take over, if this node leads; tells whom it asked.
+    pub async fn hand_over(&self) -> Option<NodeId> {
+        let target = {
+            let metrics = self.raft.data_metrics();
+            let data = metrics.borrow_watched();
+            let followers = data.replication.as_ref()?;
+            let own = *self.raft.node_id();
+            let best = followers.iter().filter(|(id, _)| **id != own).max_by_key(|(_, matched)| **matched)?;
+            *best.0
+        };
+        self.raft.trigger().transfer_leader(target).await.ok()?;
+        Some(NodeId(target))
+    }
+
+    /// Stops raft, then writes the state to disk.
+    pub async fn shutdown(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "consensus did not stop cleanly");
+        }
+        if let Err(error) = self.state.flush() {
+            tracing::warn!(%error, "the state was not written at shutdown; it is made again from the log");
+        }
+    }
+}
+
+fn watch_status(raft: &Raft) -> watch::Receiver<RaftStatus> {
+    let mut metrics = raft.metrics();
+    let read =
+        |metrics: &openraft::alias::WatchReceiverOf<crate::TypeConfig, openraft::RaftMetrics<crate::TypeConfig>>| {
+            let now = metrics.borrow_watched();
+            RaftStatus {
+                role: match now.state {
+                    ServerState::Leader => Role::Leader,
+                    ServerState::Candidate => Role::Candidate,
+                    ServerState::Learner => Role::Observer,
+                    ServerState::Follower | ServerState::Shutdown => Role::Follower,
+                },
+                term: now.current_term,
+                leader: now.current_leader.map(NodeId),
+                stopped: now.running_state.as_ref().err().map(ToString::to_string),
+            }
+        };
+    let (sender, receiver) = watch::channel(read(&metrics));
+    tokio::spawn(async move {
+        while metrics.changed().await.is_ok() {
+            let status = read(&metrics);
+            sender.send_if_modified(|old| {
+                let changed = *old != status;
+                *old = status;
+                changed
+            });
+        }
+        sender.send_modify(|status| {
+            status.stopped.get_or_insert_with(|| "consensus was shut down".into());
+        });
+    });
+    receiver
+}

@@ -1,0 +1,332 @@
+//! Raft's log and vote on [`Storage`]. Entries are readable when `append` returns and acknowledged after the sync.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::channel::oneshot;
+use futures::{Stream, stream};
+use lockstep_store::{Direction, Durability, LogWriter, Scan, Storage, StoreError, Table, WriteBatch, keys};
+use lockstep_types::proto;
+use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
+use parking_lot::Mutex;
+use prost::Message as _;
+
+use crate::convert::{decode_entry, entry_to, log_id_from, log_id_to, vote_from, vote_to};
+use crate::raft_types::{Entry, LogId, TypeConfig, Vote};
+
+/// Newest entries kept in memory, for replication and `apply`; older ones are read from disk.
+const TAIL_BYTES_MAX: usize = 16 << 20;
+/// Most entries, and bytes, that one read returns; readers come back for the rest.
+const READ_ENTRIES_MAX: usize = 64;
+const READ_BYTES_MAX: usize = 4 << 20;
+
+struct TailEntry {
+    entry: Entry,
+    bytes: usize,
+}
+
+/// The newest entries: contiguous, up to the last one.
+#[derive(Default)]
+struct Tail {
+    entries: VecDeque<TailEntry>,
+    bytes: usize,
+    /// Index up to which entries are on disk: only those may be dropped from memory.
+    synced: u64,
+    last: Option<LogId>,
+    purged: Option<LogId>,
+    vote: Option<Vote>,
+    committed: Option<LogId>,
+}
+
+impl Tail {
+    fn first_index(&self) -> Option<u64> {
+        self.entries.front().map(|e| e.entry.log_id.index)
+    }
+
+    fn push(&mut self, entry: Entry, bytes: usize) {
+        self.last = Some(entry.log_id);
+        self.bytes += bytes;
+        self.entries.push_back(TailEntry { entry, bytes });
+    }
+
+    fn truncate_after(&mut self, index: Option<u64>) {
+        while let Some(last) = self.entries.back().filter(|e| Some(e.entry.log_id.index) > index) {
+            self.bytes -= last.bytes;
+            self.entries.pop_back();
+        }
+        self.synced = self.synced.min(index.unwrap_or(0));
+    }
+
+    fn drop_synced(&mut self, bytes_max: usize, purged: Option<u64>) {
+        while let Some(first) = self.entries.front() {
+            let index = first.entry.log_id.index;
+            let spare = self.bytes > bytes_max && index <= self.synced;
+            if !spare && Some(index) > purged {
+                break;
+            }
+            self.bytes -= first.bytes;
+            self.entries.pop_front();
+        }
+    }
+}
+
+/// See the module's documentation. Clones share the log.
+#[derive(Clone)]
+pub struct LogStore {
+    storage: Arc<dyn Storage>,
+    writer: Arc<LogWriter>,
+    tail: Arc<Mutex<Tail>>,
+}
+
+fn io_error(error: StoreError) -> io::Error {
+    io::Error::other(error)
+}
+
+fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} is damaged: {error}"))
+}
+
+fn decode<M: prost::Message + Default>(what: &str, bytes: Option<Bytes>) -> io::Result<Option<M>> {
+    bytes.map(|b| M::decode(b).map_err(|e| damaged(what, e))).transpose()
+}
+
+impl LogStore {
+    /// Opens the log in `storage`. All synced writes go through `writer`, which must write to the same storage.
+    ///
+    /// # Errors
+    /// If the storage fails, or a record is damaged.
+    pub fn open(storage: Arc<dyn Storage>, writer: Arc<LogWriter>) -> io::Result<Self> {
+        let get = |key: &[u8]| storage.get(Table::Log, key).map_err(io_error);
+        let purged = decode::<proto::LogId>("the purge position", get(keys::log::PURGED)?)?;
+        let vote = decode::<proto::Vote>("the vote", get(keys::log::VOTE)?)?;
+        let committed = decode::<proto::LogId>("the committed position", get(keys::log::COMMITTED)?)?;
+        let newest = storage
+            .scan(Scan {
+                table: Table::Log,
+                start: keys::log::entry(0),
+                end: keys::end_of(keys::log::ENTRY),
+                direction: Direction::Down,
+                items_max: 1,
+                bytes_max: usize::MAX,
+            })
+            .map_err(io_error)?;
+        let newest = newest.into_iter().next().map(|(_, value)| decode_entry(value)).transpose();
+        let last = newest.map_err(|e| damaged("the newest log entry", e))?.map(|entry| entry.log_id);
+        let purged = purged.as_ref().map(log_id_from);
+        let tail = Tail {
+            synced: last.map_or(0, |id| id.index),
+            last: last.or(purged),
+            purged,
+            vote: vote.as_ref().map(vote_from),
+            committed: committed.as_ref().map(log_id_from),
+            ..Tail::default()
+        };
+        Ok(Self { storage, writer, tail: Arc::new(Mutex::new(tail)) })
+    }
+
+    /// Position of the last entry; `None` in an empty log.
+    pub fn last_index(&self) -> Option<u64> {
+        self.tail.lock().last.map(|id| id.index)
+    }
+
+    async fn write_synced(&self, batch: WriteBatch) -> io::Result<()> {
+        let (done, result) = oneshot::channel();
+        // The receiver is gone only if the caller was dropped; then nobody waits for the answer.
+        self.writer.submit(batch, Box::new(move |written| drop(done.send(written))));
+        result.await.map_err(|_| io::Error::other("the log writer has stopped"))?.map_err(io_error)
+    }
+
+    /// Reads entries from `start` on, up to the read limits, without a gap.
+    fn read(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        let tail_first = {
+            let tail = self.tail.lock();
+            let first = tail.first_index().unwrap_or(u64::MAX);
+            if start >= first {
+                let skip = usize::try_from(start - first).unwrap_or(usize::MAX);
+                for cached in tail.entries.iter().skip(skip).take(READ_ENTRIES_MAX) {
+                    if cached.entry.log_id.index >= end || (bytes >= READ_BYTES_MAX && !entries.is_empty()) {
+                        break;
+                    }
+                    bytes += cached.bytes;
+                    entries.push(cached.entry.clone());
+                }
+                return Ok(entries);
+            }
+            first
+        };
+        let pairs = self.storage.scan(Scan {
+            table: Table::Log,
+            start: keys::log::entry(start),
+            end: keys::log::entry(end.min(tail_first)),
+            direction: Direction::Up,
+            items_max: READ_ENTRIES_MAX,
+            bytes_max: READ_BYTES_MAX,
+        });
+        for (_, value) in pairs.map_err(io_error)? {
+            let entry = decode_entry(value).map_err(|e| damaged("a log entry", e))?;
+            let expected = entries.last().map_or(entry.log_id.index, |before: &Entry| before.log_id.index + 1);
+            if entry.log_id.index != expected {
+                return Err(damaged("the log", format!("entry {expected} is missing")));
+            }
+            entries.push(entry);
+        }
+        Ok(entries)
+    }
+}
+
+fn limits<R: RangeBounds<u64>>(range: &R) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(before) => before + 1,
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(last) => last.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<R: RangeBounds<u64> + Clone + Debug + Send>(
+        &mut self,
+        range: R,
+    ) -> io::Result<Vec<Entry>> {
+        let (mut start, end) = limits(&range);
+        let mut entries = Vec::new();
+        while start < end {
+            let more = self.read(start, end)?;
+            let Some(last) = more.last() else { break };
+            start = last.log_id.index + 1;
+            entries.extend(more);
+        }
+        Ok(entries)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.tail.lock().vote)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.read(start, end)
+    }
+
+    /// Reads in pieces, so that a long replay after a restart holds a few MiB at a time.
+    async fn entries_stream<R>(&mut self, range: R) -> impl Stream<Item = io::Result<Entry>> + Send
+    where
+        R: RangeBounds<u64> + Clone + Debug + Send,
+    {
+        let (start, end) = limits(&range);
+        let pieces = stream::unfold((self.clone(), start), move |(log, start)| async move {
+            if start >= end {
+                return None;
+            }
+            match log.read(start, end) {
+                Ok(entries) => {
+                    let next = entries.last()?.log_id.index + 1;
+                    Some((stream::iter(entries.into_iter().map(Ok).collect::<Vec<_>>()), (log, next)))
+                }
+                Err(error) => Some((stream::iter(vec![Err(error)]), (log, end))),
+            }
+        });
+        Box::pin(futures::StreamExt::flatten(pieces))
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let tail = self.tail.lock();
+        Ok(LogState { last_purged_log_id: tail.purged, last_log_id: tail.last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Log, keys::log::VOTE.to_vec(), vote_to(vote).encode_to_vec());
+        self.write_synced(batch).await?;
+        self.tail.lock().vote = Some(*vote);
+        Ok(())
+    }
+
+    /// Kept so that reads do not go back in time after a restart. It may be lost, so nobody waits for a sync.
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        let Some(committed) = committed else { return Ok(()) };
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Log, keys::log::COMMITTED.to_vec(), log_id_to(&committed).encode_to_vec());
+        self.storage.write(batch, Durability::Buffered).map_err(io_error)?;
+        self.tail.lock().committed = Some(committed);
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        let tail = self.tail.lock();
+        // After a torn tail the position may be past the last entry.
+        Ok(tail.committed.min(tail.last))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let mut batch = WriteBatch::default();
+        let mut last = 0;
+        {
+            let mut tail = self.tail.lock();
+            for entry in entries {
+                last = entry.log_id.index;
+                let record = Bytes::from(entry_to(&entry).encode_to_vec());
+                let bytes = record.len();
+                batch.put(Table::Log, keys::log::entry(last), record);
+                tail.push(entry, bytes);
+            }
+        }
+        let tail = self.tail.clone();
+        let done = move |written: Result<(), StoreError>| {
+            if written.is_ok() {
+                let mut tail = tail.lock();
+                // A truncation in between has lowered the end of the log; it is written behind this batch.
+                tail.synced = tail.synced.max(last.min(tail.last.map_or(0, |id| id.index)));
+                tail.drop_synced(TAIL_BYTES_MAX, None);
+            }
+            callback.io_completed(written.map_err(io_error));
+        };
+        self.writer.submit(batch, Box::new(done));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        let mut batch = WriteBatch::default();
+        let start = last.map_or(0, |id| id.index + 1);
+        batch.delete_range(Table::Log, keys::log::entry(start), keys::end_of(keys::log::ENTRY));
+        {
+            let mut tail = self.tail.lock();
+            tail.truncate_after(last.map(|id| id.index));
+            tail.last = last.or(tail.purged);
+        }
+        self.write_synced(batch).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Log, keys::log::PURGED.to_vec(), log_id_to(&upto).encode_to_vec());
+        batch.delete_range(Table::Log, keys::log::entry(0), keys::log::entry(upto.index + 1));
+        self.write_synced(batch).await?;
+        let mut tail = self.tail.lock();
+        tail.purged = Some(upto);
+        tail.last = tail.last.max(Some(upto));
+        tail.drop_synced(TAIL_BYTES_MAX, Some(upto.index));
+        Ok(())
+    }
+}

@@ -1,0 +1,270 @@
+//! What follows from the log, on [`Storage`]: one write an entry, and the reads that the ledger and the node's
+//! interfaces need. Clones share the store.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_ledger::{GroupKey, Head, Occurrence, Occurrences, OpenGroup, Write};
+use lockstep_store::home::StoreHome;
+use lockstep_store::{
+    Direction, Durability, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, WriteBatch, keys,
+};
+use lockstep_types::{
+    Batch, ContentId, DecodeError, Height, MessageId, OutputName, Sequence, Task, TaskId, TaskNumber, proto,
+};
+use parking_lot::RwLock;
+use prost::Message as _;
+
+use crate::convert::{decode_stored_membership, encode_stored_membership, log_id_from, log_id_to};
+use crate::raft_types::{LogId, StoredMembership};
+
+/// State could not be read.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ReadError {
+    /// The disk failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A record is not what was written.
+    #[error("a stored record is damaged: {0}")]
+    Damaged(#[from] DecodeError),
+}
+
+/// A directory with a consistent copy of the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotDirectory(pub PathBuf);
+
+/// Most groups and outputs that are loaded at start; the network's own limits are below.
+const LOAD_ITEMS_MAX: usize = 10_000_000;
+
+/// See the module's documentation.
+#[derive(Clone)]
+pub struct StateStore {
+    home: StoreHome,
+    /// Replaced as a whole when a snapshot is installed.
+    storage: Arc<RwLock<Arc<RocksStorage>>>,
+}
+
+fn number(bytes: &[u8]) -> Result<u64, DecodeError> {
+    Ok(u64::from_be_bytes(bytes.try_into().map_err(|_| DecodeError::malformed("number", "not 8 bytes"))?))
+}
+
+impl StateStore {
+    /// Opens the state of a node.
+    ///
+    /// # Errors
+    /// With a sentence for the operator.
+    pub fn open(home: &StoreHome) -> Result<Self, StoreError> {
+        let storage = RocksStorage::open(&home.state_path()?, Kind::State)?;
+        Ok(Self { home: home.clone(), storage: Arc::new(RwLock::new(Arc::new(storage))) })
+    }
+
+    fn storage(&self) -> Arc<RocksStorage> {
+        self.storage.read().clone()
+    }
+
+    /// Stores everything that one entry changed, together with its position.
+    pub(crate) fn write(
+        &self,
+        applied: &LogId,
+        membership: Option<&StoredMembership>,
+        writes: &[Write],
+    ) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::with_capacity(writes.len() + 4);
+        for write in writes {
+            put(&mut batch, write);
+        }
+        batch.put(Table::Index, keys::APPLIED.to_vec(), log_id_to(applied).encode_to_vec());
+        if let Some(membership) = membership {
+            batch.put(Table::Index, keys::MEMBERSHIP.to_vec(), encode_stored_membership(membership));
+        }
+        self.storage().write(batch, Durability::Buffered)
+    }
+
+    /// Writes what is in memory to disk, so that a restart has nothing to apply again.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.storage().flush()
+    }
+
+    pub(crate) fn applied(&self) -> Result<(Option<LogId>, StoredMembership), ReadError> {
+        let storage = self.storage();
+        let applied = storage.get(Table::Index, keys::APPLIED)?;
+        let applied = applied.map(|b| proto::LogId::decode(b).map_err(|e| DecodeError::malformed("position", e)));
+        let membership = storage.get(Table::Index, keys::MEMBERSHIP)?.map(decode_stored_membership).transpose()?;
+        Ok((applied.transpose()?.as_ref().map(log_id_from), membership.unwrap_or_default()))
+    }
+
+    /// The ledger's head; `None` before the first batch.
+    pub fn head(&self) -> Result<Option<Head>, ReadError> {
+        Ok(self.storage().get(Table::Index, keys::HEAD)?.map(Head::decode).transpose()?)
+    }
+
+    fn load(&self, prefix: u8) -> Result<Vec<Pair>, StoreError> {
+        self.storage().scan(Scan {
+            table: Table::Index,
+            start: vec![prefix],
+            end: keys::end_of(prefix),
+            direction: Direction::Up,
+            items_max: LOAD_ITEMS_MAX,
+            bytes_max: usize::MAX,
+        })
+    }
+
+    pub(crate) fn groups(&self) -> Result<Vec<(GroupKey, OpenGroup)>, ReadError> {
+        self.load(keys::GROUP)?.into_iter().map(|(_, value)| Ok(OpenGroup::decode(value)?)).collect()
+    }
+
+    /// How far each output is known to be.
+    pub fn progress(&self) -> Result<BTreeMap<OutputName, TaskNumber>, ReadError> {
+        let bad = |_| DecodeError::malformed("output name", "not a name");
+        let pair = |(key, value): Pair| {
+            let name = std::str::from_utf8(&key[1..]).map_err(|e| DecodeError::malformed("output name", e))?;
+            Ok((name.parse().map_err(bad)?, TaskNumber(number(&value)?)))
+        };
+        self.load(keys::PROGRESS)?.into_iter().map(pair).collect()
+    }
+
+    /// The batch at a height.
+    pub fn batch(&self, height: Height) -> Result<Option<Batch>, ReadError> {
+        let record = self.storage().get(Table::Chain, &keys::batch(height))?;
+        Ok(record.map(Batch::decode).transpose()?)
+    }
+
+    /// Batches from a height on, up to a count and, after the first, about `bytes_max` bytes.
+    pub fn batches(&self, from: Height, items_max: usize, bytes_max: usize) -> Result<Vec<Batch>, ReadError> {
+        let pairs = self.storage().scan(Scan {
+            table: Table::Chain,
+            start: keys::batch(from),
+            end: keys::end_of(keys::BATCH),
+            direction: Direction::Up,
+            items_max,
+            bytes_max,
+        })?;
+        pairs.into_iter().map(|(_, record)| Ok(Batch::decode(record)?)).collect()
+    }
+
+    /// The height whose key is the greatest at or below `key`.
+    fn height_at(&self, prefix: u8, key: Vec<u8>) -> Result<Option<Height>, ReadError> {
+        let mut end = key;
+        end.push(0);
+        let found = self.storage().scan(Scan {
+            table: Table::Chain,
+            start: vec![prefix],
+            end,
+            direction: Direction::Down,
+            items_max: 1,
+            bytes_max: usize::MAX,
+        })?;
+        Ok(found.first().map(|(_, value)| number(value)).transpose()?.map(Height))
+    }
+
+    /// The batch that has the message with this sequence.
+    pub fn batch_of_message(&self, sequence: Sequence) -> Result<Option<Batch>, ReadError> {
+        let height = self.height_at(keys::SEQUENCE, keys::first_sequence(sequence))?;
+        let batch = height.map(|height| self.batch(height)).transpose()?.flatten();
+        Ok(batch.filter(|batch| batch.message_at(sequence).is_some()))
+    }
+
+    /// The batch that closed the task with this number.
+    pub fn batch_of_task(&self, number: TaskNumber) -> Result<Option<Batch>, ReadError> {
+        let height = self.height_at(keys::TASK_NUMBER, keys::first_task(number))?;
+        let batch = height.map(|height| self.batch(height)).transpose()?.flatten();
+        Ok(batch.filter(|batch| batch.task_at(number).is_some()))
+    }
+
+    /// The newest occurrence of a content.
+    pub fn occurrence(&self, id: &ContentId) -> Result<Option<Occurrence>, ReadError> {
+        let record = self.storage().get(Table::Index, &keys::occurrence(id))?;
+        Ok(record.map(|record| Occurrence::decode(&record)).transpose()?)
+    }
+
+    /// Where the message with this id stands.
+    pub fn sequence_of(&self, id: &MessageId) -> Result<Option<Sequence>, ReadError> {
+        if let Some(place) = self.storage().get(Table::Index, &keys::message_place(id))? {
+            return Ok(Some(Sequence(number(&place)?)));
+        }
+        // A content's first occurrence has the content id for its message id, and no entry of its own.
+        let occurrence = self.occurrence(&ContentId(id.0))?;
+        Ok(occurrence.filter(|occurrence| occurrence.count == 1).map(|occurrence| occurrence.sequence))
+    }
+
+    /// The number of the task with this id.
+    pub fn task_number(&self, id: &TaskId) -> Result<Option<TaskNumber>, ReadError> {
+        let place = self.storage().get(Table::Index, &keys::task_place(id))?;
+        Ok(place.map(|place| number(&place)).transpose()?.map(TaskNumber))
+    }
+
+    /// The task that has the message with this sequence, which stands in `batch`.
+    pub fn task_of(&self, batch: &Batch, sequence: Sequence) -> Result<Option<Task>, ReadError> {
+        if let Some(task) = batch.tasks.iter().find(|task| task.sequences.contains(&sequence)) {
+            return Ok(Some(task.clone()));
+        }
+        let Some(place) = self.storage().get(Table::Index, &keys::packed(sequence))? else { return Ok(None) };
+        let number = TaskNumber(number(&place)?);
+        Ok(self.batch_of_task(number)?.and_then(|batch| batch.task_at(number).cloned()))
+    }
+
+    /// Makes a consistent copy in a new directory.
+    pub(crate) fn checkpoint(&self, name: &str) -> Result<SnapshotDirectory, StoreError> {
+        let parent = self.home.snapshots_path();
+        let path = parent.join(name);
+        let prepare = || -> std::io::Result<()> {
+            std::fs::create_dir_all(&parent)?;
+            if path.exists() { std::fs::remove_dir_all(&path) } else { Ok(()) }
+        };
+        prepare().map_err(|e| StoreError::Failed(format!("{}: {e}", path.display())))?;
+        self.storage().checkpoint(&path)?;
+        Ok(SnapshotDirectory(path))
+    }
+
+    /// Replaces the state by a received copy, by one synced switch.
+    pub(crate) fn install(&self, received: &SnapshotDirectory, name: &str) -> Result<(), StoreError> {
+        let old = self.home.state_path()?;
+        let path = self.home.switch_state(&received.0, name)?;
+        let opened = Arc::new(RocksStorage::open(&path, Kind::State)?);
+        *self.storage.write() = opened;
+        if old != path {
+            // Readers may still hold the old store: its files live until they are closed, only the names go.
+            let _ = std::fs::remove_dir_all(&old);
+        }
+        Ok(())
+    }
+}
+
+fn put(batch: &mut WriteBatch, write: &Write) {
+    let be = |n: u64| Bytes::copy_from_slice(&n.to_be_bytes());
+    match write {
+        Write::Occurrence(id, occurrence) => {
+            batch.put(Table::Index, keys::occurrence(id), Bytes::copy_from_slice(&occurrence.encode()));
+        }
+        Write::MessagePlace(id, sequence) => batch.put(Table::Index, keys::message_place(id), be(sequence.0)),
+        Write::TaskPlace(id, number) => batch.put(Table::Index, keys::task_place(id), be(number.0)),
+        Write::Packed(sequence, number) => batch.put(Table::Index, keys::packed(*sequence), be(number.0)),
+        Write::Group(key, Some(group)) => batch.put(Table::Index, keys::group(&key.encode()), group.encode(key)),
+        Write::Group(key, None) => batch.delete(Table::Index, keys::group(&key.encode())),
+        Write::Progress(output, number) => batch.put(Table::Index, keys::progress(output), be(number.0)),
+        Write::Batch(made) => {
+            let header = &made.header;
+            batch.put(Table::Chain, keys::batch(header.height), made.encode());
+            if !made.messages.is_empty() {
+                batch.put(Table::Chain, keys::first_sequence(header.first_sequence), be(header.height.0));
+            }
+            if !made.tasks.is_empty() {
+                batch.put(Table::Chain, keys::first_task(header.first_task_number), be(header.height.0));
+            }
+        }
+        Write::Head(head) => batch.put(Table::Index, keys::HEAD.to_vec(), head.encode()),
+    }
+}
+
+impl Occurrences for StateStore {
+    type Error = ReadError;
+
+    fn occurrences(&self, ids: &[ContentId]) -> Result<Vec<Option<Occurrence>>, ReadError> {
+        let keys: Vec<_> = ids.iter().map(keys::occurrence).collect();
+        let records = self.storage().get_many(Table::Index, &keys)?;
+        let decode = |record: Option<Bytes>| record.map(|r| Occurrence::decode(&r)).transpose();
+        Ok(records.into_iter().map(decode).collect::<Result<_, _>>()?)
+    }
+}

@@ -1,0 +1,151 @@
+//! Raft's messages to other members, over a port that the network (or a simulation) stands behind.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lockstep_types::{DecodeError, NodeId, proto};
+use openraft::OptionalSend;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
+};
+use prost::Message as _;
+
+use crate::convert;
+use crate::raft_types::{TypeConfig, Vote};
+use crate::state_store::SnapshotDirectory;
+
+/// A request to a member was not answered.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum TransportError {
+    /// There is no connection: ask again later.
+    #[error("not connected: {0}")]
+    Unreachable(String),
+    /// The connection broke, or there was no answer in time: ask again at once.
+    #[error("no answer: {0}")]
+    Broken(String),
+}
+
+/// Makes connections to members.
+pub trait Transport: Send + Sync + 'static {
+    /// A connection of its own to a member; made when it is first used.
+    fn connect(&self, target: NodeId) -> Box<dyn Connection>;
+}
+
+/// Requests to one member, one at a time. A call that is dropped half-way, or fails, must not let its answer pass
+/// for that of a later call.
+#[async_trait]
+pub trait Connection: Send + Sync + 'static {
+    /// Sends a request and waits for the answer.
+    async fn call(&mut self, request: Bytes, timeout: Duration) -> Result<Bytes, TransportError>;
+}
+
+pub(crate) struct Connector(pub Arc<dyn Transport>);
+
+pub(crate) struct Link {
+    connection: Box<dyn Connection>,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Connector {
+    type Network = Link;
+
+    async fn new_client(&mut self, target: u64, _node: &openraft::EmptyNode) -> Link {
+        Link { connection: self.0.connect(NodeId(target)) }
+    }
+}
+
+type RpcError = RPCError<TypeConfig>;
+type Response = proto::raft_response::Kind;
+
+fn malformed(error: &DecodeError) -> RpcError {
+    RPCError::Network(NetworkError::new(error))
+}
+
+impl Link {
+    async fn call(&mut self, kind: proto::raft_request::Kind, option: &RPCOption) -> Result<Response, RpcError> {
+        let request = proto::RaftRequest { kind: Some(kind) }.encode_to_vec();
+        let answer = self.connection.call(request.into(), option.soft_ttl()).await.map_err(|error| match error {
+            TransportError::Unreachable(_) => RPCError::Unreachable(Unreachable::new(&error)),
+            TransportError::Broken(_) => RPCError::Network(NetworkError::new(&error)),
+        })?;
+        let answer = proto::RaftResponse::decode(answer).map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
+        match answer.kind {
+            // The peer's raft has stopped, or cannot serve this: treat it as away.
+            Some(Response::Failed(reason)) => Err(RPCError::Unreachable(Unreachable::from_string(reason))),
+            Some(kind) => Ok(kind),
+            None => Err(malformed(&DecodeError::malformed("raft answer", "unknown kind"))),
+        }
+    }
+
+    async fn call_vote(
+        &mut self,
+        kind: proto::raft_request::Kind,
+        option: &RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        match self.call(kind, option).await? {
+            Response::Vote(vote) => convert::vote_response_from(vote).map_err(|e| malformed(&e)),
+            _ => Err(malformed(&DecodeError::malformed("raft answer", "not to a vote"))),
+        }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Link {
+    type SnapshotData = SnapshotDirectory;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        let kind = proto::raft_request::Kind::Append(convert::append_to(&request));
+        match self.call(kind, &option).await? {
+            Response::Append(answer) => convert::append_response_from(answer).map_err(|e| malformed(&e)),
+            _ => Err(malformed(&DecodeError::malformed("raft answer", "not to an append"))),
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        self.call_vote(proto::raft_request::Kind::Vote(convert::vote_request_to(&request)), &option).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RpcError> {
+        self.call_vote(proto::raft_request::Kind::PreVote(convert::vote_request_to(&request)), &option).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        _vote: Vote,
+        _snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotDirectory>,
+        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        // The log is never purged in this version, so every member can be brought forward from it alone.
+        let reason = "snapshots are not sent between members in this version";
+        Err(StreamingError::Unreachable(Unreachable::from_string(reason)))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
+        let kind = proto::raft_request::Kind::Transfer(convert::transfer_to(&request));
+        match self.call(kind, &option).await? {
+            Response::Append(_) => Ok(Ok(())),
+            _ => Err(malformed(&DecodeError::malformed("raft answer", "not to a transfer"))),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Nodes on real loopback sockets, for this crate's tests.
+// Each test binary uses its part of this module.
+#![allow(dead_code)]
+
+use std::future::Future;
+use std::time::Duration;
+
+use bytes::Bytes;
+use lockstep_network::{Channel, GossipInbox, Handle, Network, Options, Peer, Service};
+use lockstep_types::{Epoch, Incarnation, NetworkId, NodeId, SigningKey};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long a condition may take before a test fails.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+pub const NETWORK: NetworkId = NetworkId([7; 32]);
+
+/// Answers each request with the node's id, the asker's and the request itself; sleeps first where the request says
+/// for how many milliseconds.
+pub struct Echo;
+
+impl Service for Echo {
+    async fn handle(&self, from: NodeId, request: Bytes) -> Bytes {
+        if let Some(ms) = request.strip_prefix(b"sleep ") {
+            let ms: u64 = std::str::from_utf8(ms).unwrap().parse().unwrap();
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+        }
+        Bytes::from([&from.0.to_be_bytes()[..], &request].concat())
+    }
+}
+
+pub struct Node {
+    pub handle: Handle,
+    pub inbox: GossipInbox,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Node {
+    pub async fn start(options: Options) -> Self {
+        let (network, handle, inbox) = Network::bind(options).await.unwrap();
+        handle.serve(Channel::Raft, Echo).unwrap();
+        handle.serve(Channel::Bundle, Echo).unwrap();
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(network.run(stop.clone()));
+        Self { handle, inbox, stop, task }
+    }
+
+    pub fn address(&self) -> String {
+        self.handle.listen_addresses()[0].clone()
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        tokio::time::timeout(DEADLINE, self.task).await.expect("a stopped network ends").unwrap();
+    }
+}
+
+pub fn key(n: u64) -> SigningKey {
+    SigningKey::from_bytes([n as u8; 32]).unwrap()
+}
+
+pub fn options(n: u64) -> Options {
+    let mut options = Options::new(key(n), NETWORK, Epoch(0), NodeId(n), Incarnation([n as u8; 16]));
+    options.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
+    options
+}
+
+pub fn peer(n: u64, address: Option<String>) -> Peer {
+    Peer {
+        node: NodeId(n),
+        name: format!("node-{n}"),
+        key: key(n).public(),
+        address,
+        incarnation: Incarnation([n as u8; 16]),
+    }
+}
+
+/// Starts nodes 1 to `count` that know each other, and waits until all are connected.
+pub async fn cluster(count: u64) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for n in 1..=count {
+        nodes.push(Node::start(options(n)).await);
+    }
+    for node in &nodes {
+        for (n, other) in (1..).zip(&nodes) {
+            node.handle.set_member(peer(n, Some(other.address()))).await.unwrap();
+        }
+    }
+    for node in &nodes {
+        connected(&node.handle, count as usize - 1).await;
+    }
+    nodes
+}
+
+/// Waits until exactly `count` members are connected; says how long it took.
+pub async fn connected(handle: &Handle, count: usize) -> Duration {
+    let (start, mut peers) = (Instant::now(), handle.watch_peers());
+    let reached = peers.wait_for(|peers| peers.iter().filter(|peer| peer.connected).count() == count);
+    tokio::time::timeout(DEADLINE, reached).await.expect("members connect and part in time").unwrap();
+    start.elapsed()
+}
+
+/// Tries until `attempt` gives something.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut attempt: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    while Instant::now() < deadline {
+        if let Some(done) = attempt().await {
+            return done;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("not in time: {what}");
+}

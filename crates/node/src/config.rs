@@ -1,0 +1,239 @@
+//! A node's own configuration, `config.toml`. Nothing in it changes what the network computes: that is the genesis.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use lockstep_ledger::PoolLimits;
+use lockstep_types::OutputName;
+use serde::{Deserialize, Serialize};
+
+use crate::error::NodeError;
+
+/// The file. Paths are relative to the node's home.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// HTTP and gRPC.
+    pub http: HttpConfig,
+    /// Peer-to-peer.
+    pub p2p: P2pConfig,
+    /// Limits on what waits for its place.
+    #[serde(default)]
+    pub pool: PoolConfig,
+    /// Timing of consensus.
+    #[serde(default)]
+    pub raft: RaftConfig,
+    /// Stores that this node feeds.
+    #[serde(default, rename = "output", skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<OutputConfig>,
+}
+
+/// HTTP and gRPC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// How long a message is held while no majority can be reached; real devices give up after 3 to 5 s.
+    #[serde(default = "default_hold_ms")]
+    pub hold_ms: u64,
+    /// Most open connections.
+    #[serde(default = "default_connections_max")]
+    pub connections_max: usize,
+}
+
+fn default_hold_ms() -> u64 {
+    2_500
+}
+
+fn default_connections_max() -> usize {
+    8_192
+}
+
+impl HttpConfig {
+    /// Defaults at an address.
+    pub fn at(listen: SocketAddr) -> Self {
+        Self { listen, hold_ms: default_hold_ms(), connections_max: default_connections_max() }
+    }
+}
+
+/// Peer-to-peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct P2pConfig {
+    /// Multiaddresses to listen on.
+    pub listen: Vec<String>,
+    /// A message that is not ordered after this time is gossiped to all nodes, so that any of them can carry on.
+    #[serde(default = "default_gossip_delay_ms")]
+    pub gossip_delay_ms: u64,
+}
+
+fn default_gossip_delay_ms() -> u64 {
+    20
+}
+
+impl P2pConfig {
+    /// Defaults at an address.
+    pub fn at(listen: String) -> Self {
+        Self { listen: vec![listen], gossip_delay_ms: default_gossip_delay_ms() }
+    }
+}
+
+/// Limits on what waits for its place; beyond them: 429.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PoolConfig {
+    /// Most messages.
+    pub messages_max: usize,
+    /// Most bytes.
+    pub bytes_max: usize,
+    /// Threads that check signatures; 0: one a core.
+    pub verify_threads: usize,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        let limits = PoolLimits::default();
+        Self { messages_max: limits.messages_max, bytes_max: limits.bytes_max, verify_threads: 0 }
+    }
+}
+
+/// Timing of consensus.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RaftConfig {
+    /// A leader that is silent for this long, up to twice this, is replaced.
+    pub election_timeout_ms: u64,
+    /// How often a leader speaks when there is nothing to say.
+    pub heartbeat_ms: u64,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        Self { election_timeout_ms: 750, heartbeat_ms: 150 }
+    }
+}
+
+/// Who feeds an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// One store for the network: the leader publishes.
+    Network,
+    /// A store of this operator's own: this node publishes.
+    Node,
+}
+
+/// A store that this node feeds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputConfig {
+    /// Its name: the same on all nodes for an output of the network.
+    pub name: OutputName,
+    /// Who feeds it.
+    pub scope: Scope,
+    /// Where it is.
+    #[serde(flatten)]
+    pub kind: OutputKind,
+}
+
+/// Where an output is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum OutputKind {
+    /// A SQLite file.
+    Sqlite {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A PostgreSQL server.
+    Postgres {
+        /// A file with the connection string, so that this one holds no secret.
+        dsn_file: PathBuf,
+        /// Schema of the tables.
+        #[serde(default = "default_schema")]
+        schema: String,
+    },
+}
+
+fn default_schema() -> String {
+    "public".into()
+}
+
+impl Config {
+    /// Reads and checks a file's text.
+    ///
+    /// # Errors
+    /// A sentence that names the line or the setting.
+    pub fn parse(text: &str) -> Result<Self, NodeError> {
+        let bad = |reason: String| NodeError::Config(format!("config.toml: {reason}"));
+        let config: Self = toml::from_str(text).map_err(|e| bad(e.to_string().trim().replace('\n', " ")))?;
+        let raft = &config.raft;
+        if raft.heartbeat_ms == 0 || raft.election_timeout_ms < 3 * raft.heartbeat_ms {
+            return Err(bad("election_timeout_ms must be at least three times heartbeat_ms".into()));
+        }
+        if config.pool.messages_max == 0 || config.pool.bytes_max == 0 || config.http.connections_max == 0 {
+            return Err(bad("limits must be at least 1".into()));
+        }
+        for (i, output) in config.outputs.iter().enumerate() {
+            if config.outputs[..i].iter().any(|other| other.name == output.name) {
+                return Err(bad(format!("two outputs are named {}", output.name)));
+            }
+        }
+        Ok(config)
+    }
+
+    /// The file's text.
+    ///
+    /// # Errors
+    /// If it cannot be written as TOML.
+    pub fn to_text(&self) -> Result<String, NodeError> {
+        toml::to_string(self).map_err(|e| NodeError::Config(format!("config.toml cannot be written: {e}")))
+    }
+
+    /// The pool's limits.
+    pub fn pool_limits(&self) -> PoolLimits {
+        PoolLimits { messages_max: self.pool.messages_max, bytes_max: self.pool.bytes_max }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Config {
+        Config {
+            http: HttpConfig::at("127.0.0.1:9000".parse().unwrap()),
+            p2p: P2pConfig::at("/ip4/127.0.0.1/tcp/9100".into()),
+            pool: PoolConfig::default(),
+            raft: RaftConfig::default(),
+            outputs: vec![
+                OutputConfig {
+                    name: "tasks".parse().unwrap(),
+                    scope: Scope::Node,
+                    kind: OutputKind::Sqlite { path: "tasks.sqlite".into() },
+                },
+                OutputConfig {
+                    name: "w3bstream".parse().unwrap(),
+                    scope: Scope::Network,
+                    kind: OutputKind::Postgres { dsn_file: "postgres.dsn".into(), schema: "public".into() },
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn a_written_configuration_reads_back() {
+        assert_eq!(Config::parse(&example().to_text().unwrap()).unwrap(), example());
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let text = example().to_text().unwrap();
+        let error = |text: &str| Config::parse(text).unwrap_err().to_string();
+        assert!(error(&text.replace("hold_ms", "hold_msec")).contains("hold_msec"));
+        assert!(error(&text.replace("w3bstream", "tasks")).contains("two outputs"));
+        assert!(error("[http").contains("config.toml"));
+        assert!(error(&text.replace("heartbeat_ms = 150", "heartbeat_ms = 700")).contains("three times"));
+    }
+}

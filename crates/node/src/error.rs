@@ -1,0 +1,44 @@
+//! Why a node does not start, or stopped: each one sentence for the operator.
+
+use lockstep_consensus::ConsensusError;
+use lockstep_network::NetworkError;
+use lockstep_store::StoreError;
+use lockstep_types::GenesisError;
+
+/// See the module's documentation.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The configuration, a key file or the home directory is not what it must be. Nothing was started.
+    #[error("{0}")]
+    Config(String),
+    /// The genesis is wrong.
+    #[error(transparent)]
+    Genesis(#[from] GenesisError),
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The peer-to-peer network cannot start.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The HTTP interface cannot start.
+    #[error(transparent)]
+    Api(#[from] lockstep_api::ApiError),
+    /// Consensus cannot start.
+    #[error(transparent)]
+    Consensus(#[from] ConsensusError),
+    /// A part without which the node cannot go on has ended.
+    #[error("{part} has stopped: {reason}")]
+    Stopped {
+        /// Which part.
+        part: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl NodeError {
+    /// Whether an operator must change something before another start can succeed.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Genesis(_))
+    }
+}

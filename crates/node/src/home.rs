@@ -1,0 +1,283 @@
+//! A node's home directory: what `lockstep init` makes and `lockstep start` reads.
+//!
+//! ```text
+//! config.toml    this node's settings
+//! node.key       its private key, hex (0600)
+//! task.key       the key that tasks are signed with, hex (0600); operators of one network share it
+//! member.json    its public part, for the other operators
+//! genesis.json   the network
+//! store/         log and state
+//! ```
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use lockstep_store::home::StoreHome;
+use lockstep_types::{Genesis, Incarnation, Member, NodeId, SigningKey};
+
+use crate::config::Config;
+use crate::error::NodeError;
+
+/// A home directory. See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Home {
+    path: PathBuf,
+}
+
+/// What tells a new member from the others.
+#[derive(Debug, Clone)]
+pub struct MemberOptions {
+    /// The operator's name for the node.
+    pub name: String,
+    /// Multiaddress at which the others reach it.
+    pub p2p: String,
+    /// URL of its HTTP interface.
+    pub http: String,
+}
+
+/// A home that was read and found whole.
+#[derive(Debug)]
+pub struct Opened {
+    /// Settings.
+    pub config: Config,
+    /// The node's key.
+    pub node_key: SigningKey,
+    /// The key that tasks are signed with.
+    pub task_key: SigningKey,
+    /// The network.
+    pub genesis: Genesis,
+    /// This node's id in it.
+    pub node: NodeId,
+    /// Log and state.
+    pub store: StoreHome,
+}
+
+fn config_error(path: &Path, reason: impl std::fmt::Display) -> NodeError {
+    NodeError::Config(format!("{}: {reason}", path.display()))
+}
+
+/// Makes a new random key.
+///
+/// # Errors
+/// If the system gives no randomness.
+pub fn random_key() -> Result<SigningKey, NodeError> {
+    loop {
+        // All but one in 2^128 random scalars are valid.
+        if let Ok(key) = SigningKey::from_bytes(random_bytes()?) {
+            return Ok(key);
+        }
+    }
+}
+
+fn random_bytes<const N: usize>() -> Result<[u8; N], NodeError> {
+    use rand::TryRng as _;
+    let mut bytes = [0; N];
+    let failed = |e| NodeError::Config(format!("the system gives no randomness: {e}"));
+    rand::rngs::SysRng.try_fill_bytes(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+impl Home {
+    /// The home at a path; nothing is read yet.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A file or directory in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn write_new(&self, name: &str, text: &str, mode: u32) -> Result<(), NodeError> {
+        let path = self.file(name);
+        let write = || -> std::io::Result<()> {
+            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        };
+        write().map_err(|e| config_error(&path, e))
+    }
+
+    fn read(&self, name: &str) -> Result<String, NodeError> {
+        let path = self.file(name);
+        fs::read_to_string(&path).map_err(|e| config_error(&path, e))
+    }
+
+    fn read_key(&self, name: &str) -> Result<SigningKey, NodeError> {
+        let text = self.read(name)?;
+        SigningKey::from_hex(&text).map_err(|_| config_error(&self.file(name), "is not a private key (64 hex digits)"))
+    }
+
+    /// Makes a home: keys, store, settings, and the public part for the other operators. A task key is made unless
+    /// one is given.
+    ///
+    /// # Errors
+    /// If there is one already: a key or store is never overwritten.
+    pub fn create(
+        &self,
+        config: &Config,
+        member: MemberOptions,
+        task_key: Option<&SigningKey>,
+    ) -> Result<Member, NodeError> {
+        fs::create_dir_all(&self.path).map_err(|e| config_error(&self.path, e))?;
+        for name in ["config.toml", "node.key", "store"] {
+            if self.file(name).exists() {
+                return Err(config_error(&self.path, format!("there is a node here already ({name} exists)")));
+            }
+        }
+        let node_key = random_key()?;
+        let task_key = task_key.cloned().map_or_else(random_key, Ok)?;
+        let incarnation = Incarnation(random_bytes()?);
+        self.write_new("node.key", &hex_line(&node_key), 0o600)?;
+        if !self.file("task.key").exists() {
+            self.write_new("task.key", &hex_line(&task_key), 0o600)?;
+        }
+        StoreHome::create(&self.file("store"), incarnation)?;
+        self.write_new("config.toml", &config.to_text()?, 0o644)?;
+        let member = Member {
+            name: member.name,
+            public_key: format!("0x{}", hex_of(&node_key.public().compressed())),
+            incarnation,
+            p2p: member.p2p,
+            http: member.http,
+        };
+        let text = serde_json::to_string_pretty(&member).map_err(|e| config_error(&self.path, e))?;
+        self.write_new("member.json", &(text + "\n"), 0o644)?;
+        Ok(member)
+    }
+
+    /// Puts a genesis into the home.
+    ///
+    /// # Errors
+    /// If another one is there, or this node is not a member of it.
+    pub fn install_genesis(&self, genesis: &Genesis) -> Result<NodeId, NodeError> {
+        let (node, _) = self.member_of(genesis, &self.read_key("node.key")?)?;
+        let path = self.file("genesis.json");
+        if path.exists() {
+            let present = Genesis::parse(&self.read("genesis.json")?)?;
+            if present != *genesis {
+                return Err(config_error(&path, "there is another genesis here already"));
+            }
+            return Ok(node);
+        }
+        self.write_new("genesis.json", &genesis.to_text()?, 0o644)?;
+        Ok(node)
+    }
+
+    fn member_of(&self, genesis: &Genesis, key: &SigningKey) -> Result<(NodeId, Member), NodeError> {
+        let found = genesis.member_of(&key.public()).map(|(id, member)| (id, member.clone()));
+        found.ok_or_else(|| {
+            let network = &genesis.network;
+            config_error(
+                &self.path,
+                format!("the key in node.key ({}) is no member of network {network}", key.address()),
+            )
+        })
+    }
+
+    /// Reads everything and checks that it belongs together.
+    ///
+    /// # Errors
+    /// A sentence that names the file and what to do.
+    pub fn open(&self) -> Result<Opened, NodeError> {
+        if !self.path.is_dir() {
+            let hint = "no such directory; make a node with `lockstep init --home DIR`";
+            return Err(config_error(&self.path, hint));
+        }
+        let config = Config::parse(&self.read("config.toml")?)
+            .map_err(|e| NodeError::Config(format!("{}: {e}", self.path.display())))?;
+        let (node_key, task_key) = (self.read_key("node.key")?, self.read_key("task.key")?);
+        if !self.file("genesis.json").exists() {
+            let hint = "there is no genesis yet; exchange member.json with the other operators, then run `lockstep init --home DIR --network NAME --member FILE …`";
+            return Err(config_error(&self.file("genesis.json"), hint));
+        }
+        let genesis = Genesis::parse(&self.read("genesis.json")?)?;
+        let (node, member) = self.member_of(&genesis, &node_key)?;
+        let store = StoreHome::open(&self.file("store"))?;
+        if store.incarnation() != member.incarnation {
+            let reason = "the store is not the one that this member joined with; a member that lost its store must join under a new id";
+            return Err(config_error(&self.file("store"), reason));
+        }
+        store.bind(&genesis.id()?)?;
+        Ok(Opened { config, node_key, task_key, genesis, node, store })
+    }
+}
+
+fn hex_of(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn hex_line(key: &SigningKey) -> String {
+    hex_of(&key.secret_bytes()) + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_types::NetworkParams;
+
+    use super::*;
+    use crate::config::{HttpConfig, P2pConfig, PoolConfig, RaftConfig};
+
+    fn config() -> Config {
+        Config {
+            http: HttpConfig::at("127.0.0.1:9000".parse().unwrap()),
+            p2p: P2pConfig::at("/ip4/127.0.0.1/tcp/9100".into()),
+            pool: PoolConfig::default(),
+            raft: RaftConfig::default(),
+            outputs: Vec::new(),
+        }
+    }
+
+    fn options(name: &str) -> MemberOptions {
+        MemberOptions { name: name.into(), p2p: "/ip4/127.0.0.1/tcp/1".into(), http: "http://127.0.0.1:1".into() }
+    }
+
+    #[test]
+    fn a_home_is_made_once_and_opens_with_its_genesis() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::at(dir.path().join("a"));
+        let member = home.create(&config(), options("a"), None).unwrap();
+        assert!(home.create(&config(), options("a"), None).is_err());
+        assert!(home.open().unwrap_err().to_string().contains("no genesis yet"));
+        let genesis = Genesis::new("net", vec![member], NetworkParams::default()).unwrap();
+        assert_eq!(home.install_genesis(&genesis).unwrap(), NodeId(1));
+        assert_eq!(home.open().unwrap().node, NodeId(1));
+        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(home.file("node.key")).unwrap().permissions());
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_strangers_key_another_store_and_another_network_are_refused_with_a_sentence() {
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (Home::at(dir.path().join("a")), Home::at(dir.path().join("b")));
+        let member = a.create(&config(), options("a"), None).unwrap();
+        b.create(&config(), options("b"), None).unwrap();
+        let genesis = Genesis::new("net", vec![member.clone()], NetworkParams::default()).unwrap();
+        assert!(b.install_genesis(&genesis).unwrap_err().to_string().contains("is no member"));
+        a.install_genesis(&genesis).unwrap();
+        a.open().unwrap();
+
+        let other = Genesis::new("other", vec![member], NetworkParams::default()).unwrap();
+        assert!(a.install_genesis(&other).unwrap_err().to_string().contains("another genesis"));
+        fs::write(a.file("genesis.json"), other.to_text().unwrap()).unwrap();
+        assert!(a.open().unwrap_err().to_string().contains("belongs to network"));
+
+        fs::write(a.file("genesis.json"), genesis.to_text().unwrap()).unwrap();
+        fs::remove_dir_all(a.file("store")).unwrap();
+        assert!(a.open().unwrap_err().to_string().contains("must join under a new id"));
+        fs::rename(b.file("store"), a.file("store")).unwrap();
+        assert!(a.open().unwrap_err().to_string().contains("must join under a new id"));
+    }
+}

@@ -1,0 +1,101 @@
+//! Where messages enter: checks what needs no CPU, gives the rest to the verification threads, and waits for a place.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockstep_api::{Accepted, Submit, SubmitError};
+use lockstep_consensus::StateStore;
+use lockstep_identity::DeviceRequest;
+use lockstep_ledger::{Outcome, Rejection};
+use lockstep_types::{NetworkParams, Sequence, TaskId};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use crate::verify::{Job, Verifier};
+
+/// When a full pool or an election is worth another try.
+const RETRY_AFTER_MS: u64 = 1_000;
+
+/// The node's side of [`Submit`].
+pub struct Ingress {
+    verifier: Verifier,
+    state: StateStore,
+    params: NetworkParams,
+    hold: Duration,
+    stopping: AtomicBool,
+}
+
+impl Ingress {
+    pub(crate) fn new(verifier: Verifier, state: StateStore, params: NetworkParams, hold: Duration) -> Self {
+        Self { verifier, state, params, hold, stopping: AtomicBool::new(false) }
+    }
+
+    /// From now on every new message is refused with [`SubmitError::Stopping`].
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether [`Ingress::stop`] was called.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// What can be told without a signature check. `apply` checks all of it again, with the same rules.
+    fn check(&self, request: &DeviceRequest) -> Result<(), SubmitError> {
+        if self.is_stopping() {
+            return Err(SubmitError::Stopping);
+        }
+        if self.params.project(request.project_id).is_none() {
+            return Err(SubmitError::Forbidden(Rejection::UnknownProject.to_string()));
+        }
+        if request.signature.is_none() && !self.params.allow_unsigned {
+            return Err(SubmitError::Forbidden(Rejection::Unsigned.to_string()));
+        }
+        if request.data.len() as u64 > self.params.message_bytes_max {
+            return Err(SubmitError::TooLarge { max: self.params.message_bytes_max });
+        }
+        Ok(())
+    }
+
+    /// The task of a message that had its place before.
+    fn task_of(&self, sequence: Sequence) -> Option<TaskId> {
+        let batch = self.state.batch_of_message(sequence).ok()??;
+        Some(self.state.task_of(&batch, sequence).ok()??.id)
+    }
+
+    fn accepted(&self, outcome: Outcome) -> Result<Accepted, SubmitError> {
+        match outcome {
+            Outcome::Ordered { message_id, sequence, height, task_id } => {
+                Ok(Accepted { message_id, task_id, sequence, height, duplicate: false })
+            }
+            Outcome::Duplicate { message_id, sequence, height } => {
+                let task_id = self.task_of(sequence);
+                Ok(Accepted { message_id, task_id, sequence, height, duplicate: true })
+            }
+            Outcome::Rejected(Rejection::TooLarge) => Err(SubmitError::TooLarge { max: self.params.message_bytes_max }),
+            Outcome::Rejected(Rejection::Malformed) => Err(SubmitError::Invalid(Rejection::Malformed.to_string())),
+            Outcome::Rejected(reason) => Err(SubmitError::Forbidden(reason.to_string())),
+        }
+    }
+}
+
+#[async_trait]
+impl Submit for Ingress {
+    async fn submit(&self, request: DeviceRequest) -> Result<Accepted, SubmitError> {
+        let deadline = Instant::now() + self.hold;
+        self.check(&request)?;
+        let (verdict, verified) = oneshot::channel();
+        let busy = || SubmitError::Busy { retry_after_ms: RETRY_AFTER_MS };
+        self.verifier.submit(Job::Request { request, verdict }).map_err(|_| busy())?;
+        // Dropped without a verdict only when the threads have ended.
+        let verified = timeout_at(deadline, verified).await.map_err(|_| busy())?.map_err(|_| SubmitError::Stopping)?;
+        let (content_id, outcome) = verified.map_err(|error| SubmitError::Unauthenticated(error.to_string()))?;
+        match timeout_at(deadline, outcome).await {
+            Ok(Ok(outcome)) => self.accepted(outcome),
+            // The pool had no room and dropped the waiter.
+            Ok(Err(_)) => Err(busy()),
+            Err(_) => Err(SubmitError::Unavailable { content_id, retry_after_ms: RETRY_AFTER_MS }),
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! Every bound of the node's own queues and waits, in one place. The parts' own bounds are theirs.
+
+use std::time::Duration;
+
+/// Most messages, and bytes, in one proposed batch.
+pub const BATCH_MESSAGES_MAX: usize = 2_048;
+/// See [`BATCH_MESSAGES_MAX`]. With 16 entries an append message stays far below the frame limit.
+pub const BATCH_BYTES_MAX: usize = 1 << 20;
+/// Proposals under way at a time: while one is being synced the next one fills.
+pub const PROPOSALS_MAX: usize = 2;
+/// Most messages, and bytes, in one bundle to the leader or by gossip.
+pub const BUNDLE_MESSAGES_MAX: usize = 1_024;
+/// See [`BUNDLE_MESSAGES_MAX`]; below the network's limit on gossip.
+pub const BUNDLE_BYTES_MAX: usize = 768 << 10;
+/// A bundle that the leader has not answered for this long is sent again.
+pub const BUNDLE_TIMEOUT: Duration = Duration::from_millis(1_000);
+/// A message that was sent to the leader and is not ordered after this time is sent again.
+pub const RESEND_AFTER: Duration = Duration::from_millis(500);
+/// A message leaves the pool after this time. It is well below the default retry window, so that a message that its
+/// sender has given up does not come back as a new reading.
+pub const POOL_AGE_MAX: Duration = Duration::from_millis(5_000);
+/// How often ages are looked at.
+pub const TICK: Duration = Duration::from_millis(100);
+/// Jobs that wait for the verification threads; one more answers 429, or makes a peer send again.
+pub const VERIFY_JOBS_MAX: usize = 16_384;
+/// Requests that one verification thread takes up together.
+pub const VERIFY_TOGETHER_MAX: usize = 32;
+/// Group closings in one proposal.
+pub const CLOSINGS_MAX: usize = 4_096;
+/// Bytes of batch records that one read of the API or the publisher holds.
+pub const READ_BYTES_MAX: usize = 4 << 20;
+/// Time for a report of an output's progress to be committed.
+pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time to stop, from the signal to the closing of the store.
+pub const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time for a successor to take over the lead at shutdown.
+pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);

@@ -1,0 +1,302 @@
+//! The pool of this node together with those who wait for its messages: the one shared place between ingress, the
+//! forwarder, the proposer and the tracker. Its lock is held for look-ups and moves only, never across I/O.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use lockstep_ledger::{Inserted, Outcome, Pool, PoolLimits};
+use lockstep_types::{ContentId, VerifiedMessage};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+
+use crate::limits::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, BUNDLE_MESSAGES_MAX, POOL_AGE_MAX, RESEND_AFTER};
+
+/// Told what became of a message.
+pub(crate) type Waiter = oneshot::Sender<Outcome>;
+
+/// A message that this node took in and answers for.
+struct Own {
+    order: u64,
+    waiters: Vec<Waiter>,
+}
+
+struct State {
+    pool: Pool,
+    own: HashMap<ContentId, Own>,
+    own_by_order: BTreeMap<u64, ContentId>,
+    next_order: u64,
+    /// Own messages to send to the leader.
+    outbox: VecDeque<ContentId>,
+    /// Own messages that were sent, by time.
+    sent: VecDeque<(u64, ContentId)>,
+    /// Own messages to gossip once they are old enough, by time of arrival.
+    to_gossip: VecDeque<(u64, ContentId)>,
+}
+
+/// See the module's documentation. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Mempool {
+    state: Arc<Mutex<State>>,
+    /// Something waits to be proposed or sent.
+    pub arrived: Arc<Notify>,
+    started: Instant,
+}
+
+impl Mempool {
+    pub fn new(limits: PoolLimits) -> Self {
+        let state = State {
+            pool: Pool::new(limits),
+            own: HashMap::new(),
+            own_by_order: BTreeMap::new(),
+            next_order: 0,
+            outbox: VecDeque::new(),
+            sent: VecDeque::new(),
+            to_gossip: VecDeque::new(),
+        };
+        Self { state: Arc::new(Mutex::new(state)), arrived: Arc::new(Notify::new()), started: Instant::now() }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Adds messages that this node took in, with those who wait for them. Waiters of messages for which there is no
+    /// room are dropped, which tells them so.
+    pub fn insert_own(&self, messages: impl IntoIterator<Item = (Arc<VerifiedMessage>, Waiter)>) {
+        let now = self.now_ms();
+        {
+            let mut state = self.state.lock();
+            for (message, waiter) in messages {
+                let id = message.content_id();
+                if state.pool.insert(message, now) == Inserted::Full {
+                    continue;
+                }
+                state.add_own(id, waiter, now);
+            }
+        }
+        self.arrived.notify_one();
+    }
+
+    /// Adds verified messages of other nodes. Says whether there was room for all.
+    pub fn insert_foreign(&self, messages: Vec<VerifiedMessage>) -> bool {
+        let now = self.now_ms();
+        let all = {
+            let mut state = self.state.lock();
+            let full = |m: VerifiedMessage| state.pool.insert(Arc::new(m), now) == Inserted::Full;
+            messages.into_iter().map(full).filter(|full| *full).count() == 0
+        };
+        self.arrived.notify_one();
+        all
+    }
+
+    /// Drops those of `messages` that are here already, before anybody spends time on them.
+    pub fn retain_unknown<T>(&self, messages: &mut Vec<T>, id: impl Fn(&T) -> ContentId) {
+        let state = self.state.lock();
+        messages.retain(|message| state.pool.get(&id(message)).is_none());
+    }
+
+    /// A message that waits.
+    pub fn get(&self, id: &ContentId) -> Option<Arc<VerifiedMessage>> {
+        self.state.lock().pool.get(id).cloned()
+    }
+
+    pub fn len(&self) -> usize {
+        self.state.lock().pool.len()
+    }
+
+    /// How many messages nobody has proposed here.
+    pub fn waiting(&self) -> usize {
+        self.state.lock().pool.waiting()
+    }
+
+    /// Takes a batch for a proposal.
+    pub fn propose(&self) -> Vec<Arc<VerifiedMessage>> {
+        self.state.lock().pool.propose(BATCH_MESSAGES_MAX, BATCH_BYTES_MAX)
+    }
+
+    /// Gives a batch back whose proposal failed.
+    pub fn abandon(&self, batch: &[Arc<VerifiedMessage>]) {
+        let ids: Vec<ContentId> = batch.iter().map(|m| m.content_id()).collect();
+        self.state.lock().pool.abandon(&ids);
+        self.arrived.notify_one();
+    }
+
+    /// Removes what has a place now, or was refused, and tells those who wait.
+    pub fn settle(&self, outcomes: &[(ContentId, Outcome)]) {
+        let mut told = Vec::with_capacity(outcomes.len());
+        {
+            let mut state = self.state.lock();
+            for (id, outcome) in outcomes {
+                state.pool.remove(id);
+                if let Some(own) = state.remove_own(id) {
+                    told.extend(own.waiters.into_iter().map(|waiter| (waiter, *outcome)));
+                }
+            }
+        }
+        for (waiter, outcome) in told {
+            // Whoever has given up waiting does not hear it.
+            let _ = waiter.send(outcome);
+        }
+    }
+
+    /// Own messages to send to the leader now, up to a bundle.
+    pub fn take_outbox(&self) -> Vec<Arc<VerifiedMessage>> {
+        let mut state = self.state.lock();
+        let mut taken = Vec::new();
+        while taken.len() < BUNDLE_MESSAGES_MAX {
+            let Some(id) = state.outbox.pop_front() else { break };
+            taken.extend(state.pool.get(&id).cloned());
+        }
+        taken
+    }
+
+    /// Notes that messages were sent; if they are not ordered soon they come back to the outbox.
+    pub fn note_sent(&self, messages: &[Arc<VerifiedMessage>]) {
+        let now = self.now_ms();
+        self.state.lock().sent.extend(messages.iter().map(|m| (now, m.content_id())));
+    }
+
+    /// Puts messages that could not be sent back to the front of the outbox.
+    pub fn return_outbox(&self, messages: &[Arc<VerifiedMessage>]) {
+        let mut state = self.state.lock();
+        for message in messages.iter().rev() {
+            state.outbox.push_front(message.content_id());
+        }
+    }
+
+    /// Another node leads now: everything that is not ordered goes to it, in the order of arrival.
+    pub fn send_all_again(&self) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        state.sent.clear();
+        state.outbox = state.own_by_order.values().copied().collect();
+        drop(guard);
+        self.arrived.notify_one();
+    }
+
+    /// Brings back what was sent and is not ordered, and drops what is too old. Call it every
+    /// [`TICK`](crate::limits::TICK).
+    pub fn tick(&self) {
+        let now = self.now_ms();
+        let before = |age: std::time::Duration| now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+        let mut again = false;
+        {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            while let Some((_, id)) = state.sent.pop_front_if(|(at, _)| *at < before(RESEND_AFTER)) {
+                if state.pool.get(&id).is_some() {
+                    state.outbox.push_back(id);
+                    again = true;
+                }
+            }
+            for id in state.pool.expire(before(POOL_AGE_MAX)) {
+                state.remove_own(&id);
+            }
+        }
+        if again {
+            self.arrived.notify_one();
+        }
+    }
+
+    /// Own messages that have waited for at least `delay_ms` and were not gossiped yet, up to a bundle.
+    pub fn take_gossip(&self, delay_ms: u64) -> Vec<Arc<VerifiedMessage>> {
+        let due = self.now_ms().saturating_sub(delay_ms);
+        let mut state = self.state.lock();
+        let mut taken = Vec::new();
+        while taken.len() < BUNDLE_MESSAGES_MAX {
+            let Some((_, id)) = state.to_gossip.pop_front_if(|(at, _)| *at <= due) else { break };
+            taken.extend(state.pool.get(&id).cloned());
+        }
+        taken
+    }
+}
+
+impl State {
+    fn add_own(&mut self, id: ContentId, waiter: Waiter, now: u64) {
+        if let Some(own) = self.own.get_mut(&id) {
+            own.waiters.push(waiter);
+            return;
+        }
+        let order = self.next_order;
+        self.next_order += 1;
+        self.own.insert(id, Own { order, waiters: vec![waiter] });
+        self.own_by_order.insert(order, id);
+        self.outbox.push_back(id);
+        self.to_gossip.push_back((now, id));
+    }
+
+    fn remove_own(&mut self, id: &ContentId) -> Option<Own> {
+        let own = self.own.remove(id)?;
+        self.own_by_order.remove(&own.order);
+        Some(own)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use lockstep_ledger::Rejection;
+    use lockstep_types::{Address, Api, Evidence, Message, ProjectId, Signature};
+
+    use super::*;
+
+    fn message(n: u8) -> Arc<VerifiedMessage> {
+        Arc::new(VerifiedMessage::from_recovered(Message {
+            api: Api::Apinode,
+            project_id: ProjectId(1),
+            project_version: "1".into(),
+            data: Bytes::from(vec![n]),
+            device: Address([1; 20]),
+            nonce: Bytes::new(),
+            evidence: Evidence::Device(Signature([0; 65])),
+        }))
+    }
+
+    fn submit(mempool: &Mempool, n: u8) -> oneshot::Receiver<Outcome> {
+        let (sender, receiver) = oneshot::channel();
+        mempool.insert_own([(message(n), sender)]);
+        receiver
+    }
+
+    #[tokio::test]
+    async fn all_who_wait_for_the_same_content_hear_of_it_once() {
+        let mempool = Mempool::new(PoolLimits::default());
+        let (a, b) = (submit(&mempool, 1), submit(&mempool, 1));
+        assert_eq!(mempool.len(), 1);
+        let outcome = Outcome::Rejected(Rejection::TooLarge);
+        mempool.settle(&[(message(1).content_id(), outcome)]);
+        assert_eq!((a.await.unwrap(), b.await.unwrap()), (outcome, outcome));
+        assert_eq!(mempool.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn without_room_the_waiter_hears_it_at_once() {
+        let mempool = Mempool::new(PoolLimits { messages_max: 1, bytes_max: 1 << 20 });
+        let _first = submit(&mempool, 1);
+        assert!(submit(&mempool, 2).await.is_err());
+    }
+
+    #[test]
+    fn a_new_leader_gets_everything_that_is_not_ordered() {
+        let mempool = Mempool::new(PoolLimits::default());
+        let _waiters: Vec<_> = (0..3).map(|n| submit(&mempool, n)).collect();
+        let sent = mempool.take_outbox();
+        assert_eq!(sent, [message(0), message(1), message(2)]);
+        mempool.note_sent(&sent);
+        assert!(mempool.take_outbox().is_empty());
+        mempool.settle(&[(message(1).content_id(), Outcome::Rejected(Rejection::TooLarge))]);
+        mempool.send_all_again();
+        assert_eq!(mempool.take_outbox(), [message(0), message(2)]);
+    }
+
+    #[test]
+    fn only_own_messages_that_still_wait_are_gossiped() {
+        let mempool = Mempool::new(PoolLimits::default());
+        let _waiters: Vec<_> = (0..2).map(|n| submit(&mempool, n)).collect();
+        mempool.insert_foreign(vec![(*message(9)).clone()]);
+        mempool.settle(&[(message(0).content_id(), Outcome::Rejected(Rejection::TooLarge))]);
+        assert_eq!(mempool.take_gossip(0), [message(1)]);
+        assert!(mempool.take_gossip(0).is_empty());
+    }
+}

@@ -1,0 +1,47 @@
+//! Names of the node's metrics. Never labelled by message or device.
+
+use metrics::{counter, gauge, histogram};
+
+const ORDERED: &str = "lockstep_messages_ordered_total";
+const DUPLICATE: &str = "lockstep_messages_duplicate_total";
+const REJECTED: &str = "lockstep_messages_rejected_total";
+const BATCHES: &str = "lockstep_batches_total";
+const TASKS: &str = "lockstep_tasks_total";
+const POOL: &str = "lockstep_pool_messages";
+const HEAD: &str = "lockstep_head_height";
+const SEQUENCE: &str = "lockstep_head_sequence";
+const LEADER: &str = "lockstep_is_leader";
+const TERM: &str = "lockstep_raft_term";
+const OUTPUT_LAG: &str = "lockstep_output_lag_batches";
+const PROPOSAL_SECONDS: &str = "lockstep_proposal_seconds";
+const PROPOSAL_MESSAGES: &str = "lockstep_proposal_messages";
+const BUNDLES: &str = "lockstep_bundles_total";
+
+pub(crate) fn applied(ordered: u64, duplicate: u64, rejected: u64, batches: u64, tasks: u64) {
+    counter!(ORDERED).increment(ordered);
+    counter!(DUPLICATE).increment(duplicate);
+    counter!(REJECTED).increment(rejected);
+    counter!(BATCHES).increment(batches);
+    counter!(TASKS).increment(tasks);
+}
+
+pub(crate) fn proposed(messages: usize, seconds: f64) {
+    histogram!(PROPOSAL_MESSAGES).record(messages as f64);
+    histogram!(PROPOSAL_SECONDS).record(seconds);
+}
+
+pub(crate) fn bundle(way: &'static str) {
+    counter!(BUNDLES, "way" => way).increment(1);
+}
+
+pub(crate) fn snapshot(pool: usize, height: u64, sequence: u64, is_leader: bool, term: u64) {
+    gauge!(POOL).set(pool as f64);
+    gauge!(HEAD).set(height as f64);
+    gauge!(SEQUENCE).set(sequence as f64);
+    gauge!(LEADER).set(f64::from(u8::from(is_leader)));
+    gauge!(TERM).set(term as f64);
+}
+
+pub(crate) fn output_lag(output: &str, lag: u64) {
+    gauge!(OUTPUT_LAG, "output" => output.to_owned()).set(lag as f64);
+}

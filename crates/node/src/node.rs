@@ -1,0 +1,331 @@
+//! Starting and stopping a node.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use lockstep_api::{Bound, Options as ApiOptions, Ports, Server};
+use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
+use lockstep_network::{Channel, GossipInbox, Handle, Network, Options as NetworkOptions, Peer};
+use lockstep_outputs::{Options as PublisherOptions, Owner, ProgressSink, Publisher, TaskSigner};
+use lockstep_types::{Address, Epoch, Genesis, NodeId};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Scope;
+use crate::error::NodeError;
+use crate::forward::{run_forwarder, run_gossip};
+use crate::home::{Home, Opened};
+use crate::inbound::{BundleService, RaftService, run_gossip_inbox};
+use crate::ingress::Ingress;
+use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT};
+use crate::mempool::Mempool;
+use crate::proposer::Proposer;
+use crate::publish::{self, LogSink, NoSink, RunningOutput, StateSource};
+use crate::reader::Reader;
+use crate::supervisor::Supervisor;
+use crate::tracker::Tracker;
+use crate::transport::NetworkTransport;
+use crate::verify::{Verifier, VerifierParts};
+
+/// File descriptors that a node would like: sockets of devices, and files of the stores.
+const FILES_WANTED: u64 = 65_536;
+/// How often metrics that age are looked after.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// A node that is up. [`Node::run`] keeps it so.
+pub struct Node {
+    supervisor: Supervisor,
+    consensus: Consensus,
+    ingress: Arc<Ingress>,
+    api_stop: CancellationToken,
+    api: tokio::task::JoinHandle<()>,
+    http: SocketAddr,
+}
+
+/// What starting collects step by step.
+struct Parts {
+    opened: Opened,
+    home: Home,
+    state: StateStore,
+    mempool: Mempool,
+    tracker: Arc<Tracker>,
+    verifier: Verifier,
+    network: Handle,
+    consensus: Consensus,
+    ingress: Arc<Ingress>,
+}
+
+/// Raises the soft limit on open files to what the node would like, within the hard limit.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls read or write the struct above and nothing else.
+    #[allow(unsafe_code)]
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < FILES_WANTED {
+            limit.rlim_cur = FILES_WANTED.min(limit.rlim_max);
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+/// The process' metrics: one recorder, however many nodes a test starts in one process.
+fn prometheus() -> Result<PrometheusHandle, NodeError> {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    if let Some(handle) = HANDLE.get() {
+        return Ok(handle.clone());
+    }
+    let seconds = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+    let counts = [1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 2048.0];
+    let matcher = |name: &str| metrics_exporter_prometheus::Matcher::Suffix(name.to_owned());
+    let failed = |e: &dyn std::fmt::Display| NodeError::Config(format!("metrics cannot be set up: {e}"));
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(matcher("_seconds"), &seconds)
+        .and_then(|builder| builder.set_buckets_for_metric(matcher("_messages"), &counts))
+        .map_err(|e| failed(&e))?
+        .install_recorder()
+        .map_err(|e| failed(&e))?;
+    Ok(HANDLE.get_or_init(|| handle).clone())
+}
+
+fn members(genesis: &Genesis) -> Result<Vec<Peer>, NodeError> {
+    let peer = |(node, member): (NodeId, &lockstep_types::Member)| {
+        Ok(Peer {
+            node,
+            name: member.name.clone(),
+            key: member.key()?,
+            address: Some(member.p2p.clone()),
+            incarnation: member.incarnation,
+        })
+    };
+    genesis.nodes().map(peer).collect()
+}
+
+async fn bind_network(opened: &Opened) -> Result<(Network, Handle, GossipInbox), NodeError> {
+    let network = opened.genesis.id()?;
+    let incarnation = opened.store.incarnation();
+    let mut options = NetworkOptions::new(opened.node_key.clone(), network, Epoch(0), opened.node, incarnation);
+    options.members = members(&opened.genesis)?;
+    options.listen = opened.config.p2p.listen.clone();
+    Ok(Network::bind(options).await?)
+}
+
+fn bind_api(opened: &Opened) -> Result<Bound, NodeError> {
+    let http = &opened.config.http;
+    let limits = ApiOptions::for_messages_of(opened.genesis.params.message_bytes_max);
+    Ok(Server::bind(ApiOptions { connections_max: http.connections_max, ..limits }, http.listen)?)
+}
+
+impl Node {
+    /// Starts the node in `home`. When this returns its ports are open and it takes part in consensus.
+    ///
+    /// # Errors
+    /// One sentence for the operator; nothing of the node is left running.
+    pub async fn start(home: &Home) -> Result<Self, NodeError> {
+        raise_file_limit();
+        let opened = home.open()?;
+        let prometheus = prometheus()?;
+        let bound = bind_api(&opened)?;
+        let (network, handle, inbox) = bind_network(&opened).await?;
+        let mut supervisor = Supervisor::new();
+        // The network ends last: consensus needs it to hand over.
+        supervisor.spawn("the network", network.run(supervisor.token()));
+        let parts = Self::start_parts(home, opened, handle).await?;
+        let outputs = parts.start_publishers(&mut supervisor)?;
+        parts.start_tasks(&mut supervisor, inbox);
+        let http = bound.local_addr();
+        let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
+        supervisor.spawn("metrics", run_upkeep(upkeep, supervisor.token()));
+        let reader = parts.reader(outputs, prometheus);
+        let ports = Ports { submit: parts.ingress.clone(), read: Arc::new(reader) };
+        let api = tokio::spawn(bound.run(ports, api_stop.clone()));
+        tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
+        Ok(Self { supervisor, consensus: parts.consensus, ingress: parts.ingress, api_stop, api, http })
+    }
+
+    async fn start_parts(home: &Home, opened: Opened, network: Handle) -> Result<Parts, NodeError> {
+        let state = StateStore::open(&opened.store)?;
+        let mempool = Mempool::new(opened.config.pool_limits());
+        let tracker = Arc::new(Tracker::new(mempool.clone()));
+        let addresses: Result<BTreeSet<Address>, NodeError> =
+            opened.genesis.members.iter().map(|member| Ok(member.key()?.address())).collect();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = if opened.config.pool.verify_threads == 0 { cores } else { opened.config.pool.verify_threads };
+        let verifier = Verifier::spawn(
+            threads,
+            VerifierParts {
+                mempool: mempool.clone(),
+                state: state.clone(),
+                node_key: opened.node_key.clone(),
+                members: addresses?,
+                params: opened.genesis.params.clone(),
+            },
+        )?;
+        let consensus = Consensus::start(
+            ConsensusOptions {
+                node: opened.node,
+                genesis: opened.genesis.clone(),
+                store: opened.store.clone(),
+                election_timeout_ms: opened.config.raft.election_timeout_ms,
+                heartbeat_ms: opened.config.raft.heartbeat_ms,
+            },
+            Arc::new(NetworkTransport(network.clone())),
+            state.clone(),
+            tracker.clone(),
+        )
+        .await?;
+        let hold = Duration::from_millis(opened.config.http.hold_ms);
+        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), opened.genesis.params.clone(), hold));
+        Ok(Parts { opened, home: home.clone(), state, mempool, tracker, verifier, network, consensus, ingress })
+    }
+
+    /// Where HTTP is served.
+    pub fn http(&self) -> SocketAddr {
+        self.http
+    }
+
+    /// Runs until `stop` is cancelled, then stops in order: no new work, running requests answered, the lead handed
+    /// over, consensus stopped, the store written.
+    ///
+    /// # Errors
+    /// If a part without which the node cannot go on has failed.
+    pub async fn run(mut self, stop: CancellationToken) -> Result<(), NodeError> {
+        let mut status = self.consensus.status();
+        let result = tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            error = self.supervisor.ended() => Err(error),
+            reason = stopped(&mut status) => Err(NodeError::Stopped { part: "consensus", reason }),
+        };
+        self.ingress.stop();
+        if result.is_ok() {
+            tracing::info!("stopping: new messages are refused, running requests are answered");
+            self.hand_over().await;
+        }
+        self.api_stop.cancel();
+        if let Err(error) = self.api.await {
+            tracing::warn!(%error, "the HTTP interface did not end cleanly");
+        }
+        self.consensus.shutdown().await;
+        self.supervisor.stop(STOP_TIMEOUT).await;
+        result
+    }
+
+    /// Lets another voter lead before this one goes, so that the network is hardly ever without a leader.
+    async fn hand_over(&self) {
+        let mut status = self.consensus.status();
+        if status.borrow().role != Role::Leader {
+            return;
+        }
+        if let Some(successor) = self.consensus.hand_over().await {
+            let gone = status.wait_for(|status| status.role != Role::Leader && status.leader.is_some());
+            match tokio::time::timeout(HAND_OVER_TIMEOUT, gone).await {
+                Ok(_) => tracing::info!(%successor, "the lead was handed over"),
+                Err(_) => tracing::warn!(%successor, "the lead was not taken over in time; an election follows"),
+            }
+        }
+    }
+}
+
+/// Waits until consensus has stopped by itself, and says why.
+async fn stopped(status: &mut watch::Receiver<lockstep_consensus::RaftStatus>) -> String {
+    match status.wait_for(|status| status.stopped.is_some()).await {
+        Ok(status) => status.stopped.clone().unwrap_or_default(),
+        Err(_) => "its task is gone".into(),
+    }
+}
+
+async fn run_upkeep(handle: PrometheusHandle, stop: CancellationToken) {
+    while tokio::time::timeout(METRICS_UPKEEP, stop.cancelled()).await.is_err() {
+        handle.run_upkeep();
+    }
+}
+
+impl Parts {
+    fn start_tasks(&self, supervisor: &mut Supervisor, inbox: GossipInbox) {
+        let token = supervisor.token();
+        let serve_raft = self.network.serve(Channel::Raft, RaftService { consensus: self.consensus.clone() });
+        let serve_bundles = self.network.serve(Channel::Bundle, BundleService { verifier: self.verifier.clone() });
+        for served in [serve_raft, serve_bundles] {
+            served.expect("a node serves each channel once");
+        }
+        let proposer = Proposer {
+            mempool: self.mempool.clone(),
+            consensus: self.consensus.clone(),
+            tracker: self.tracker.clone(),
+            params: self.opened.genesis.params.clone(),
+        };
+        supervisor.spawn("the proposer", proposer.run(token.clone()));
+        let forwarder =
+            run_forwarder(self.mempool.clone(), self.consensus.clone(), self.network.clone(), token.clone());
+        supervisor.spawn("the forwarder", forwarder);
+        let delay_ms = self.opened.config.p2p.gossip_delay_ms;
+        supervisor.spawn("gossip", run_gossip(self.mempool.clone(), self.network.clone(), delay_ms, token.clone()));
+        supervisor.spawn("the gossip inbox", run_gossip_inbox(inbox, self.verifier.clone(), token));
+    }
+
+    fn start_publishers(&self, supervisor: &mut Supervisor) -> Result<Vec<RunningOutput>, NodeError> {
+        let genesis = &self.opened.genesis;
+        let owner =
+            Owner { network: genesis.id()?, epoch: Epoch(0), first_task_number: genesis.params.first_task_number };
+        let leads = follow_role(supervisor, &self.consensus);
+        let always = watch::channel(true).1;
+        let mut running = Vec::new();
+        for config in &self.opened.config.outputs {
+            let sink: Arc<dyn ProgressSink> = match config.scope {
+                Scope::Network => Arc::new(LogSink { consensus: self.consensus.clone() }),
+                Scope::Node => Arc::new(NoSink),
+            };
+            let (publisher, handle) = Publisher::new(PublisherOptions {
+                name: config.name.clone(),
+                owner,
+                output: publish::open(config, &self.home, owner)?,
+                source: Arc::new(StateSource { state: self.state.clone(), params: genesis.params.clone() }),
+                sink,
+                signer: TaskSigner::new(self.opened.task_key.clone()),
+                newest: self.tracker.newest_task(),
+                active: if config.scope == Scope::Network { leads.clone() } else { always.clone() },
+                recorded: self.tracker.progress().get(&config.name).copied(),
+            });
+            supervisor.spawn("a publisher", publisher.run(supervisor.token()));
+            running.push(RunningOutput { name: config.name.clone(), scope: config.scope, handle });
+        }
+        Ok(running)
+    }
+
+    fn reader(&self, outputs: Vec<RunningOutput>, prometheus: PrometheusHandle) -> Reader {
+        Reader {
+            genesis: self.opened.genesis.clone(),
+            node: self.opened.node,
+            key: self.opened.node_key.public(),
+            state: self.state.clone(),
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            mempool: self.mempool.clone(),
+            ingress: self.ingress.clone(),
+            outputs,
+            prometheus,
+        }
+    }
+}
+
+/// Whether this node leads, for publishers of the network's outputs.
+fn follow_role(supervisor: &mut Supervisor, consensus: &Consensus) -> watch::Receiver<bool> {
+    let mut status = consensus.status();
+    let leads = |status: &lockstep_consensus::RaftStatus| status.role == Role::Leader;
+    let (sender, receiver) = watch::channel(leads(&status.borrow_and_update()));
+    let stop = supervisor.token();
+    supervisor.spawn("role", async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = status.changed() => if changed.is_err() { return },
+            }
+            let now = leads(&status.borrow_and_update());
+            sender.send_if_modified(|known| std::mem::replace(known, now) != now);
+        }
+    });
+    receiver
+}

@@ -1,0 +1,99 @@
+//! The leader's part: proposes what waits in its pool, again and again. One message alone does not wait for company;
+//! while proposals are under way the next batch fills.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use lockstep_consensus::{Consensus, ProposeError, Role};
+use lockstep_ledger::{GroupClosing, GroupKey, encode_batch};
+use lockstep_types::{NetworkParams, TimeMs, VerifiedMessage};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::limits::{PROPOSALS_MAX, TICK};
+use crate::mempool::Mempool;
+use crate::metrics;
+use crate::tracker::Tracker;
+
+/// Pause before a leader that cannot commit tries again.
+const NOT_READY_PAUSE: Duration = Duration::from_millis(10);
+
+pub(crate) struct Proposer {
+    pub mempool: Mempool,
+    pub consensus: Consensus,
+    pub tracker: Arc<Tracker>,
+    pub params: NetworkParams,
+}
+
+fn clock() -> TimeMs {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    TimeMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+impl Proposer {
+    pub async fn run(self, stop: CancellationToken) {
+        let mut status = self.consensus.status();
+        let mut under_way: JoinSet<Option<ProposeError>> = JoinSet::new();
+        loop {
+            let leads = status.borrow_and_update().role == Role::Leader;
+            let mut closing_at = None;
+            if leads {
+                closing_at = self.propose_all(&mut under_way);
+            }
+            let until_closing = closing_at.map_or(TICK, |at: Instant| at.saturating_duration_since(Instant::now()));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = status.changed() => if changed.is_err() { return },
+                () = self.mempool.arrived.notified(), if leads && under_way.len() < PROPOSALS_MAX => {}
+                () = tokio::time::sleep(until_closing), if leads && closing_at.is_some() => {}
+                Some(ended) = under_way.join_next() => {
+                    if let Ok(Some(ProposeError::NotReady)) = ended {
+                        tokio::time::sleep(NOT_READY_PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts proposals while there is room; says when the next group becomes too old.
+    fn propose_all(&self, under_way: &mut JoinSet<Option<ProposeError>>) -> Option<Instant> {
+        let mut next_closing = None;
+        while under_way.len() < PROPOSALS_MAX {
+            let (closings, next) = self.tracker.due_closings(|key| self.age_max(key));
+            next_closing = next;
+            let messages = self.mempool.propose();
+            if messages.is_empty() && closings.is_empty() {
+                break;
+            }
+            under_way.spawn(propose(self.mempool.clone(), self.consensus.clone(), messages, closings));
+        }
+        next_closing
+    }
+
+    fn age_max(&self, key: &GroupKey) -> Duration {
+        let project = self.params.project(key.project_id).unwrap_or(&self.params.default_project);
+        Duration::from_millis(project.group_age_max_ms)
+    }
+}
+
+async fn propose(
+    mempool: Mempool,
+    consensus: Consensus,
+    messages: Vec<Arc<VerifiedMessage>>,
+    closings: Vec<GroupClosing>,
+) -> Option<ProposeError> {
+    let command = encode_batch(clock(), &messages, &closings);
+    let started = Instant::now();
+    match consensus.propose(command).await {
+        Ok(()) => {
+            metrics::proposed(messages.len(), started.elapsed().as_secs_f64());
+            None
+        }
+        Err(error) => {
+            // It may still be committed; a second place for the same content is ruled out by `apply`.
+            tracing::debug!(%error, messages = messages.len(), "a proposal was not committed");
+            mempool.abandon(&messages);
+            Some(error)
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Joins the outputs to the node: where final tasks come from, where progress goes, and which stores there are.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use lockstep_consensus::{Consensus, ReadError, StateStore};
+use lockstep_ledger::Command;
+use lockstep_outputs::{
+    FinalMessage, Handle, Output, Owner, PostgresOptions, PostgresOutput, ProgressSink, SourceError, SqliteOptions,
+    SqliteOutput, TaskSource, UnsignedTask,
+};
+use lockstep_types::{Batch, Height, NetworkParams, OutputName, Sequence, TaskNumber};
+use tokio::task::spawn_blocking;
+
+use crate::config::{OutputConfig, OutputKind, Scope};
+use crate::error::NodeError;
+use crate::home::Home;
+use crate::limits::{PROGRESS_TIMEOUT, READ_BYTES_MAX};
+
+/// An output of this node, and a view on what feeds it.
+pub(crate) struct RunningOutput {
+    pub name: OutputName,
+    pub scope: Scope,
+    pub handle: Handle,
+}
+
+/// Opens the store that a configuration names. Nothing is connected yet.
+pub(crate) fn open(config: &OutputConfig, home: &Home, owner: Owner) -> Result<Arc<dyn Output>, NodeError> {
+    match &config.kind {
+        OutputKind::Sqlite { path } => {
+            Ok(Arc::new(SqliteOutput::new(SqliteOptions::new(home.path().join(path)), owner)))
+        }
+        OutputKind::Postgres { dsn_file, schema } => {
+            let path = home.path().join(dsn_file);
+            let dsn = std::fs::read_to_string(&path)
+                .map_err(|e| NodeError::Config(format!("output {}: {}: {e}", config.name, path.display())))?;
+            let options = PostgresOptions { schema: schema.clone(), ..PostgresOptions::new(dsn.trim()) };
+            let output = PostgresOutput::new(options, owner)
+                .map_err(|e| NodeError::Config(format!("output {}: {e}", config.name)))?;
+            Ok(Arc::new(output))
+        }
+    }
+}
+
+/// Final tasks out of the node's state. Without certificates, what is applied is final.
+pub(crate) struct StateSource {
+    pub state: StateStore,
+    pub params: NetworkParams,
+}
+
+#[async_trait]
+impl TaskSource for StateSource {
+    async fn tasks_after(
+        &self,
+        number: Option<TaskNumber>,
+        max_tasks: usize,
+        max_bytes: usize,
+    ) -> Result<Vec<UnsignedTask>, SourceError> {
+        let (state, first) = (self.state.clone(), self.params.first_task_number);
+        let next = number.map_or(first, TaskNumber::next);
+        let read = move || read_tasks(&state, next, max_tasks, max_bytes);
+        let tasks = spawn_blocking(read).await.map_err(|e| SourceError::Unavailable(e.to_string()))?;
+        tasks.map_err(|e| SourceError::Unavailable(e.to_string()))
+    }
+}
+
+fn read_tasks(
+    state: &StateStore,
+    first: TaskNumber,
+    max_tasks: usize,
+    max_bytes: usize,
+) -> Result<Vec<UnsignedTask>, ReadError> {
+    let Some(start) = state.batch_of_task(first)? else { return Ok(Vec::new()) };
+    let mut reader = TaskReader { state, other: HashMap::new() };
+    let (mut tasks, mut bytes) = (Vec::new(), 0);
+    let mut height = start.header.height;
+    let mut batches = vec![start];
+    loop {
+        for batch in &batches {
+            for task in batch.tasks.iter().filter(|task| task.number >= first) {
+                if tasks.len() >= max_tasks || (bytes >= max_bytes && !tasks.is_empty()) {
+                    return Ok(tasks);
+                }
+                let task = reader.unsigned(batch, task)?;
+                bytes += task.messages.iter().map(|message| message.data.len()).sum::<usize>();
+                tasks.push(task);
+            }
+        }
+        height = Height(height.0 + batches.len() as u64);
+        batches = state.batches(height, 16, READ_BYTES_MAX)?;
+        if batches.is_empty() {
+            return Ok(tasks);
+        }
+    }
+}
+
+/// Collects the payloads of tasks; batches that tasks reach back to are read once.
+struct TaskReader<'a> {
+    state: &'a StateStore,
+    other: HashMap<Height, Batch>,
+}
+
+/// Batches kept for tasks that reach back; beyond, they are read again.
+const OTHER_BATCHES_MAX: usize = 16;
+
+impl TaskReader<'_> {
+    fn unsigned(&mut self, batch: &Batch, task: &lockstep_types::Task) -> Result<UnsignedTask, ReadError> {
+        let mut messages = Vec::with_capacity(task.sequences.len());
+        for sequence in &task.sequences {
+            let data = match batch.message_at(*sequence) {
+                Some(message) => message.message.data.clone(),
+                None => self.earlier(*sequence)?,
+            };
+            messages.push(FinalMessage { sequence: *sequence, data });
+        }
+        Ok(UnsignedTask {
+            number: task.number,
+            id: task.id,
+            project_id: task.project_id,
+            project_version: task.project_version.clone(),
+            device: task.device,
+            time_ms: batch.header.time_ms,
+            messages,
+        })
+    }
+
+    fn earlier(&mut self, sequence: Sequence) -> Result<bytes::Bytes, ReadError> {
+        let found = self.other.values().find_map(|batch| batch.message_at(sequence));
+        if let Some(message) = found {
+            return Ok(message.message.data.clone());
+        }
+        let missing = || {
+            let reason = format!("message {sequence} of a task is missing");
+            ReadError::Damaged(lockstep_types::DecodeError::malformed("chain", reason))
+        };
+        let batch = self.state.batch_of_message(sequence)?.ok_or_else(missing)?;
+        let data = batch.message_at(sequence).ok_or_else(missing)?.message.data.clone();
+        if self.other.len() >= OTHER_BATCHES_MAX {
+            self.other.clear();
+        }
+        self.other.insert(batch.header.height, batch);
+        Ok(data)
+    }
+}
+
+/// Puts progress of a network's output into the log.
+pub(crate) struct LogSink {
+    pub consensus: Consensus,
+}
+
+#[async_trait]
+impl ProgressSink for LogSink {
+    async fn record(&self, output: &OutputName, last: TaskNumber) {
+        let command = Command::encode_progress(output, last);
+        match tokio::time::timeout(PROGRESS_TIMEOUT, self.consensus.propose(command)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%output, %error, "progress was not recorded; the store knows it"),
+            Err(_) => tracing::debug!(%output, "progress was not recorded in time; the store knows it"),
+        }
+    }
+}
+
+/// An output of this operator's own: its store knows how far it is, and nobody else needs to.
+pub(crate) struct NoSink;
+
+#[async_trait]
+impl ProgressSink for NoSink {
+    async fn record(&self, _output: &OutputName, _last: TaskNumber) {}
+}

@@ -1,0 +1,289 @@
+//! Answers the read API from what is stored on this node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lockstep_api::views::{
+    BatchMessageView, BatchView, BatchesView, EvidenceView, HeadView, LeaderView, MessageView, NodeView, OutputView,
+    PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, to_base64,
+};
+use lockstep_api::{Read, ReadError};
+use lockstep_consensus::{Consensus, ReadError as StateError, StateStore};
+use lockstep_network::{Handle, peer_id_of};
+use lockstep_types::{
+    Address, Batch, ContentId, Epoch, Evidence, Genesis, Height, Message, MessageId, NodeId, ProjectId, PublicKey,
+    Sequence, Signature, Task, TaskId, TaskNumber,
+};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::ingress::Ingress;
+use crate::limits::READ_BYTES_MAX;
+use crate::mempool::Mempool;
+use crate::metrics;
+use crate::publish::RunningOutput;
+use crate::tracker::Tracker;
+
+pub(crate) struct Reader {
+    pub genesis: Genesis,
+    pub node: NodeId,
+    pub key: PublicKey,
+    pub state: StateStore,
+    pub consensus: Consensus,
+    pub network: Handle,
+    pub tracker: Arc<Tracker>,
+    pub mempool: Mempool,
+    pub ingress: Arc<Ingress>,
+    pub outputs: Vec<RunningOutput>,
+    pub prometheus: PrometheusHandle,
+}
+
+fn failed(error: StateError) -> ReadError {
+    tracing::error!(%error, "the state cannot be read");
+    ReadError::Failed(error.to_string())
+}
+
+fn device_view(device: Address) -> Option<Address> {
+    (device != Address::ZERO).then_some(device)
+}
+
+fn batch_view(batch: &Batch) -> BatchView {
+    let message = |(sequence, ordered): (u64, &lockstep_types::OrderedMessage)| BatchMessageView {
+        sequence: Sequence(sequence),
+        id: ordered.id,
+        project_id: ordered.message.project_id,
+        project_version: ordered.message.project_version.clone(),
+        device: device_view(ordered.message.device),
+    };
+    BatchView {
+        height: batch.header.height,
+        hash: batch.header.hash(),
+        parent: batch.header.parent,
+        time_ms: batch.header.time_ms,
+        first_sequence: batch.header.first_sequence,
+        messages: (batch.header.first_sequence.0..).zip(&batch.messages).map(message).collect(),
+        tasks: batch.tasks.iter().map(|task| task.id).collect(),
+    }
+}
+
+impl Reader {
+    fn head_height(&self) -> Height {
+        self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.height)
+    }
+
+    /// Number of the last task that is known to be in an output.
+    fn published(&self, output: &RunningOutput) -> Option<TaskNumber> {
+        let local = output.handle.status().last_published;
+        local.max(self.tracker.progress().get(&output.name).copied())
+    }
+
+    fn is_published(&self, number: TaskNumber) -> bool {
+        let has = |output: &RunningOutput| self.published(output).is_some_and(|last| last >= number);
+        !self.outputs.is_empty() && self.outputs.iter().all(has)
+    }
+
+    /// The last batch of which an output has every task.
+    fn published_height(&self, output: &RunningOutput) -> Height {
+        let newest = *self.tracker.newest_task().borrow();
+        let published = self.published(output);
+        if published >= newest {
+            return self.head_height();
+        }
+        // The batch of the first task that is missing is not whole.
+        let missing = published.map_or(self.genesis.params.first_task_number, TaskNumber::next);
+        let batch = self.state.batch_of_task(missing).ok().flatten();
+        batch.map_or(Height(0), |batch| Height(batch.header.height.0.saturating_sub(1)))
+    }
+
+    fn output_view(&self, output: &RunningOutput) -> OutputView {
+        let height = self.published_height(output);
+        OutputView {
+            name: output.name.to_string(),
+            height,
+            lag: self.head_height().0.saturating_sub(height.0),
+            error: output.handle.status().last_error,
+        }
+    }
+
+    fn payload(&self, project: ProjectId, data: &[u8]) -> Option<String> {
+        self.genesis.params.shows_payloads(project).then(|| to_base64(data))
+    }
+
+    fn signature(&self, project: ProjectId, signature: &Signature) -> Option<String> {
+        self.genesis.params.shows_payloads(project).then(|| signature.to_string())
+    }
+
+    fn pending_view(&self, id: MessageId, message: &Message) -> MessageView {
+        let (signature, evidence) = match &message.evidence {
+            Evidence::Device(signature) => (signature, EvidenceView::Device),
+            Evidence::Ingress { node, signature } => (signature, EvidenceView::Ingress { node: *node }),
+        };
+        MessageView {
+            id,
+            status: Progress::Pending,
+            sequence: None,
+            height: None,
+            index: None,
+            task_id: None,
+            project_id: message.project_id,
+            project_version: message.project_version.clone(),
+            device: device_view(message.device),
+            data: self.payload(message.project_id, &message.data),
+            signature: self.signature(message.project_id, signature),
+            evidence,
+            time_ms: None,
+        }
+    }
+
+    fn find_message(&self, id: MessageId) -> Result<Option<MessageView>, StateError> {
+        let Some(sequence) = self.state.sequence_of(&id)? else {
+            let waiting = self.mempool.get(&ContentId(id.0));
+            return Ok(waiting.map(|message| self.pending_view(id, message.message())));
+        };
+        let Some(batch) = self.state.batch_of_message(sequence)? else { return Ok(None) };
+        let Some(ordered) = batch.message_at(sequence) else { return Ok(None) };
+        let task = self.state.task_of(&batch, sequence)?;
+        let status = match &task {
+            None => Progress::Sequenced,
+            Some(task) if self.is_published(task.number) => Progress::Published,
+            Some(_) => Progress::Packed,
+        };
+        Ok(Some(MessageView {
+            status,
+            sequence: Some(sequence),
+            height: Some(batch.header.height),
+            index: Some(sequence.0 - batch.header.first_sequence.0),
+            task_id: task.map(|task| task.id),
+            time_ms: Some(batch.header.time_ms),
+            ..self.pending_view(id, &ordered.message)
+        }))
+    }
+
+    fn find_task(&self, id: TaskId) -> Result<Option<TaskView>, StateError> {
+        let Some(number) = self.state.task_number(&id)? else { return Ok(None) };
+        let Some(batch) = self.state.batch_of_task(number)? else { return Ok(None) };
+        let Some(task) = batch.task_at(number) else { return Ok(None) };
+        let messages = self.task_messages(&batch, task)?;
+        Ok(Some(TaskView {
+            id,
+            number,
+            project_id: task.project_id,
+            project_version: task.project_version.clone(),
+            device: device_view(task.device),
+            messages,
+            status: if self.is_published(number) { Progress::Published } else { Progress::Packed },
+            signature: None,
+            time_ms: batch.header.time_ms,
+            height: batch.header.height,
+        }))
+    }
+
+    fn task_messages(&self, batch: &Batch, task: &Task) -> Result<Vec<TaskMessageView>, StateError> {
+        let mut views = Vec::with_capacity(task.sequences.len());
+        for sequence in &task.sequences {
+            let earlier;
+            let holder = if batch.message_at(*sequence).is_some() {
+                Some(batch)
+            } else {
+                earlier = self.state.batch_of_message(*sequence)?;
+                earlier.as_ref()
+            };
+            if let Some(ordered) = holder.and_then(|batch| batch.message_at(*sequence)) {
+                let data = self.payload(task.project_id, &ordered.message.data);
+                views.push(TaskMessageView { sequence: *sequence, id: ordered.id, data });
+            }
+        }
+        Ok(views)
+    }
+}
+
+#[async_trait]
+impl Read for Reader {
+    fn status(&self) -> StatusView {
+        let raft = self.consensus.status().borrow().clone();
+        let head = self.tracker.head().borrow().clone();
+        let connected = self.network.peers();
+        let http =
+            |node: NodeId| self.genesis.nodes().find(|(id, _)| *id == node).map(|(_, member)| member.http.clone());
+        let peer = |(id, member): (NodeId, &lockstep_types::Member)| PeerView {
+            id,
+            name: member.name.clone(),
+            connected: connected.iter().any(|peer| peer.node == id && peer.connected),
+            http: member.http.clone(),
+        };
+        StatusView {
+            network: self.genesis.network.clone(),
+            epoch: Epoch(0),
+            node: NodeView { id: self.node, peer_id: peer_id_of(&self.key), address: self.key.address() },
+            role: match raft.role {
+                lockstep_consensus::Role::Leader => Role::Leader,
+                lockstep_consensus::Role::Follower => Role::Follower,
+                lockstep_consensus::Role::Candidate => Role::Candidate,
+                lockstep_consensus::Role::Observer => Role::Observer,
+            },
+            term: raft.term,
+            leader: raft.leader.map(|id| LeaderView { id, http: http(id).unwrap_or_default() }),
+            head: HeadView {
+                height: head.as_ref().map_or(Height(0), |head| head.height),
+                hash: head.as_ref().map_or(lockstep_types::BatchHash::ZERO, |head| head.hash),
+                sequence: head.as_ref().map_or(Sequence(0), lockstep_ledger::Head::last_sequence),
+            },
+            peers: self.genesis.nodes().filter(|(id, _)| *id != self.node).map(peer).collect(),
+            outputs: self.outputs.iter().map(|output| self.output_view(output)).collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+
+    async fn batches(&self, from: Height, limit: usize) -> Result<BatchesView, ReadError> {
+        let batches = self.state.batches(from, limit, READ_BYTES_MAX).map_err(failed)?;
+        Ok(BatchesView { batches: batches.iter().map(batch_view).collect(), head: self.head_height() })
+    }
+
+    async fn batch(&self, height: Height) -> Result<Option<BatchView>, ReadError> {
+        Ok(self.state.batch(height).map_err(failed)?.as_ref().map(batch_view))
+    }
+
+    async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ReadError> {
+        self.find_message(id).map_err(failed)
+    }
+
+    async fn task(&self, id: TaskId) -> Result<Option<TaskView>, ReadError> {
+        self.find_task(id).map_err(failed)
+    }
+
+    async fn wait_for_sequence(&self, sequence: Sequence, timeout: Duration) -> bool {
+        let mut head = self.tracker.head();
+        let there = head.wait_for(|head| head.as_ref().is_some_and(|head| head.last_sequence() >= sequence));
+        matches!(tokio::time::timeout(timeout, there).await, Ok(Ok(_)))
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        if self.ingress.is_stopping() {
+            return Err("this node is shutting down".into());
+        }
+        let raft = self.consensus.status().borrow().clone();
+        if let Some(reason) = raft.stopped {
+            return Err(format!("consensus has stopped: {reason}"));
+        }
+        if raft.leader.is_none() {
+            return Err("no leader is known".into());
+        }
+        if !self.consensus.is_caught_up() {
+            return Err("this node is catching up".into());
+        }
+        Ok(())
+    }
+
+    fn metrics(&self) -> String {
+        let raft = self.consensus.status().borrow().clone();
+        let head = self.tracker.head().borrow().clone();
+        let (height, sequence) = head.map_or((0, 0), |head| (head.height.0, head.last_sequence().0));
+        let leads = raft.role == lockstep_consensus::Role::Leader;
+        metrics::snapshot(self.mempool.len(), height, sequence, leads, raft.term);
+        for output in &self.outputs {
+            let view = self.output_view(output);
+            metrics::output_lag(&view.name, view.lag);
+        }
+        self.prometheus.render()
+    }
+}

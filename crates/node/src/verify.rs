@@ -1,0 +1,190 @@
+//! The CPU pool that checks signatures, away from the threads that wait for sockets. One thread takes up many
+//! requests at a time and hands them to the pool under one lock.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use lockstep_consensus::StateStore;
+use lockstep_identity::{DeviceRequest, RequestError};
+use lockstep_ledger::{Occurrence, Occurrences as _, Outcome};
+use lockstep_types::{Address, ContentId, Message, MessageId, NetworkParams, SigningKey, VerifiedMessage};
+use tokio::sync::oneshot;
+
+use crate::error::NodeError;
+use crate::limits::{VERIFY_JOBS_MAX, VERIFY_TOGETHER_MAX};
+use crate::mempool::{Mempool, Waiter};
+
+/// What a request hears from verification; its place comes later, by the waiter.
+pub(crate) type Verdict = Result<(ContentId, oneshot::Receiver<Outcome>), RequestError>;
+
+/// Told whether all messages of a bundle were good.
+pub(crate) type BundleDone = Box<dyn FnOnce(bool) + Send>;
+
+pub(crate) enum Job {
+    /// A device's request.
+    Request { request: DeviceRequest, verdict: oneshot::Sender<Verdict> },
+    /// Messages of a member. Contents that are ordered already are left aside.
+    Bundle { messages: Vec<Message>, done: BundleDone },
+}
+
+/// The threads end when the last clone is gone.
+#[derive(Clone)]
+pub(crate) struct Verifier {
+    jobs: Sender<Job>,
+}
+
+/// No thread is free, and too many jobs wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Overloaded;
+
+struct Worker {
+    jobs: Receiver<Job>,
+    mempool: Mempool,
+    state: StateStore,
+    node_key: Arc<SigningKey>,
+    members: Arc<BTreeSet<Address>>,
+    params: Arc<NetworkParams>,
+}
+
+/// What the threads work with.
+pub(crate) struct VerifierParts {
+    pub mempool: Mempool,
+    pub state: StateStore,
+    pub node_key: SigningKey,
+    pub members: BTreeSet<Address>,
+    pub params: NetworkParams,
+}
+
+impl Verifier {
+    pub fn spawn(threads: usize, parts: VerifierParts) -> Result<Self, NodeError> {
+        let (jobs, receiver) = bounded(VERIFY_JOBS_MAX);
+        let (node_key, members, params) = (Arc::new(parts.node_key), Arc::new(parts.members), Arc::new(parts.params));
+        for n in 0..threads {
+            let worker = Worker {
+                jobs: receiver.clone(),
+                mempool: parts.mempool.clone(),
+                state: parts.state.clone(),
+                node_key: node_key.clone(),
+                members: members.clone(),
+                params: params.clone(),
+            };
+            std::thread::Builder::new()
+                .name(format!("verify-{n}"))
+                .spawn(move || worker.run())
+                .map_err(|e| NodeError::Config(format!("cannot start a verification thread: {e}")))?;
+        }
+        Ok(Self { jobs })
+    }
+
+    pub fn submit(&self, job: Job) -> Result<(), Overloaded> {
+        self.jobs.try_send(job).map_err(|e| match e {
+            TrySendError::Full(_) | TrySendError::Disconnected(_) => Overloaded,
+        })
+    }
+}
+
+fn clock_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Worker {
+    fn run(&self) {
+        while let Ok(first) = self.jobs.recv() {
+            let mut requests = Vec::with_capacity(VERIFY_TOGETHER_MAX);
+            let mut next = Some(first);
+            while let Some(job) = next {
+                match job {
+                    Job::Request { request, verdict } => requests.extend(self.authenticate(request, verdict)),
+                    Job::Bundle { messages, done } => self.take_bundle(messages, done),
+                }
+                next = if requests.len() < VERIFY_TOGETHER_MAX { self.jobs.try_recv().ok() } else { None };
+            }
+            self.take_requests(requests);
+        }
+    }
+
+    fn authenticate(
+        &self,
+        request: DeviceRequest,
+        verdict: oneshot::Sender<Verdict>,
+    ) -> Option<(Arc<VerifiedMessage>, oneshot::Sender<Verdict>)> {
+        // Whoever gave up meanwhile is not worth a signature check.
+        if verdict.is_closed() {
+            return None;
+        }
+        let verified =
+            if request.signature.is_some() { request.authenticate() } else { Ok(request.vouch(&self.node_key)) };
+        match verified {
+            Ok(message) => Some((Arc::new(message), verdict)),
+            Err(error) => {
+                let _ = verdict.send(Err(error));
+                None
+            }
+        }
+    }
+
+    fn take_requests(&self, requests: Vec<(Arc<VerifiedMessage>, oneshot::Sender<Verdict>)>) {
+        if requests.is_empty() {
+            return;
+        }
+        let ids: Vec<ContentId> = requests.iter().map(|(message, _)| message.content_id()).collect();
+        let before = self.occurrences(&ids);
+        let now = clock_ms();
+        let mut fresh: Vec<(Arc<VerifiedMessage>, Waiter)> = Vec::with_capacity(requests.len());
+        for ((message, verdict), before) in requests.into_iter().zip(before) {
+            let id = message.content_id();
+            let (waiter, outcome) = oneshot::channel();
+            match before.filter(|before| self.is_retry(&message, before, now)) {
+                // A retry that is plainly inside its window needs no place in the log.
+                Some(before) => {
+                    let message_id = MessageId::of_occurrence(&id, before.count);
+                    let (sequence, height) = (before.sequence, before.height);
+                    let _ = waiter.send(Outcome::Duplicate { message_id, sequence, height });
+                }
+                None => fresh.push((message, waiter)),
+            }
+            let _ = verdict.send(Ok((id, outcome)));
+        }
+        if !fresh.is_empty() {
+            self.mempool.insert_own(fresh);
+        }
+    }
+
+    fn is_retry(&self, message: &VerifiedMessage, before: &Occurrence, now: u64) -> bool {
+        let window = self.params.project(message.message().project_id).map_or(0, |p| p.retry_window_ms);
+        now.saturating_sub(before.time_ms.0) < window
+    }
+
+    /// Earlier occurrences; none where the store cannot be read, since `apply` decides anyway.
+    fn occurrences(&self, ids: &[ContentId]) -> Vec<Option<Occurrence>> {
+        self.state.occurrences(ids).unwrap_or_else(|error| {
+            tracing::error!(%error, "the state cannot be read");
+            vec![None; ids.len()]
+        })
+    }
+
+    fn take_bundle(&self, messages: Vec<Message>, done: BundleDone) {
+        let mut named: Vec<(ContentId, Message)> = messages.into_iter().map(|m| (m.content_id(), m)).collect();
+        self.mempool.retain_unknown(&mut named, |(id, _)| *id);
+        let ids: Vec<ContentId> = named.iter().map(|(id, _)| *id).collect();
+        let (before, now) = (self.occurrences(&ids), clock_ms());
+        let (mut verified, mut good) = (Vec::with_capacity(named.len()), true);
+        for ((_, message), before) in named.into_iter().zip(before) {
+            let window = self.params.project(message.project_id).map_or(0, |p| p.retry_window_ms);
+            if before.is_some_and(|before| now.saturating_sub(before.time_ms.0) < window) {
+                continue;
+            }
+            match message.verify(|address| self.members.contains(address)) {
+                Ok(message) => verified.push(message),
+                Err(_) => good = false,
+            }
+        }
+        if !verified.is_empty() && !self.mempool.insert_foreign(verified) {
+            tracing::debug!("the pool is full; messages of a bundle were left out");
+        }
+        done(good);
+    }
+}

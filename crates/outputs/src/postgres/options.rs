@@ -1,0 +1,183 @@
+//! How to reach a PostgreSQL store, checked at start; secrets stay inside.
+
+use std::fmt;
+use std::time::Duration;
+
+use tokio_postgres::Config;
+use tokio_postgres::config::SslMode;
+
+/// Longest name of a schema: PostgreSQL cuts longer ones silently.
+const SCHEMA_BYTES_MAX: usize = 63;
+
+/// Limits on time. The server's end what a partitioned or paused leader left open, ours end what a silent server holds up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PostgresTimeouts {
+    /// For a connection and its setup.
+    pub connect: Duration,
+    /// For one statement, told to the server.
+    pub statement: Duration,
+    /// For waiting on another node's transaction, told to the server.
+    pub lock: Duration,
+    /// For a transaction whose client says nothing, told to the server.
+    pub idle_in_transaction: Duration,
+    /// After this long without an answer on the network, both sides give the connection up.
+    pub network: Duration,
+}
+
+impl Default for PostgresTimeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            statement: Duration::from_secs(20),
+            lock: Duration::from_secs(5),
+            idle_in_transaction: Duration::from_secs(5),
+            network: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Where the tables are. Its `Debug` shows no part of the DSN.
+#[derive(Clone)]
+pub struct PostgresOptions {
+    /// Connection string, as URL or as key and value pairs. May hold a password: never printed.
+    pub dsn: String,
+    /// Schema of the tables; made when missing.
+    pub schema: String,
+    /// Schema of the ordered views; made when missing. A reader's role gets it as its `search_path`.
+    pub reader_schema: String,
+    /// Limits on time.
+    pub timeouts: PostgresTimeouts,
+}
+
+/// Options that cannot work. No variant repeats a part of the DSN: a misplaced character may make it the password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PostgresOptionsError {
+    /// Not a connection string.
+    #[error("the DSN of the PostgreSQL output is not valid (it is not shown here because it may hold a password)")]
+    Dsn,
+    /// The DSN demands TLS, and we would not keep that.
+    #[error(
+        "the DSN of the PostgreSQL output demands TLS (sslmode), which Lockstep does not speak to PostgreSQL yet; connect through a local TLS proxy or a Unix socket, or set sslmode=disable on a network that you trust"
+    )]
+    Tls,
+    /// A schema's name that would have to be quoted by every reader.
+    #[error("the schema {0:?} must have 1 to 63 characters of a-z, 0-9 and '_', and not start with a digit or pg_")]
+    Schema(String),
+    /// The views would replace the tables.
+    #[error("the reader schema must not be the schema of the tables")]
+    SameSchema,
+}
+
+impl PostgresOptions {
+    /// The usual schemas and limits.
+    pub fn new(dsn: impl Into<String>) -> Self {
+        Self {
+            dsn: dsn.into(),
+            schema: "public".to_owned(),
+            reader_schema: "lockstep_reader".to_owned(),
+            timeouts: PostgresTimeouts::default(),
+        }
+    }
+
+    /// Checks everything that can be checked without a server.
+    pub(super) fn config(&self) -> Result<Config, PostgresOptionsError> {
+        for schema in [&self.schema, &self.reader_schema] {
+            check_schema(schema)?;
+        }
+        if self.schema == self.reader_schema {
+            return Err(PostgresOptionsError::SameSchema);
+        }
+        // The stricter modes are unknown to the parser, which must not make "not valid" of them.
+        if self.dsn.contains("sslmode=verify") {
+            return Err(PostgresOptionsError::Tls);
+        }
+        let mut config: Config = self.dsn.parse().map_err(|_| PostgresOptionsError::Dsn)?;
+        if !matches!(config.get_ssl_mode(), SslMode::Disable | SslMode::Prefer) {
+            return Err(PostgresOptionsError::Tls);
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("lockstep");
+        }
+        let network = self.timeouts.network;
+        config.connect_timeout(self.timeouts.connect).tcp_user_timeout(network).keepalives(true);
+        config.keepalives_idle(network / 3).keepalives_interval(network / 3).keepalives_retries(2);
+        Ok(config)
+    }
+
+    /// What every session says first.
+    pub(super) fn session_settings(&self) -> String {
+        let PostgresTimeouts { statement, lock, idle_in_transaction, network, .. } = self.timeouts;
+        // Another isolation level would turn a lost compare-and-set into a serialization failure.
+        format!(
+            "SET default_transaction_isolation = 'read committed'; \
+             SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
+             SET tcp_user_timeout = {}; SET tcp_keepalives_idle = {keepalive}; \
+             SET tcp_keepalives_interval = {keepalive}; SET tcp_keepalives_count = 2",
+            statement.as_millis(),
+            lock.as_millis(),
+            idle_in_transaction.as_millis(),
+            network.as_millis(),
+            keepalive = (network / 3).as_secs().max(1),
+        )
+    }
+}
+
+impl fmt::Debug for PostgresOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresOptions")
+            .field("dsn", &"<not shown>")
+            .field("schema", &self.schema)
+            .field("reader_schema", &self.reader_schema)
+            .field("timeouts", &self.timeouts)
+            .finish()
+    }
+}
+
+fn check_schema(name: &str) -> Result<(), PostgresOptionsError> {
+    let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
+    let good = (1..=SCHEMA_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(allowed)
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && !name.starts_with("pg_");
+    if good { Ok(()) } else { Err(PostgresOptionsError::Schema(name.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_error_or_debug_output_shows_the_password() {
+        let dsns = [
+            "host=h user=u password=hunter2 dbname=d",
+            "postgres://u:hunter2@h/d?sslmode=require",
+            "host=h hunter2 = user",
+            "postgres://u:hunter2@h:port/d",
+            "host=h password=hunter2 sslmode=verify-full",
+        ];
+        for dsn in dsns {
+            let options = PostgresOptions::new(dsn);
+            assert!(!format!("{options:?}").contains("hunter2"));
+            if let Err(error) = options.config() {
+                assert!(!format!("{error} {error:?}").contains("hunter2"));
+            }
+        }
+    }
+
+    #[test]
+    fn a_dsn_that_demands_tls_is_refused() {
+        for mode in ["require", "verify-ca", "verify-full"] {
+            let options = PostgresOptions::new(format!("host=h user=u sslmode={mode}"));
+            assert_eq!(options.config().err(), Some(PostgresOptionsError::Tls), "{mode}");
+        }
+        assert!(PostgresOptions::new("host=h user=u sslmode=disable").config().is_ok());
+    }
+
+    #[test]
+    fn schema_names_need_no_quotes() {
+        for bad in ["", "A", "1a", "pg_x", "a\"b", "a.b", &"a".repeat(64)] {
+            let options = PostgresOptions { schema: bad.to_owned(), ..PostgresOptions::new("host=h user=u") };
+            assert!(matches!(options.config(), Err(PostgresOptionsError::Schema(_))), "{bad}");
+        }
+    }
+}

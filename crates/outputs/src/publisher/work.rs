@@ -1,0 +1,220 @@
+//! What a publisher does while it is the one to publish.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use lockstep_types::TaskNumber;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use super::backoff::Backoff;
+use super::progress::Progress;
+use super::{BYTES_PER_PUBLISH_MAX, Options, State, Status, TASKS_PER_PUBLISH_MAX};
+use crate::output::{FinalTask, OutputError, Receipt};
+use crate::source::SourceError;
+
+/// How often a store or source that needs an operator is looked at again.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
+/// What the sink may take: it must not slow down publishing.
+const RECORD_DEADLINE: Duration = Duration::from_millis(250);
+
+/// Why publishing stopped for now.
+#[derive(Debug, PartialEq, thiserror::Error)]
+enum Problem {
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
+pub(super) struct Work {
+    options: Options,
+    status: watch::Sender<Status>,
+    progress: Progress,
+    backoff: Backoff,
+    /// Whether the last attempt also ended with the store elsewhere: two who publish must not chase each other.
+    moved: bool,
+}
+
+impl Work {
+    pub(super) fn new(options: Options, status: watch::Sender<Status>) -> Self {
+        let progress = Progress::new(options.recorded);
+        Self { options, status, progress, backoff: Backoff::default(), moved: false }
+    }
+
+    pub(super) fn stand_by(&mut self) {
+        self.set(|status| (status.state, status.last_error) = (State::Standby, None));
+        self.backoff.reset();
+    }
+
+    /// Publishes for ever. May be dropped at any await.
+    pub(super) async fn run(&mut self) -> Infallible {
+        loop {
+            let Err(problem) = self.follow().await;
+            let rest = self.judge(&problem);
+            sleep(rest).await;
+        }
+    }
+
+    /// Asks the store where it is and goes on from there, until something fails.
+    async fn follow(&mut self) -> Result<Infallible, Problem> {
+        let mut last = self.options.output.last().await?;
+        self.set(|status| status.last_published = last);
+        let mut prefetched = None;
+        loop {
+            if !self.is_final_after(last) {
+                self.wait_for_more(last).await;
+            }
+            let chunk = match prefetched.take() {
+                Some(chunk) => chunk,
+                None => self.prepare(last).await?,
+            };
+            let Some(end) = chunk.last().map(|task| task.number) else {
+                let next = self.options.owner.next(last);
+                return Err(SourceError::Unavailable(format!("task {next} is final, but not there")).into());
+            };
+            self.set(|status| {
+                // An error stays visible until a call has succeeded.
+                if status.last_error.is_none() {
+                    status.state = State::Publishing;
+                }
+            });
+            let (published, ahead) = tokio::join!(self.publish(&chunk, last), self.prepare_ahead(end));
+            let (receipt, refused) = published?;
+            last = Some(receipt.last);
+            self.note_published(last).await;
+            if let Some(refused) = refused {
+                return Err(refused.into());
+            }
+            // A failed look ahead is repeated in its turn, and its error reported then.
+            prefetched = ahead.ok().filter(|chunk| !chunk.is_empty());
+        }
+    }
+
+    /// Publishes `chunk`, or what stands before the first task that is refused, which is then told too.
+    async fn publish(
+        &self,
+        chunk: &[FinalTask],
+        last: Option<TaskNumber>,
+    ) -> Result<(Receipt, Option<OutputError>), OutputError> {
+        match self.options.output.publish(chunk, last).await {
+            Ok(receipt) => Ok((receipt, None)),
+            Err(OutputError::Refused { task, reason }) => {
+                let fit = chunk.partition_point(|t| t.number < task);
+                let refused = OutputError::Refused { task, reason };
+                if fit == 0 || fit == chunk.len() {
+                    return Err(refused);
+                }
+                Ok((self.options.output.publish(&chunk[..fit], last).await?, Some(refused)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads and signs what follows `last`.
+    async fn prepare(&self, last: Option<TaskNumber>) -> Result<Vec<FinalTask>, SourceError> {
+        let tasks = self.options.source.tasks_after(last, TASKS_PER_PUBLISH_MAX, BYTES_PER_PUBLISH_MAX).await?;
+        if tasks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let signer = self.options.signer.clone();
+        let signing = tokio::task::spawn_blocking(move || tasks.into_iter().map(|task| signer.sign(task)).collect());
+        signing.await.map_err(|_| SourceError::Unavailable("the signer stopped".to_owned()))
+    }
+
+    /// As [`Work::prepare`], but without asking the source for what is not final yet.
+    async fn prepare_ahead(&self, last: TaskNumber) -> Result<Vec<FinalTask>, SourceError> {
+        if self.is_final_after(Some(last)) { self.prepare(Some(last)).await } else { Ok(Vec::new()) }
+    }
+
+    fn is_final_after(&self, last: Option<TaskNumber>) -> bool {
+        *self.options.newest.borrow() > last
+    }
+
+    /// Everything is published: says so, once, and waits.
+    async fn wait_for_more(&mut self, last: Option<TaskNumber>) {
+        self.succeeded();
+        self.set(|status| (status.state, status.last_error) = (State::CaughtUp, None));
+        let mut newest = self.options.newest.clone();
+        loop {
+            let due = self.progress.due(last, Instant::now());
+            let record = async {
+                match due {
+                    Some(due) => sleep_until(due).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let more = async {
+                // Where its owner is gone the node is ending, and with it this.
+                if newest.wait_for(|newest| *newest > last).await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            tokio::select! {
+                () = more => return,
+                () = record => self.record(last).await,
+            }
+        }
+    }
+
+    async fn note_published(&mut self, last: Option<TaskNumber>) {
+        self.succeeded();
+        self.set(|status| {
+            (status.state, status.last_published, status.last_error) = (State::Publishing, last, None);
+        });
+        let now = Instant::now();
+        if self.progress.due(last, now).is_some_and(|due| due <= now) {
+            self.record(last).await;
+        }
+    }
+
+    async fn record(&mut self, last: Option<TaskNumber>) {
+        self.progress.record(last, Instant::now());
+        if let Some(last) = last {
+            // Late or lost is fine: the next record, or the store, says it again.
+            let _ = timeout(RECORD_DEADLINE, self.options.sink.record(&self.options.name, last)).await;
+        }
+    }
+
+    fn succeeded(&mut self) {
+        self.backoff.reset();
+        self.moved = false;
+    }
+
+    /// Makes a problem visible and says how long to rest.
+    fn judge(&mut self, problem: &Problem) -> Duration {
+        let jitter = rand::random::<f64>();
+        let (state, rest) = match problem {
+            // Somebody else published: no failure, unless it goes on without us ever getting anything done.
+            Problem::Output(OutputError::Moved { .. }) if !self.moved => {
+                self.moved = true;
+                return Duration::ZERO;
+            }
+            Problem::Output(OutputError::Moved { .. } | OutputError::Retryable(_))
+            | Problem::Source(SourceError::Unavailable(_)) => (State::Retrying, self.backoff.next(jitter)),
+            Problem::Output(OutputError::Refused { .. }) => (State::Blocked, self.backoff.next(jitter)),
+            Problem::Output(OutputError::Foreign(_)) | Problem::Source(SourceError::Gone(_)) => {
+                (State::Blocked, RECHECK_INTERVAL)
+            }
+        };
+        let text = problem.to_string();
+        if self.status.borrow().last_error.as_ref() != Some(&text) {
+            let output = self.options.name.as_str();
+            match state {
+                State::Blocked => tracing::error!(output, error = %text, "publishing is blocked"),
+                _ => tracing::warn!(output, error = %text, "publishing is held up"),
+            }
+        }
+        self.set(|status| (status.state, status.last_error) = (state, Some(text)));
+        rest
+    }
+
+    /// Changes the status, waking watchers only for a difference.
+    fn set(&self, change: impl FnOnce(&mut Status)) {
+        self.status.send_if_modified(|status| {
+            let before = status.clone();
+            change(status);
+            *status != before
+        });
+    }
+}

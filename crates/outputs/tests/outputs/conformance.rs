@@ -1,0 +1,210 @@
+//! What every store of the apinode layout must do: one suite for all of them.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lockstep_outputs::{FinalMessage, Output, OutputError, Owner};
+use lockstep_types::{Epoch, NetworkId, Sequence, TaskId};
+
+use crate::support::{FIRST, number, owner, tasks};
+
+/// An empty store, and ways around its adapter.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// A new adapter, as another node or a restarted one has it.
+    fn open(&self, owner: Owner) -> Arc<dyn Output>;
+
+    /// Everything that is in the tables and the cursor, as text.
+    async fn rows(&self) -> Vec<String>;
+
+    /// Publishes tasks, and breaks the writer down after it has written some rows and before it has written all.
+    async fn publish_and_break(&self, output: Arc<dyn Output>, first: u64, last: u64) -> OutputError;
+
+    /// Payloads of a task, as the contract's reader gets them, with the reader's own SQL.
+    async fn read_as_w3bstream(&self, id: &TaskId, project_id: i64) -> Vec<Vec<u8>>;
+
+    /// Puts rows into the messages table that Lockstep has not written.
+    async fn write_as_another(&self);
+}
+
+pub async fn the_same_tasks_again_change_nothing_and_give_an_equal_receipt(store: &dyn Store) {
+    let output = store.open(owner());
+    assert_eq!(output.last().await.unwrap(), None);
+    let batch = tasks(FIRST..=20);
+    let receipt = output.publish(&batch, None).await.unwrap();
+    assert_eq!((receipt.last, receipt.last_id), (batch[15].number, batch[15].id));
+    let before = store.rows().await;
+    assert_eq!(output.publish(&batch, None).await.unwrap(), receipt);
+    assert_eq!(store.rows().await, before);
+    output.publish(&tasks(21..=22), number(20)).await.unwrap();
+    assert_eq!(output.publish(&batch, None).await.unwrap(), receipt);
+    assert_eq!(output.last().await.unwrap(), number(22));
+    for task in batch {
+        assert_eq!(output.read(&task.id).await.unwrap(), Some(task));
+    }
+    assert_eq!(output.read(&TaskId([0; 32])).await.unwrap(), None);
+}
+
+pub async fn a_restarted_adapter_goes_on_where_the_store_is(store: &dyn Store) {
+    store.open(owner()).publish(&tasks(FIRST..=9), None).await.unwrap();
+    let restarted = store.open(owner());
+    assert_eq!(restarted.last().await.unwrap(), number(9));
+    restarted.publish(&tasks(10..=10), number(9)).await.unwrap();
+    assert_eq!(store.open(owner()).last().await.unwrap(), number(10));
+}
+
+pub async fn a_write_that_breaks_down_half_way_leaves_nothing(store: &dyn Store) {
+    let output = store.open(owner());
+    output.publish(&tasks(FIRST..=9), None).await.unwrap();
+    let before = store.rows().await;
+    store.publish_and_break(Arc::clone(&output), 10, 30).await;
+    assert_eq!(store.rows().await, before);
+    assert_eq!(output.last().await.unwrap(), number(9));
+    output.publish(&tasks(10..=30), number(9)).await.unwrap();
+    assert_eq!(output.last().await.unwrap(), number(30));
+}
+
+pub async fn a_deposed_leaders_late_write_changes_nothing(store: &dyn Store) {
+    let (old, new) = (store.open(owner()), store.open(owner()));
+    old.publish(&tasks(FIRST..=9), None).await.unwrap();
+    let receipt = new.publish(&tasks(10..=12), number(9)).await.unwrap();
+    let before = store.rows().await;
+    let moved = OutputError::Moved { actual_last: number(12) };
+    assert_eq!(old.publish(&tasks(10..=14), number(9)).await, Err(moved.clone()));
+    assert_eq!(old.publish(&tasks(30..=31), number(29)).await, Err(moved));
+    assert_eq!(old.publish(&tasks(10..=12), number(9)).await, Ok(receipt));
+    let mut forked = tasks(10..=12);
+    forked[1].id = TaskId([0xee; 32]);
+    assert!(matches!(old.publish(&forked, number(9)).await, Err(OutputError::Foreign(_))));
+    assert_eq!(store.rows().await, before);
+}
+
+pub async fn writers_at_the_same_time_write_each_task_once(store: &dyn Store) {
+    let writers: Vec<_> = (0..3).map(|_| store.open(owner())).collect();
+    let writing = writers.into_iter().map(|output| {
+        tokio::spawn(async move {
+            loop {
+                let last = output.last().await.unwrap();
+                let next = owner().next(last).0;
+                if next > 60 {
+                    return;
+                }
+                match output.publish(&tasks(next..=(next + 2).min(60)), last).await {
+                    Ok(_) | Err(OutputError::Moved { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+    });
+    for writer in writing.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+    let output = store.open(owner());
+    for task in tasks(FIRST..=60) {
+        assert_eq!(output.read(&task.id).await.unwrap(), Some(task));
+    }
+    assert_eq!(store.rows().await.len(), 1 + 3 * (60 - FIRST as usize + 1));
+}
+
+pub async fn another_networks_or_epochs_store_is_refused(store: &dyn Store) {
+    store.open(owner()).publish(&tasks(FIRST..=9), None).await.unwrap();
+    let before = store.rows().await;
+    let others = [Owner { epoch: Epoch(3), ..owner() }, Owner { network: NetworkId([1; 32]), ..owner() }];
+    for other in others {
+        let output = store.open(other);
+        assert!(matches!(output.last().await, Err(OutputError::Foreign(_))));
+        assert!(matches!(output.publish(&tasks(10..=10), number(9)).await, Err(OutputError::Foreign(_))));
+        assert!(matches!(output.publish(&tasks(FIRST..=9), None).await, Err(OutputError::Foreign(_))));
+    }
+    assert_eq!(store.rows().await, before);
+}
+
+pub async fn three_nodes_can_set_up_at_once(store: &dyn Store) {
+    let nodes = [store.open(owner()), store.open(owner()), store.open(owner())];
+    let starting: Vec<_> = nodes.into_iter().map(|n| tokio::spawn(async move { n.last().await })).collect();
+    for node in starting {
+        assert_eq!(node.await.unwrap(), Ok(None));
+    }
+}
+
+pub async fn readers_get_payloads_in_signed_order(store: &dyn Store) {
+    let output = store.open(owner());
+    output.publish(&tasks(FIRST..=40), None).await.unwrap();
+    for task in tasks(FIRST..=40) {
+        let expected: Vec<Vec<u8>> = task.messages.iter().map(|m| m.data.to_vec()).collect();
+        assert_eq!(store.read_as_w3bstream(&task.id, 7).await, expected);
+    }
+    assert!(store.read_as_w3bstream(&tasks(FIRST..=FIRST)[0].id, 8).await.is_empty());
+}
+
+pub async fn payloads_may_hold_any_bytes(store: &dyn Store) {
+    let output = store.open(owner());
+    let mut task = tasks(FIRST..=FIRST);
+    task[0].project_version = "'\"\\ ;--\u{1F321}\n\t".to_owned();
+    let every: Vec<u8> = (0..=255).collect();
+    let payloads = [Bytes::new(), Bytes::from(every), Bytes::from(vec![0; 1 << 20]), Bytes::from_static(b"\\x00")];
+    task[0].messages =
+        (1..).zip(payloads).map(|(s, data)| FinalMessage { sequence: Sequence(s), data }).collect::<Vec<_>>();
+    output.publish(&task, None).await.unwrap();
+    assert_eq!(output.read(&task[0].id).await.unwrap().as_ref(), Some(&task[0]));
+}
+
+pub async fn what_cannot_be_stored_is_refused_and_changes_nothing(store: &dyn Store) {
+    let output = store.open(owner());
+    assert_eq!(output.last().await, Ok(None));
+    let before = store.rows().await;
+    let mut batch = tasks(FIRST..=9);
+    batch[2].project_version = "a\0b".to_owned();
+    let refused = output.publish(&batch, None).await;
+    assert!(matches!(refused, Err(OutputError::Refused { task, .. }) if task == batch[2].number));
+    assert!(matches!(output.publish(&[], None).await, Err(OutputError::Refused { .. })));
+    assert_eq!(store.rows().await, before);
+    output.publish(&batch[..2], None).await.unwrap();
+}
+
+pub async fn a_large_call_is_whole(store: &dyn Store) {
+    let output = store.open(owner());
+    let batch = tasks(FIRST..=FIRST + 9_999);
+    let receipt = output.publish(&batch, None).await.unwrap();
+    assert_eq!(output.publish(&batch, None).await, Ok(receipt));
+    assert_eq!(output.last().await, Ok(Some(receipt.last)));
+    assert_eq!(store.rows().await.len(), 1 + 30_000);
+    assert_eq!(output.read(&batch[9_000].id).await.unwrap().as_ref(), Some(&batch[9_000]));
+}
+
+pub async fn tables_that_another_program_fills_are_not_adopted(store: &dyn Store) {
+    store.write_as_another().await;
+    for _ in 0..2 {
+        let result = store.open(owner()).last().await;
+        assert!(matches!(result, Err(OutputError::Foreign(_))), "{result:?}");
+    }
+}
+
+/// Runs `$claim`s, each on a store that `$new` makes.
+#[macro_export]
+macro_rules! conformance_suite {
+    ($new:expr) => {
+        $crate::conformance_suite!($new;
+            the_same_tasks_again_change_nothing_and_give_an_equal_receipt,
+            a_restarted_adapter_goes_on_where_the_store_is,
+            a_write_that_breaks_down_half_way_leaves_nothing,
+            a_deposed_leaders_late_write_changes_nothing,
+            writers_at_the_same_time_write_each_task_once,
+            another_networks_or_epochs_store_is_refused,
+            three_nodes_can_set_up_at_once,
+            readers_get_payloads_in_signed_order,
+            payloads_may_hold_any_bytes,
+            what_cannot_be_stored_is_refused_and_changes_nothing,
+            a_large_call_is_whole,
+            tables_that_another_program_fills_are_not_adopted,
+        );
+    };
+    ($new:expr; $($claim:ident),* $(,)?) => {
+        $(
+            let began = std::time::Instant::now();
+            $crate::conformance::$claim(&$new).await;
+            println!("{} ({:?})", stringify!($claim), began.elapsed());
+        )*
+    };
+}

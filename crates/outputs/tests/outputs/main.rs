@@ -1,0 +1,9 @@
+//! Adapters against real servers and files, and the publisher on top of them.
+// Clippy's leave for tests does not reach the functions that they share.
+#![allow(clippy::unwrap_used)]
+
+mod conformance;
+mod postgres;
+mod publisher;
+mod sqlite;
+mod support;

@@ -1,0 +1,211 @@
+//! PostgreSQL: the suite, an outage, and the rate.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use async_trait::async_trait;
+use lockstep_outputs::publisher::State;
+use lockstep_outputs::{Output, OutputError, Owner, PostgresOptions, PostgresOutput};
+use lockstep_testkit::postgres::Postgres;
+use lockstep_types::TaskId;
+use tokio_postgres::{Client, NoTls};
+
+use crate::conformance::Store;
+use crate::support::{FIRST, Feed, Node, eventually, number, owner, signer, tasks, unsigned};
+
+/// A pair of schemas of their own in a server that claims share.
+struct Schema<'a> {
+    server: &'a Postgres,
+    options: PostgresOptions,
+}
+
+impl<'a> Schema<'a> {
+    fn new(server: &'a Postgres) -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mut options = PostgresOptions::new(server.dsn());
+        (options.schema, options.reader_schema) = (format!("tables_{n}"), format!("reader_{n}"));
+        Self { server, options }
+    }
+
+    async fn connect(&self) -> Client {
+        let (client, connection) = tokio_postgres::connect(&self.server.dsn(), NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute(&format!("SET search_path = {}", self.options.schema)).await.unwrap();
+        client
+    }
+}
+
+#[async_trait]
+impl Store for Schema<'_> {
+    fn open(&self, owner: Owner) -> Arc<dyn Output> {
+        Arc::new(PostgresOutput::new(self.options.clone(), owner).unwrap())
+    }
+
+    async fn rows(&self) -> Vec<String> {
+        let client = self.connect().await;
+        let mut out = Vec::new();
+        for table in ["messages", "tasks", "lockstep_cursor"] {
+            let rows = client.query(&format!("SELECT t::text FROM {table} t ORDER BY 1"), &[]).await.unwrap();
+            out.extend(rows.iter().map(|row| format!("{table} {}", row.get::<_, String>(0))));
+        }
+        out
+    }
+
+    async fn publish_and_break(&self, output: Arc<dyn Output>, first: u64, last: u64) -> OutputError {
+        let client = self.connect().await;
+        // The writer stops at the last row, everything else written, until it is killed there.
+        client
+            .batch_execute(&format!(
+                "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS \
+               $$ BEGIN PERFORM pg_advisory_xact_lock(42); RETURN NEW; END $$; \
+             CREATE TRIGGER breaks BEFORE INSERT ON tasks FOR EACH ROW WHEN (NEW.id = {last}) EXECUTE FUNCTION wait(); \
+             SELECT pg_advisory_lock(42)"
+            ))
+            .await
+            .unwrap();
+        let writing = tokio::spawn(async move { output.publish(&tasks(first..=last), number(first - 1)).await });
+        eventually("the writer waits and is killed", || async {
+            let kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+            client.query_opt(kill, &[]).await.unwrap()
+        })
+        .await;
+        let error = writing.await.unwrap().unwrap_err();
+        assert!(matches!(error, OutputError::Retryable(_)), "{error:?}");
+        client.batch_execute("SELECT pg_advisory_unlock(42); DROP TRIGGER breaks ON tasks").await.unwrap();
+        error
+    }
+
+    async fn read_as_w3bstream(&self, id: &TaskId, project_id: i64) -> Vec<Vec<u8>> {
+        let client = self.connect().await;
+        client.batch_execute(&format!("SET search_path = {}", self.options.reader_schema)).await.unwrap();
+        let sql = r#"SELECT * FROM "tasks" WHERE (task_id = $1 AND project_id = $2) AND "tasks"."deleted_at" IS NULL ORDER BY "tasks"."id" LIMIT 1"#;
+        let Some(task) = client.query_opt(sql, &[&id.as_bytes(), &project_id]).await.unwrap() else {
+            return Vec::new();
+        };
+        let ids = "SELECT ARRAY(SELECT jsonb_array_elements_text(message_ids)::bigint FROM \"tasks\" WHERE id = $1)";
+        let ids: Vec<i64> = client.query_one(ids, &[&task.get::<_, i64>("id")]).await.unwrap().get(0);
+        let ids = ids.iter().rev().map(i64::to_string).collect::<Vec<_>>().join(",");
+        let sql = format!(r#"SELECT * FROM "messages" WHERE id IN ({ids}) AND "messages"."deleted_at" IS NULL"#);
+        client.query(&sql, &[]).await.unwrap().iter().map(|row| row.get("data")).collect()
+    }
+
+    async fn write_as_another(&self) {
+        self.open(owner()).last().await.unwrap();
+        let sql = "INSERT INTO messages (data) VALUES ('x'); DELETE FROM lockstep_cursor";
+        self.connect().await.batch_execute(sql).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_passes_the_conformance_suite() {
+    let server = Postgres::start();
+    crate::conformance_suite!(Schema::new(&server));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn views_keep_the_signed_order_where_the_tables_have_lost_it() {
+    let server = Postgres::start();
+    let store = Schema::new(&server);
+    store.open(owner()).publish(&tasks(FIRST..=200), None).await.unwrap();
+    let client = store.connect().await;
+    client.batch_execute("VACUUM FULL messages; ").await.unwrap();
+    assert_signed_order(&store).await;
+    // Nobody of ours does this; it puts the first message of each task behind the second.
+    client.batch_execute("UPDATE messages SET updated_at = now() WHERE id % 4 IN (1, 2)").await.unwrap();
+    let rows = client.query("SELECT id FROM messages", &[]).await.unwrap();
+    assert!(!rows.is_sorted_by_key(|row| row.get::<_, i64>(0)), "the tables are out of order for this test");
+    assert_signed_order(&store).await;
+    client.batch_execute("ANALYZE messages").await.unwrap();
+    assert_signed_order(&store).await;
+}
+
+async fn assert_signed_order(store: &Schema<'_>) {
+    for task in tasks(FIRST..=200).iter().step_by(13) {
+        let expected: Vec<Vec<u8>> = task.messages.iter().map(|m| m.data.to_vec()).collect();
+        assert_eq!(store.read_as_w3bstream(&task.id, 7).await, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_leaders_open_transaction_is_ended_by_the_server() {
+    let server = Postgres::start();
+    let mut store = Schema::new(&server);
+    store.options.timeouts.lock = std::time::Duration::from_millis(300);
+    let output = store.open(owner());
+    output.publish(&tasks(FIRST..=9), None).await.unwrap();
+    let settings = "SELECT current_setting('idle_in_transaction_session_timeout')";
+    // Holds the cursor row, as a leader that stopped between two statements of a large call.
+    let paused = store.connect().await;
+    paused.batch_execute("SET idle_in_transaction_session_timeout = 1500").await.unwrap();
+    assert_eq!(paused.query_one(settings, &[]).await.unwrap().get::<_, String>(0), "1500ms");
+    paused.batch_execute("BEGIN; UPDATE lockstep_cursor SET last_task = 99").await.unwrap();
+    let late = output.publish(&tasks(10..=10), number(9)).await;
+    assert!(matches!(late, Err(OutputError::Retryable(ref reason)) if reason.contains("55P03")), "{late:?}");
+    eventually("the paused transaction is gone", || async { output.publish(&tasks(10..=10), number(9)).await.ok() })
+        .await;
+    assert_eq!(output.last().await, Ok(number(10)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_the_store_skips_and_doubles_nothing() {
+    let mut server = Postgres::start();
+    let store = Schema::new(&server);
+    let (output, dsn_schema) = (store.open(owner()), store.options.clone());
+    let feed = Feed::new();
+    let node = Node::start(&feed, output, true, None);
+    feed.finalize(100);
+    node.wait_for("the first tasks", |s| s.state == State::CaughtUp && s.last_published == number(100)).await;
+    drop(store);
+    server.stop();
+    feed.finalize(3_000);
+    let status = node.wait_for("the outage is visible", |s| s.state == State::Retrying).await;
+    assert_eq!(status.lag, 2_900);
+    assert!(status.last_error.is_some());
+    server.start_again();
+    node.wait_for("all tasks", |s| s.last_published == number(3_000) && s.last_error.is_none()).await;
+    // And a crash while tasks are on their way.
+    feed.finalize(6_000);
+    node.wait_for("some more tasks", |s| s.last_published > number(3_000)).await;
+    server.crash();
+    server.start_again();
+    node.wait_for("all tasks", |s| s.last_published == number(6_000)).await;
+    node.stop().await;
+
+    let store = Schema { server: &server, options: dsn_schema };
+    assert_eq!(store.rows().await.len() as u64, 1 + 3 * (6_000 - FIRST + 1));
+    let output = store.open(owner());
+    for n in (FIRST..=6_000).step_by(97) {
+        let expected = signer().sign(unsigned(n));
+        assert_eq!(output.read(&expected.id).await.unwrap(), Some(expected));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_publishes_at_a_rate_that_is_printed() {
+    let server = Postgres::start();
+    let store = Schema::new(&server);
+    let output = store.open(owner());
+    let mut batch = tasks(FIRST..=FIRST + 20_479);
+    for (sequence, task) in (1..).zip(&mut batch) {
+        task.messages.truncate(1);
+        task.messages[0].sequence = lockstep_types::Sequence(sequence);
+    }
+    output.last().await.unwrap();
+    let (began, mut last) = (Instant::now(), None);
+    for chunk in batch.chunks(1024) {
+        last = Some(output.publish(chunk, last).await.unwrap().last);
+    }
+    println!("PostgreSQL: {:.0} one-message tasks a second", batch.len() as f64 / began.elapsed().as_secs_f64());
+}
+
+#[tokio::test]
+async fn no_error_shows_the_password_of_the_dsn() {
+    // Nothing listens there.
+    let options = PostgresOptions::new("host=127.0.0.1 port=1 user=u password=hunter2 dbname=d");
+    let output = PostgresOutput::new(options, owner()).unwrap();
+    let error = output.last().await.unwrap_err();
+    assert!(matches!(error, OutputError::Retryable(_)));
+    assert!(!format!("{error} {error:?} {output:?}").contains("hunter2"));
+}

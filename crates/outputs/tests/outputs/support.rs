@@ -1,0 +1,158 @@
+//! Tasks, feeds and waiting, for all tests here.
+
+use std::future::Future;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lockstep_outputs::{
+    FinalMessage, FinalTask, Handle, Options, Output, Owner, ProgressSink, Publisher, SourceError, Status, TaskSigner,
+    TaskSource, UnsignedTask,
+};
+use lockstep_types::{
+    Address, Epoch, NetworkId, OutputName, ProjectId, Sequence, Signature, SigningKey, TaskId, TaskNumber, TimeMs,
+    keccak256,
+};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Longest wait for anything.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+/// Number of the first task in all tests.
+pub const FIRST: u64 = 5;
+
+pub fn owner() -> Owner {
+    Owner { network: NetworkId([0xab; 32]), epoch: Epoch(2), first_task_number: TaskNumber(FIRST) }
+}
+
+/// Task `number` of the one history that the tests share. Tasks have two messages, interleaved with their neighbour's.
+pub fn unsigned(number: u64) -> UnsignedTask {
+    let (pair, place) = ((number - FIRST) / 2, (number - FIRST) % 2);
+    let message = |sequence: u64| FinalMessage {
+        sequence: Sequence(sequence),
+        data: Bytes::from(format!("{{\"reading\":{sequence}}}\0\u{1F321}")),
+    };
+    UnsignedTask {
+        number: TaskNumber(number),
+        id: TaskId(keccak256(&[&number.to_be_bytes()])),
+        project_id: ProjectId(7),
+        project_version: "1.0.0-ü".to_owned(),
+        device: Address([0xd1; 20]),
+        time_ms: TimeMs(1_790_000_000_123 + number),
+        messages: vec![message(4 * pair + 1 + place), message(4 * pair + 3 + place)],
+    }
+}
+
+/// Tasks with a signature that only looks like one: adapters do not care.
+pub fn tasks(numbers: RangeInclusive<u64>) -> Vec<FinalTask> {
+    numbers
+        .map(|number| {
+            let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages } = unsigned(number);
+            let signature = Signature([number.0 as u8; 65]);
+            FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature }
+        })
+        .collect()
+}
+
+pub fn number(n: u64) -> Option<TaskNumber> {
+    Some(TaskNumber(n))
+}
+
+/// Asks again and again until the answer is `Some`.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let waiting = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(DEADLINE, waiting).await.unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"))
+}
+
+/// A source whose history grows when the test says so; also a sink that counts.
+pub struct Feed {
+    newest: watch::Sender<Option<TaskNumber>>,
+    pub recorded: Mutex<Vec<TaskNumber>>,
+}
+
+impl Feed {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { newest: watch::channel(None).0, recorded: Mutex::default() })
+    }
+
+    /// All tasks up to `number` are final.
+    pub fn finalize(&self, number: u64) {
+        self.newest.send_replace(Some(TaskNumber(number)));
+    }
+
+    pub fn records(&self) -> Vec<TaskNumber> {
+        self.recorded.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl TaskSource for Feed {
+    async fn tasks_after(
+        &self,
+        number: Option<TaskNumber>,
+        max_tasks: usize,
+        _max_bytes: usize,
+    ) -> Result<Vec<UnsignedTask>, SourceError> {
+        let next = owner().next(number).0;
+        let newest = self.newest.borrow().map_or(0, |n| n.0);
+        Ok((next..=newest).take(max_tasks).map(unsigned).collect())
+    }
+}
+
+#[async_trait]
+impl ProgressSink for Feed {
+    async fn record(&self, _output: &OutputName, last: TaskNumber) {
+        self.recorded.lock().unwrap().push(last);
+    }
+}
+
+/// A publisher at work, as one node has it.
+pub struct Node {
+    pub handle: Handle,
+    pub active: watch::Sender<bool>,
+    token: CancellationToken,
+    running: JoinHandle<()>,
+}
+
+pub fn signer() -> TaskSigner {
+    TaskSigner::new(SigningKey::from_bytes([0x11; 32]).unwrap())
+}
+
+impl Node {
+    pub fn start(feed: &Arc<Feed>, output: Arc<dyn Output>, active: bool, recorded: Option<TaskNumber>) -> Self {
+        let (active, receiver) = watch::channel(active);
+        let (publisher, handle) = Publisher::new(Options {
+            name: "test".parse().unwrap(),
+            owner: owner(),
+            output,
+            source: feed.clone(),
+            sink: feed.clone(),
+            signer: signer(),
+            newest: feed.newest.subscribe(),
+            active: receiver,
+            recorded,
+        });
+        let token = CancellationToken::new();
+        let running = tokio::spawn(publisher.run(token.clone()));
+        Self { handle, active, token, running }
+    }
+
+    pub async fn wait_for(&self, what: &str, condition: impl Fn(&Status) -> bool) -> Status {
+        eventually(what, || async { Some(self.handle.status()).filter(&condition) }).await
+    }
+
+    pub async fn stop(self) {
+        self.token.cancel();
+        tokio::time::timeout(DEADLINE, self.running).await.expect("ends in time").expect("does not panic");
+    }
+}
