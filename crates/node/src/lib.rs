@@ -27,4 +27,5 @@ mod verify;
 pub use config::Config;
 pub use error::NodeError;
 pub use home::Home;
+pub use lockstep_network::peer_id_of;
 pub use node::Node;

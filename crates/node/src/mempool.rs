@@ -105,11 +105,6 @@ impl Mempool {
         self.state.lock().pool.len()
     }
 
-    /// How many messages nobody has proposed here.
-    pub fn waiting(&self) -> usize {
-        self.state.lock().pool.waiting()
-    }
-
     /// Takes a batch for a proposal.
     pub fn propose(&self) -> Vec<Arc<VerifiedMessage>> {
         self.state.lock().pool.propose(BATCH_MESSAGES_MAX, BATCH_BYTES_MAX)

@@ -289,7 +289,7 @@ impl Parts {
                 recorded: self.tracker.progress().get(&config.name).copied(),
             });
             supervisor.spawn("a publisher", publisher.run(supervisor.token()));
-            running.push(RunningOutput { name: config.name.clone(), scope: config.scope, handle });
+            running.push(RunningOutput { name: config.name.clone(), handle });
         }
         Ok(running)
     }

@@ -13,7 +13,7 @@ use lockstep_outputs::{
 use lockstep_types::{Batch, Height, NetworkParams, OutputName, Sequence, TaskNumber};
 use tokio::task::spawn_blocking;
 
-use crate::config::{OutputConfig, OutputKind, Scope};
+use crate::config::{OutputConfig, OutputKind};
 use crate::error::NodeError;
 use crate::home::Home;
 use crate::limits::{PROGRESS_TIMEOUT, READ_BYTES_MAX};
@@ -21,7 +21,6 @@ use crate::limits::{PROGRESS_TIMEOUT, READ_BYTES_MAX};
 /// An output of this node, and a view on what feeds it.
 pub(crate) struct RunningOutput {
     pub name: OutputName,
-    pub scope: Scope,
     pub handle: Handle,
 }
 

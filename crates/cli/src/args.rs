@@ -1,0 +1,211 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+/// A decentralized sequencer for DePIN: puts the messages of devices in one order and hands them on as tasks.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep", version, propagate_version = true)]
+pub struct Args {
+    /// What to log: error, warn, info, debug, trace, or by part, as in `info,lockstep_node=debug`.
+    #[arg(long, global = true, env = "LOCKSTEP_LOG", default_value = "info")]
+    pub log: String,
+    /// Log in JSON, for a collector.
+    #[arg(long, global = true, env = "LOCKSTEP_LOG_JSON")]
+    pub log_json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a node's home, and form or join a network's genesis.
+    Init(Init),
+    /// Run the node of a home, until Ctrl-C or SIGTERM.
+    Start(Start),
+    /// Show how a node and its network are.
+    Status(Status),
+    /// Sign a message as a device, submit it, and print the answer.
+    Submit(Submit),
+    /// Sign a message as a device, and print the request body for curl.
+    Sign(Message),
+    /// Measure how many messages a network acknowledges.
+    Bench(Bench),
+    /// Run a network of several nodes on this machine, to try things out.
+    Testnet(Testnet),
+}
+
+/// Without `--network` or `--genesis`: makes keys, store, config.toml and member.json (the public part, for the
+/// other operators). With `--network` and every operator's member.json: forms the genesis, the same for whoever runs
+/// it over the same parts. With `--genesis`: takes one that another operator formed.
+#[derive(Debug, ClapArgs)]
+pub struct Init {
+    /// The node's directory.
+    #[arg(long, value_name = "DIR")]
+    pub home: PathBuf,
+    /// Name of the node: 1 to 64 of a-z, 0-9, '-', '_' and '.'.
+    #[arg(long, default_value = "node")]
+    pub name: String,
+    /// Multiaddress at which the other nodes reach this one.
+    #[arg(long, value_name = "MULTIADDR", default_value = "/ip4/127.0.0.1/tcp/9100")]
+    pub p2p_address: String,
+    /// Multiaddress to listen on for nodes; the port of --p2p-address on all interfaces if not given.
+    #[arg(long, value_name = "MULTIADDR")]
+    pub p2p_listen: Option<String>,
+    /// URL at which devices and readers reach this node.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9000")]
+    pub http_url: String,
+    /// Address to listen on for devices and readers.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:9000")]
+    pub http_listen: SocketAddr,
+    /// Take the key that tasks are signed with from this file; operators who publish to one store share it.
+    #[arg(long, value_name = "FILE")]
+    pub task_key_file: Option<PathBuf>,
+    /// Also form a network of this node alone.
+    #[arg(long, conflicts_with_all = ["network", "genesis"])]
+    pub single: bool,
+    /// Form the genesis of a network with this name from the parts given with --member.
+    #[arg(long, value_name = "NAME", requires = "member")]
+    pub network: Option<String>,
+    /// An operator's member.json; once for each member, this node included.
+    #[arg(long, value_name = "FILE", requires = "network")]
+    pub member: Vec<PathBuf>,
+    /// Take this genesis.
+    #[arg(long, value_name = "FILE", conflicts_with = "network")]
+    pub genesis: Option<PathBuf>,
+    /// Register a project (may be given several times); messages of others are refused.
+    #[arg(long, value_name = "ID")]
+    pub project: Vec<u64>,
+    /// Take messages without a signature.
+    #[arg(long)]
+    pub allow_unsigned: bool,
+    /// Take messages of projects that nobody registered: for test networks.
+    #[arg(long)]
+    pub allow_unknown_projects: bool,
+    /// Show all payloads to anyone: for test networks.
+    #[arg(long)]
+    pub public_payloads: bool,
+}
+
+/// Run the node of a home.
+#[derive(Debug, ClapArgs)]
+pub struct Start {
+    /// The node's directory.
+    #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+    pub home: PathBuf,
+}
+
+/// Show how a node is.
+#[derive(Debug, ClapArgs)]
+pub struct Status {
+    /// The node.
+    #[arg(long, env = "LOCKSTEP_URL", default_value = "http://127.0.0.1:9000")]
+    pub url: String,
+    /// Print the JSON of the node's answer.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A device's message.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Message {
+    /// File with the device's private key, 64 hex digits.
+    #[arg(long, value_name = "FILE")]
+    pub key_file: PathBuf,
+    /// Make the key file if it is not there.
+    #[arg(long)]
+    pub new_key: bool,
+    /// The project.
+    #[arg(long, value_name = "ID")]
+    pub project: u64,
+    /// The project's version.
+    #[arg(long, default_value = "0.1")]
+    pub project_version: String,
+    /// The payload.
+    #[arg(long)]
+    pub data: String,
+}
+
+/// Sign and submit.
+#[derive(Debug, ClapArgs)]
+pub struct Submit {
+    /// A node; give several to try the next one when one does not answer.
+    #[arg(long, env = "LOCKSTEP_URL", value_delimiter = ',', default_value = "http://127.0.0.1:9000")]
+    pub url: Vec<String>,
+    /// How long to try, in seconds.
+    #[arg(long, default_value_t = 30)]
+    pub timeout: u64,
+    /// The message.
+    #[command(flatten)]
+    pub message: Message,
+}
+
+/// Closed loop: every client sends its next message when the last one was acknowledged. 64 device keys; messages are
+/// signed beforehand. Prints JSON.
+#[derive(Debug, ClapArgs)]
+pub struct Bench {
+    /// Nodes, separated by commas; clients are spread over them.
+    #[arg(long, value_delimiter = ',', default_value = "http://127.0.0.1:9000")]
+    pub urls: Vec<String>,
+    /// Clients.
+    #[arg(long, default_value_t = 64)]
+    pub concurrency: usize,
+    /// Seconds that are measured.
+    #[arg(long, default_value_t = 10)]
+    pub seconds: u64,
+    /// Seconds before them that are not.
+    #[arg(long, default_value_t = 2)]
+    pub warmup: u64,
+    /// Bytes of each payload.
+    #[arg(long, default_value_t = 256)]
+    pub payload: usize,
+    /// The messages' project.
+    #[arg(long, default_value_t = 1)]
+    pub project: u64,
+}
+
+/// Run a network on this machine.
+#[derive(Debug, ClapArgs)]
+pub struct Testnet {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub command: TestnetCommand,
+}
+
+/// What to do with a test network.
+#[derive(Debug, Subcommand)]
+pub enum TestnetCommand {
+    /// Start it, and run it until Ctrl-C.
+    Up(Up),
+}
+
+/// Starts real node processes on 127.0.0.1, writes DIR/testnet.json once a leader is elected, and prints `ready`.
+/// Anybody may write to such a network and read all of it: it is for trying things out.
+#[derive(Debug, ClapArgs)]
+pub struct Up {
+    /// How many nodes; one is a network too.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub nodes: u16,
+    /// Directory of the network; one that exists is continued.
+    #[arg(long, value_name = "DIR")]
+    pub home: PathBuf,
+    /// HTTP port of the first node, the others follow; peer-to-peer ports begin 100 higher. 0: any free ports.
+    #[arg(long, value_name = "PORT", default_value_t = 9001)]
+    pub http_base_port: u16,
+    /// Also publish to this PostgreSQL, in the tables that W3bstream reads.
+    #[arg(long, value_name = "DSN")]
+    pub postgres: Option<String>,
+    /// Run a fleet of this many simulated devices.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub devices: usize,
+    /// Messages a second of the whole fleet.
+    #[arg(long, value_name = "R", default_value_t = 10.0)]
+    pub rate: f64,
+    /// Stop after this many seconds.
+    #[arg(long = "for", value_name = "SECONDS")]
+    pub seconds: Option<u64>,
+}

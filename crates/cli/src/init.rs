@@ -1,0 +1,100 @@
+//! `lockstep init`.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::Context as _;
+use lockstep_node::config::{HttpConfig, OutputConfig, OutputKind, P2pConfig, PoolConfig, RaftConfig, Scope};
+use lockstep_node::home::MemberOptions;
+use lockstep_node::{Config, Home, NodeError};
+use lockstep_types::{Genesis, Member, NetworkParams, ProjectId, ProjectSettings, SigningKey};
+
+use crate::args::Init;
+
+pub fn run(options: &Init) -> anyhow::Result<()> {
+    let home = Home::at(&options.home);
+    if let Some(file) = &options.genesis {
+        return install(&home, &Genesis::parse(&read(file)?).map_err(NodeError::from)?);
+    }
+    if let Some(network) = &options.network {
+        let members = options.member.iter().map(|file| member(file)).collect::<anyhow::Result<Vec<_>>>()?;
+        return install(&home, &form(options, network, members)?);
+    }
+    let member = make(&home, options)?;
+    if options.single {
+        return install(&home, &form(options, &member.name.clone(), vec![member])?);
+    }
+    println!("made a node in {}", home.path().display());
+    println!(
+        "give {} to the other operators, and take theirs; then run, each of you:",
+        home.file("member.json").display()
+    );
+    println!("  lockstep init --home {} --network NAME --member FILE --member FILE …", home.path().display());
+    Ok(())
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    fs::read_to_string(file).with_context(|| file.display().to_string())
+}
+
+fn member(file: &Path) -> anyhow::Result<Member> {
+    serde_json::from_str(&read(file)?).with_context(|| format!("{} is not a member.json", file.display()))
+}
+
+/// The port of an address on all interfaces; the address itself where it is not a plain TCP one.
+fn listen_for(address: &str) -> String {
+    match address.rsplit_once("/tcp/") {
+        Some((_, port)) if port.parse::<u16>().is_ok() => format!("/ip4/0.0.0.0/tcp/{port}"),
+        _ => address.to_owned(),
+    }
+}
+
+fn make(home: &Home, options: &Init) -> anyhow::Result<Member> {
+    let listen = options.p2p_listen.clone().unwrap_or_else(|| listen_for(&options.p2p_address));
+    let config = Config {
+        http: HttpConfig::at(options.http_listen),
+        p2p: P2pConfig::at(listen),
+        pool: PoolConfig::default(),
+        raft: RaftConfig::default(),
+        outputs: vec![OutputConfig {
+            name: "tasks".parse()?,
+            scope: Scope::Node,
+            kind: OutputKind::Sqlite { path: "tasks.sqlite".into() },
+        }],
+    };
+    let task_key = options.task_key_file.as_deref().map(|file| key(file)).transpose()?;
+    let member = MemberOptions {
+        name: options.name.clone(),
+        p2p: options.p2p_address.clone(),
+        http: options.http_url.trim_end_matches('/').to_owned(),
+    };
+    Ok(home.create(&config, member, task_key.as_ref())?)
+}
+
+fn key(file: &Path) -> anyhow::Result<SigningKey> {
+    SigningKey::from_hex(&read(file)?).with_context(|| format!("{}: not 64 hex digits", file.display()))
+}
+
+fn form(options: &Init, network: &str, members: Vec<Member>) -> Result<Genesis, NodeError> {
+    let projects = options.project.iter().map(|id| (ProjectId(*id), ProjectSettings::default())).collect();
+    let params = NetworkParams {
+        allow_unsigned: options.allow_unsigned,
+        allow_unknown_projects: options.allow_unknown_projects,
+        public_payloads: options.public_payloads,
+        projects,
+        ..NetworkParams::default()
+    };
+    Ok(Genesis::new(network, members, params)?)
+}
+
+fn install(home: &Home, genesis: &Genesis) -> anyhow::Result<()> {
+    let node = home.install_genesis(genesis)?;
+    println!("network  {}", genesis.network);
+    println!("id       {}   (must be the same for all operators)", genesis.id()?);
+    println!("members  {}; this node is number {node}", genesis.members.len());
+    if genesis.params.projects.is_empty() && !genesis.params.allow_unknown_projects {
+        println!("note: no project is registered, so every message is refused; form the genesis with --project ID");
+    }
+    println!("start it with: lockstep start --home {}", home.path().display());
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! `lockstep status`.
+
+use anyhow::Context as _;
+use lockstep_api::views::StatusView;
+use lockstep_client::Client;
+
+use crate::args::Status;
+
+pub async fn run(options: &Status) -> anyhow::Result<()> {
+    let client = Client::new(vec![options.url.clone()])?;
+    let status: StatusView =
+        client.get_json_from(0, "/api/status").await.with_context(|| format!("no status from {}", options.url))?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&status)?);
+    } else {
+        print(&status);
+    }
+    Ok(())
+}
+
+fn print(status: &StatusView) {
+    let role = serde_json::to_value(status.role).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+    println!("network  {} (epoch {})", status.network, status.epoch);
+    println!("node     {} {} {}", status.node.id, status.node.address, status.node.peer_id);
+    println!("role     {role}, term {}", status.term);
+    match &status.leader {
+        Some(leader) => println!("leader   {} {}", leader.id, leader.http),
+        None => println!("leader   none known"),
+    }
+    println!("head     height {}, sequence {}, {}", status.head.height, status.head.sequence, status.head.hash);
+    for peer in &status.peers {
+        let connected = if peer.connected { "connected" } else { "NOT connected" };
+        println!("peer     {} {} {connected} {}", peer.id, peer.name, peer.http);
+    }
+    for output in &status.outputs {
+        let error = output.error.as_deref().map(|e| format!(": {e}")).unwrap_or_default();
+        println!("output   {} at height {}, lag {}{error}", output.name, output.height, output.lag);
+    }
+    println!("version  {}", status.version);
+}
