@@ -37,9 +37,9 @@ Starting three nodes and thirty devices that send 200 messages a second together
 Everything is written under $home.
 
 While it runs, open in a browser, or ask with curl in another terminal:
-  http://127.0.0.1:$port/api/status    how the first node is, and who leads; the others are on ports $((port + 1)) and $((port + 2))
+  http://127.0.0.1:$port/              a status page of the first node; the others are on ports $((port + 1)) and $((port + 2))
+  http://127.0.0.1:$port/api/status    how it is, and who leads
   http://127.0.0.1:$port/metrics       its measurements
-  curl -s http://127.0.0.1:$port/api/status
 To kill the leading node, and see that nothing that was acknowledged is lost:
   testnet/kill-leader.sh $home
 

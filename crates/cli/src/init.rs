@@ -67,6 +67,7 @@ fn make(home: &Home, options: &Init) -> anyhow::Result<Member> {
         name: options.name.clone(),
         p2p: options.p2p_address.clone(),
         http: options.http_url.trim_end_matches('/').to_owned(),
+        node_key: None,
     };
     Ok(home.create(&config, member, task_key.as_ref())?)
 }

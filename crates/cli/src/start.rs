@@ -1,5 +1,7 @@
 //! `lockstep start`.
 
+use std::io::IsTerminal as _;
+
 use lockstep_node::{Home, Node};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -13,7 +15,8 @@ const QUIET: &str = "libp2p_gossipsub=error,openraft=error,libp2p_swarm=error";
 /// Logs go to standard error; standard output is for answers.
 pub fn log_to_stderr(filter: &str, json: bool) {
     let filter = EnvFilter::try_new(format!("{QUIET},{filter}")).unwrap_or_else(|_| EnvFilter::new(QUIET));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.with_target(false).with_ansi(std::io::stderr().is_terminal());
     // A second call, in tests, finds the first one's subscriber.
     let _ = if json { builder.json().try_init() } else { builder.try_init() };
 }

@@ -23,6 +23,8 @@ use crate::transport::{Connector, Transport};
 
 /// Most entries in one append message; with batches of at most 1 MiB it stays well below the frame limit.
 const APPEND_ENTRIES_MAX: u64 = 16;
+/// A node that is behind by more entries than this is catching up.
+const CAUGHT_UP_ENTRIES: u64 = 256;
 
 /// What raft needs to run.
 pub struct Options {
@@ -208,21 +210,24 @@ impl Consensus {
         self.status.clone()
     }
 
-    /// Whether everything that this node knows to be committed is applied: false while it catches up.
+    /// Whether this node has applied what the leader says is committed, but for the newest entries, which are always
+    /// on their way under load: false while it catches up.
     pub fn is_caught_up(&self) -> bool {
         let metrics = self.raft.data_metrics();
         let data = metrics.borrow_watched();
-        data.last_applied.is_some() && data.last_applied >= data.local_committed
+        let committed = data.local_committed.max(data.cluster_committed).map_or(0, |id| id.index);
+        data.last_applied.is_some_and(|applied| applied.index + CAUGHT_UP_ENTRIES >= committed)
     }
 
-    /// Asks a caught-up voter to take over, if this node leads; tells whom it asked.
-    pub async fn hand_over(&self) -> Option<NodeId> {
+    /// Asks the most advanced of `candidates` to take over, if this node leads; tells whom it asked.
+    pub async fn hand_over(&self, candidates: &[NodeId]) -> Option<NodeId> {
         let target = {
             let metrics = self.raft.data_metrics();
             let data = metrics.borrow_watched();
             let followers = data.replication.as_ref()?;
             let own = *self.raft.node_id();
-            let best = followers.iter().filter(|(id, _)| **id != own).max_by_key(|(_, matched)| **matched)?;
+            let able = |id: u64| id != own && candidates.contains(&NodeId(id));
+            let best = followers.iter().filter(|(id, _)| able(**id)).max_by_key(|(_, matched)| **matched)?;
             *best.0
         };
         self.raft.trigger().transfer_leader(target).await.ok()?;

@@ -19,7 +19,7 @@ use crate::convert::{decode_entry, entry_to, log_id_from, log_id_to, vote_from, 
 use crate::raft_types::{Entry, LogId, TypeConfig, Vote};
 
 /// Newest entries kept in memory, for replication and `apply`; older ones are read from disk.
-const TAIL_BYTES_MAX: usize = 16 << 20;
+const TAIL_BYTES_MAX: usize = 8 << 20;
 /// Most entries, and bytes, that one read returns; readers come back for the rest.
 const READ_ENTRIES_MAX: usize = 64;
 const READ_BYTES_MAX: usize = 4 << 20;

@@ -45,6 +45,10 @@ pub trait Connection: Send + Sync + 'static {
     async fn call(&mut self, request: Bytes, timeout: Duration) -> Result<Bytes, TransportError>;
 }
 
+/// Least time for an answer. openraft's own limit is its heartbeat interval, which a follower that is busy with a long
+/// append may well exceed; giving up then would send the same entries again and make it busier still.
+const ANSWER_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+
 pub(crate) struct Connector(pub Arc<dyn Transport>);
 
 pub(crate) struct Link {
@@ -69,10 +73,13 @@ fn malformed(error: &DecodeError) -> RpcError {
 impl Link {
     async fn call(&mut self, kind: proto::raft_request::Kind, option: &RPCOption) -> Result<Response, RpcError> {
         let request = proto::RaftRequest { kind: Some(kind) }.encode_to_vec();
-        let answer = self.connection.call(request.into(), option.soft_ttl()).await.map_err(|error| match error {
-            TransportError::Unreachable(_) => RPCError::Unreachable(Unreachable::new(&error)),
-            TransportError::Broken(_) => RPCError::Network(NetworkError::new(&error)),
-        })?;
+        let answer =
+            self.connection.call(request.into(), option.soft_ttl().max(ANSWER_TIMEOUT_MIN)).await.map_err(|error| {
+                match error {
+                    TransportError::Unreachable(_) => RPCError::Unreachable(Unreachable::new(&error)),
+                    TransportError::Broken(_) => RPCError::Network(NetworkError::new(&error)),
+                }
+            })?;
         let answer = proto::RaftResponse::decode(answer).map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
         match answer.kind {
             // The peer's raft has stopped, or cannot serve this: treat it as away.

@@ -15,7 +15,7 @@ pub const HELLO_BYTES_MAX: u64 = 256;
 pub const REFUSAL_BYTES_MAX: u64 = 512;
 
 /// Streams that one member may have open to us on one channel; one more is refused.
-pub const INBOUND_STREAMS_PER_PEER_MAX: usize = 16;
+pub const INBOUND_STREAMS_PER_PEER_MAX: usize = 64;
 /// Connections that one member may hold, so that simultaneous dials and half-dead ones fit; one more is denied.
 pub const CONNECTIONS_PER_PEER_MAX: u32 = 8;
 /// Established connections in all; one more is denied.

@@ -42,6 +42,9 @@ pub struct HttpConfig {
     pub connections_max: usize,
 }
 
+/// Requests end before their message leaves the pool, so that what they are told is true.
+const HOLD_MS_MAX: u64 = 4_000;
+
 fn default_hold_ms() -> u64 {
     2_500
 }
@@ -69,7 +72,7 @@ pub struct P2pConfig {
 }
 
 fn default_gossip_delay_ms() -> u64 {
-    20
+    150
 }
 
 impl P2pConfig {
@@ -110,7 +113,7 @@ pub struct RaftConfig {
 
 impl Default for RaftConfig {
     fn default() -> Self {
-        Self { election_timeout_ms: 750, heartbeat_ms: 150 }
+        Self { election_timeout_ms: 900, heartbeat_ms: 300 }
     }
 }
 
@@ -126,20 +129,18 @@ pub enum Scope {
 
 /// A store that this node feeds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "OutputTable", into = "OutputTable")]
 pub struct OutputConfig {
     /// Its name: the same on all nodes for an output of the network.
     pub name: OutputName,
     /// Who feeds it.
     pub scope: Scope,
     /// Where it is.
-    #[serde(flatten)]
     pub kind: OutputKind,
 }
 
 /// Where an output is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutputKind {
     /// A SQLite file.
     Sqlite {
@@ -151,13 +152,61 @@ pub enum OutputKind {
         /// A file with the connection string, so that this one holds no secret.
         dsn_file: PathBuf,
         /// Schema of the tables.
-        #[serde(default = "default_schema")]
         schema: String,
     },
 }
 
-fn default_schema() -> String {
-    "public".into()
+/// An `[[output]]` table as it stands in the file: flat, so that a setting that does not fit its kind is named.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OutputTable {
+    name: OutputName,
+    scope: Scope,
+    kind: KindName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dsn_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schema: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum KindName {
+    Sqlite,
+    Postgres,
+}
+
+const DEFAULT_SCHEMA: &str = "public";
+
+impl TryFrom<OutputTable> for OutputConfig {
+    type Error = String;
+
+    fn try_from(table: OutputTable) -> Result<Self, String> {
+        let name = &table.name;
+        let kind = match (table.kind, table.path, table.dsn_file, table.schema) {
+            (KindName::Sqlite, Some(path), None, None) => OutputKind::Sqlite { path },
+            (KindName::Sqlite, ..) => return Err(format!("output {name}: kind sqlite takes `path`, and nothing else")),
+            (KindName::Postgres, None, Some(dsn_file), schema) => {
+                OutputKind::Postgres { dsn_file, schema: schema.unwrap_or_else(|| DEFAULT_SCHEMA.into()) }
+            }
+            (KindName::Postgres, ..) => {
+                return Err(format!("output {name}: kind postgres takes `dsn_file` and, if need be, `schema`"));
+            }
+        };
+        Ok(Self { name: table.name, scope: table.scope, kind })
+    }
+}
+
+impl From<OutputConfig> for OutputTable {
+    fn from(config: OutputConfig) -> Self {
+        let (kind, path, dsn_file, schema) = match config.kind {
+            OutputKind::Sqlite { path } => (KindName::Sqlite, Some(path), None, None),
+            OutputKind::Postgres { dsn_file, schema } => (KindName::Postgres, None, Some(dsn_file), Some(schema)),
+        };
+        Self { name: config.name, scope: config.scope, kind, path, dsn_file, schema }
+    }
 }
 
 impl Config {
@@ -168,6 +217,9 @@ impl Config {
     pub fn parse(text: &str) -> Result<Self, NodeError> {
         let bad = |reason: String| NodeError::Config(format!("config.toml: {reason}"));
         let config: Self = toml::from_str(text).map_err(|e| bad(e.to_string().trim().replace('\n', " ")))?;
+        if config.http.hold_ms == 0 || config.http.hold_ms > HOLD_MS_MAX {
+            return Err(bad(format!("hold_ms must be from 1 to {HOLD_MS_MAX}")));
+        }
         let raft = &config.raft;
         if raft.heartbeat_ms == 0 || raft.election_timeout_ms < 3 * raft.heartbeat_ms {
             return Err(bad("election_timeout_ms must be at least three times heartbeat_ms".into()));
@@ -234,6 +286,6 @@ mod tests {
         assert!(error(&text.replace("hold_ms", "hold_msec")).contains("hold_msec"));
         assert!(error(&text.replace("w3bstream", "tasks")).contains("two outputs"));
         assert!(error("[http").contains("config.toml"));
-        assert!(error(&text.replace("heartbeat_ms = 150", "heartbeat_ms = 700")).contains("three times"));
+        assert!(error(&text.replace("heartbeat_ms = 300", "heartbeat_ms = 700")).contains("three times"));
     }
 }

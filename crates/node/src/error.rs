@@ -39,6 +39,13 @@ pub enum NodeError {
 impl NodeError {
     /// Whether an operator must change something before another start can succeed.
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Genesis(_))
+        matches!(
+            self,
+            Self::Config(_)
+                | Self::Genesis(_)
+                | Self::Store(StoreError::Open(_))
+                | Self::Consensus(ConsensusError::Store(StoreError::Open(_)))
+                | Self::Network(NetworkError::Options(_))
+        )
     }
 }

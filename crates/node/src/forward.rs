@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lockstep_consensus::{Consensus, Role};
+use lockstep_consensus::Consensus;
 use lockstep_network::{Channel, Client, Handle};
 use lockstep_types::NodeId;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -18,22 +18,30 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
 /// Sends bundles to whoever leads: at once when nothing is under way, else what has come meanwhile. Nothing is given
 /// up here: what is not ordered in time comes back to the outbox, and a new leader gets everything again.
-pub(crate) async fn run_forwarder(mempool: Mempool, consensus: Consensus, network: Handle, stop: CancellationToken) {
+pub(crate) async fn run_forwarder(
+    own: NodeId,
+    mempool: Mempool,
+    consensus: Consensus,
+    network: Handle,
+    stop: CancellationToken,
+) {
     let mut status = consensus.status();
     let mut leader: Option<(NodeId, Client)> = None;
     loop {
         let now = status.borrow_and_update().clone();
-        let target = now.leader.filter(|_| now.role != Role::Leader);
+        let target = now.leader.filter(|leader| *leader != own);
         if leader.as_ref().map(|(id, _)| *id) != target {
             leader = target.map(|id| (id, network.client(id, Channel::Bundle)));
-            mempool.send_all_again();
+            mempool.leader_changed(target.is_some());
         }
-        let sent = match &mut leader {
-            Some((_, client)) => send(&mempool, client).await,
-            None => false,
-        };
-        if sent {
-            continue;
+        if let Some((_, client)) = &mut leader {
+            let sent = tokio::select! {
+                () = stop.cancelled() => return,
+                sent = send(&mempool, client) => sent,
+            };
+            if sent {
+                continue;
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return,

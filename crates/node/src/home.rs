@@ -35,6 +35,8 @@ pub struct MemberOptions {
     pub p2p: String,
     /// URL of its HTTP interface.
     pub http: String,
+    /// The node's key; a random one is made where none is given.
+    pub node_key: Option<SigningKey>,
 }
 
 /// A home that was read and found whole.
@@ -132,7 +134,7 @@ impl Home {
                 return Err(config_error(&self.path, format!("there is a node here already ({name} exists)")));
             }
         }
-        let node_key = random_key()?;
+        let node_key = member.node_key.clone().map_or_else(random_key, Ok)?;
         let task_key = task_key.cloned().map_or_else(random_key, Ok)?;
         let incarnation = Incarnation(random_bytes()?);
         self.write_new("node.key", &hex_line(&node_key), 0o600)?;
@@ -241,7 +243,8 @@ mod tests {
     }
 
     fn options(name: &str) -> MemberOptions {
-        MemberOptions { name: name.into(), p2p: "/ip4/127.0.0.1/tcp/1".into(), http: "http://127.0.0.1:1".into() }
+        let (p2p, http) = ("/ip4/127.0.0.1/tcp/1".into(), "http://127.0.0.1:1".into());
+        MemberOptions { name: name.into(), p2p, http, node_key: None }
     }
 
     #[test]

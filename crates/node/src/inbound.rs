@@ -28,7 +28,7 @@ impl Service for BundleService {
                 tracing::warn!(%from, "a member sent messages whose evidence does not match; they were dropped");
             }
         };
-        match self.verifier.submit(Job::Bundle { messages, done: Box::new(done) }) {
+        match self.verifier.submit(Job::Bundle { messages, skip_ordered: false, done: Box::new(done) }) {
             Ok(()) => Taken::Yes.encode(),
             Err(_) => Taken::Busy.encode(),
         }
@@ -66,7 +66,7 @@ fn take(message: GossipMessage, verifier: &Verifier) {
         Ok(messages) => {
             let done = move |good: bool| if good { ticket.accept() } else { ticket.reject() };
             // Without room the ticket is dropped, which ignores the message: gossip is a hint.
-            let _ = verifier.submit(Job::Bundle { messages, done: Box::new(done) });
+            let _ = verifier.submit(Job::Bundle { messages, skip_ordered: true, done: Box::new(done) });
         }
         Err(error) => {
             tracing::debug!(?from, %error, "gossip that cannot be read");

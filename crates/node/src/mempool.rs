@@ -26,6 +26,8 @@ struct State {
     own: HashMap<ContentId, Own>,
     own_by_order: BTreeMap<u64, ContentId>,
     next_order: u64,
+    /// Whether another node leads, to which own messages must be sent.
+    forwarding: bool,
     /// Own messages to send to the leader.
     outbox: VecDeque<ContentId>,
     /// Own messages that were sent, by time.
@@ -50,6 +52,7 @@ impl Mempool {
             own: HashMap::new(),
             own_by_order: BTreeMap::new(),
             next_order: 0,
+            forwarding: false,
             outbox: VecDeque::new(),
             sent: VecDeque::new(),
             to_gossip: VecDeque::new(),
@@ -160,12 +163,17 @@ impl Mempool {
         }
     }
 
-    /// Another node leads now: everything that is not ordered goes to it, in the order of arrival.
-    pub fn send_all_again(&self) {
+    /// Who leads has changed. If it is `another` node, everything that is not ordered goes to it, in the order of
+    /// arrival; else nothing is to be sent.
+    pub fn leader_changed(&self, another: bool) {
         let mut guard = self.state.lock();
         let state = &mut *guard;
+        state.forwarding = another;
         state.sent.clear();
-        state.outbox = state.own_by_order.values().copied().collect();
+        state.outbox.clear();
+        if another {
+            state.outbox.extend(state.own_by_order.values().copied());
+        }
         drop(guard);
         self.arrived.notify_one();
     }
@@ -180,7 +188,7 @@ impl Mempool {
             let mut guard = self.state.lock();
             let state = &mut *guard;
             while let Some((_, id)) = state.sent.pop_front_if(|(at, _)| *at < before(RESEND_AFTER)) {
-                if state.pool.get(&id).is_some() {
+                if state.forwarding && state.pool.get(&id).is_some() {
                     state.outbox.push_back(id);
                     again = true;
                 }
@@ -217,7 +225,9 @@ impl State {
         self.next_order += 1;
         self.own.insert(id, Own { order, waiters: vec![waiter] });
         self.own_by_order.insert(order, id);
-        self.outbox.push_back(id);
+        if self.forwarding {
+            self.outbox.push_back(id);
+        }
         self.to_gossip.push_back((now, id));
     }
 
@@ -276,12 +286,14 @@ mod tests {
     fn a_new_leader_gets_everything_that_is_not_ordered() {
         let mempool = Mempool::new(PoolLimits::default());
         let _waiters: Vec<_> = (0..3).map(|n| submit(&mempool, n)).collect();
+        assert!(mempool.take_outbox().is_empty(), "nothing is queued for sending while no other node leads");
+        mempool.leader_changed(true);
         let sent = mempool.take_outbox();
         assert_eq!(sent, [message(0), message(1), message(2)]);
         mempool.note_sent(&sent);
         assert!(mempool.take_outbox().is_empty());
         mempool.settle(&[(message(1).content_id(), Outcome::Rejected(Rejection::TooLarge))]);
-        mempool.send_all_again();
+        mempool.leader_changed(true);
         assert_eq!(mempool.take_outbox(), [message(0), message(2)]);
     }
 

@@ -39,6 +39,7 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 pub struct Node {
     supervisor: Supervisor,
     consensus: Consensus,
+    network: Handle,
     ingress: Arc<Ingress>,
     api_stop: CancellationToken,
     api: tokio::task::JoinHandle<()>,
@@ -142,7 +143,8 @@ impl Node {
         let ports = Ports { submit: parts.ingress.clone(), read: Arc::new(reader) };
         let api = tokio::spawn(bound.run(ports, api_stop.clone()));
         tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
-        Ok(Self { supervisor, consensus: parts.consensus, ingress: parts.ingress, api_stop, api, http })
+        let Parts { consensus, network, ingress, .. } = parts;
+        Ok(Self { supervisor, consensus, network, ingress, api_stop, api, http })
     }
 
     async fn start_parts(home: &Home, opened: Opened, network: Handle) -> Result<Parts, NodeError> {
@@ -218,7 +220,9 @@ impl Node {
         if status.borrow().role != Role::Leader {
             return;
         }
-        if let Some(successor) = self.consensus.hand_over().await {
+        let connected: Vec<NodeId> =
+            self.network.peers().iter().filter(|peer| peer.connected).map(|peer| peer.node).collect();
+        if let Some(successor) = self.consensus.hand_over(&connected).await {
             let gone = status.wait_for(|status| status.role != Role::Leader && status.leader.is_some());
             match tokio::time::timeout(HAND_OVER_TIMEOUT, gone).await {
                 Ok(_) => tracing::info!(%successor, "the lead was handed over"),
@@ -257,8 +261,13 @@ impl Parts {
             params: self.opened.genesis.params.clone(),
         };
         supervisor.spawn("the proposer", proposer.run(token.clone()));
-        let forwarder =
-            run_forwarder(self.mempool.clone(), self.consensus.clone(), self.network.clone(), token.clone());
+        let forwarder = run_forwarder(
+            self.opened.node,
+            self.mempool.clone(),
+            self.consensus.clone(),
+            self.network.clone(),
+            token.clone(),
+        );
         supervisor.spawn("the forwarder", forwarder);
         let delay_ms = self.opened.config.p2p.gossip_delay_ms;
         supervisor.spawn("gossip", run_gossip(self.mempool.clone(), self.network.clone(), delay_ms, token.clone()));

@@ -25,8 +25,14 @@ pub(crate) type BundleDone = Box<dyn FnOnce(bool) + Send>;
 pub(crate) enum Job {
     /// A device's request.
     Request { request: DeviceRequest, verdict: oneshot::Sender<Verdict> },
-    /// Messages of a member. Contents that are ordered already are left aside.
-    Bundle { messages: Vec<Message>, done: BundleDone },
+    /// Messages of a member.
+    Bundle {
+        messages: Vec<Message>,
+        /// Leave contents aside that are ordered already: right for gossip, which is a hint. Not for what was sent to
+        /// this node because it leads: the sender waits for an answer, which comes with the next place in the log.
+        skip_ordered: bool,
+        done: BundleDone,
+    },
 }
 
 /// The threads end when the last clone is gone.
@@ -94,15 +100,21 @@ impl Worker {
     fn run(&self) {
         while let Ok(first) = self.jobs.recv() {
             let mut requests = Vec::with_capacity(VERIFY_TOGETHER_MAX);
-            let mut next = Some(first);
-            while let Some(job) = next {
+            let (mut next, mut bundle) = (Some(first), None);
+            while let Some(job) = next.take() {
                 match job {
                     Job::Request { request, verdict } => requests.extend(self.authenticate(request, verdict)),
-                    Job::Bundle { messages, done } => self.take_bundle(messages, done),
+                    Job::Bundle { messages, skip_ordered, done } => bundle = Some((messages, skip_ordered, done)),
                 }
-                next = if requests.len() < VERIFY_TOGETHER_MAX { self.jobs.try_recv().ok() } else { None };
+                if requests.len() < VERIFY_TOGETHER_MAX && bundle.is_none() {
+                    next = self.jobs.try_recv().ok();
+                }
             }
+            // Those who are authenticated do not wait for a whole bundle.
             self.take_requests(requests);
+            if let Some((messages, skip_ordered, done)) = bundle {
+                self.take_bundle(messages, skip_ordered, done);
+            }
         }
     }
 
@@ -137,6 +149,10 @@ impl Worker {
         for ((message, verdict), before) in requests.into_iter().zip(before) {
             let id = message.content_id();
             let (waiter, outcome) = oneshot::channel();
+            // Whoever gave up meanwhile was told that the message was not taken: so it is not.
+            if verdict.send(Ok((id, outcome))).is_err() {
+                continue;
+            }
             match before.filter(|before| self.is_retry(&message, before, now)) {
                 // A retry that is plainly inside its window needs no place in the log.
                 Some(before) => {
@@ -146,7 +162,6 @@ impl Worker {
                 }
                 None => fresh.push((message, waiter)),
             }
-            let _ = verdict.send(Ok((id, outcome)));
         }
         if !fresh.is_empty() {
             self.mempool.insert_own(fresh);
@@ -166,18 +181,22 @@ impl Worker {
         })
     }
 
-    fn take_bundle(&self, messages: Vec<Message>, done: BundleDone) {
+    fn take_bundle(&self, messages: Vec<Message>, skip_ordered: bool, done: BundleDone) {
         let mut named: Vec<(ContentId, Message)> = messages.into_iter().map(|m| (m.content_id(), m)).collect();
         self.mempool.retain_unknown(&mut named, |(id, _)| *id);
-        let ids: Vec<ContentId> = named.iter().map(|(id, _)| *id).collect();
-        let (before, now) = (self.occurrences(&ids), clock_ms());
+        let before = if skip_ordered {
+            self.occurrences(&named.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+        } else {
+            vec![None; named.len()]
+        };
+        let now = clock_ms();
         let (mut verified, mut good) = (Vec::with_capacity(named.len()), true);
-        for ((_, message), before) in named.into_iter().zip(before) {
+        for ((id, message), before) in named.into_iter().zip(before) {
             let window = self.params.project(message.project_id).map_or(0, |p| p.retry_window_ms);
             if before.is_some_and(|before| now.saturating_sub(before.time_ms.0) < window) {
                 continue;
             }
-            match message.verify(|address| self.members.contains(address)) {
+            match message.verify_named(id, |address| self.members.contains(address)) {
                 Ok(message) => verified.push(message),
                 Err(_) => good = false,
             }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use lockstep_types::{Incarnation, NetworkId};
 
+use crate::rocks::{Kind, RocksStorage};
 use crate::storage::StoreError;
 
 const INCARNATION_FILE: &str = "INCARNATION";
@@ -54,8 +55,11 @@ impl StoreHome {
     /// If there is one already.
     pub fn create(path: &Path, incarnation: Incarnation) -> Result<Self, StoreError> {
         fs::create_dir_all(path).map_err(|e| open_error(path, &e))?;
+        let home = Self { path: path.to_owned(), incarnation };
+        // The log is made here and never again: see `RocksStorage::open`.
+        drop(RocksStorage::create(&home.log_path(), Kind::Log)?);
         write_synced(&path.join(INCARNATION_FILE), &format!("{incarnation}\n"))?;
-        Ok(Self { path: path.to_owned(), incarnation })
+        Ok(home)
     }
 
     /// Opens an existing directory.

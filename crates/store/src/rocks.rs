@@ -15,9 +15,9 @@ type Db = DBWithThreadMode<MultiThreaded>;
 
 /// Memory for write buffers of one table: this many of this size.
 const WRITE_BUFFER_BYTES: usize = 8 << 20;
-const WRITE_BUFFERS_MAX: i32 = 3;
+const WRITE_BUFFERS_MAX: i32 = 2;
 /// Memory for blocks, indexes and filters of one store.
-const BLOCK_CACHE_BYTES: usize = 24 << 20;
+const BLOCK_CACHE_BYTES: usize = 16 << 20;
 /// File descriptors of one store.
 const OPEN_FILES_MAX: i32 = 256;
 /// Size at which the write-ahead log of a log store forces a flush, which bounds recovery time.
@@ -60,6 +60,8 @@ fn table_options(table: Table, cache: &Cache) -> Options {
     if table == Table::Index {
         // Most look-ups are for contents that were never seen: ten bits answer 99 % of them without a read.
         blocks.set_bloom_filter(10.0, false);
+        options.set_memtable_whole_key_filtering(true);
+        options.set_memtable_prefix_bloom_ratio(0.1);
         options.set_compression_type(DBCompressionType::None);
     } else {
         blocks.set_block_size(16 << 10);
@@ -73,11 +75,31 @@ fn table_options(table: Table, cache: &Cache) -> Options {
 }
 
 impl RocksStorage {
-    /// Opens a store, making it if there is none.
+    /// Makes an empty store.
     ///
     /// # Errors
-    /// [`StoreError::Open`] with a sentence for the operator: in use, no room, damaged.
+    /// [`StoreError::Open`] with a sentence for the operator.
+    pub fn create(path: &Path, kind: Kind) -> Result<Self, StoreError> {
+        Self::open_or_create(path, kind)
+    }
+
+    /// Opens a store. A state store is made if there is none, since it follows from the log; a log store is not: a
+    /// voter that lost its log must not go on as if it had never voted.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] with a sentence for the operator: missing, in use, no room, damaged.
     pub fn open(path: &Path, kind: Kind) -> Result<Self, StoreError> {
+        // Every RocksDB store has this file from its first moment on.
+        if kind == Kind::Log && !path.join("CURRENT").exists() {
+            return Err(StoreError::Open(format!(
+                "there is no log at {}: this node's disk was lost; a member that lost its log must join under a new id (`lockstep init` in a new home)",
+                path.display()
+            )));
+        }
+        Self::open_or_create(path, kind)
+    }
+
+    fn open_or_create(path: &Path, kind: Kind) -> Result<Self, StoreError> {
         let tables: &[Table] = match kind {
             Kind::Log => &[Table::Log],
             Kind::State => &[Table::Chain, Table::Index],
@@ -221,7 +243,10 @@ mod tests {
     #[test]
     fn a_store_in_use_is_refused_with_a_sentence() {
         let dir = tempfile::tempdir().unwrap();
-        let _first = RocksStorage::open(dir.path(), Kind::Log).unwrap();
+        assert!(
+            RocksStorage::open(dir.path(), Kind::Log).err().unwrap().to_string().contains("must join under a new id")
+        );
+        let _first = RocksStorage::create(dir.path(), Kind::Log).unwrap();
         let error = RocksStorage::open(dir.path(), Kind::Log).err().unwrap();
         assert!(error.to_string().contains("cannot open the store"), "{error}");
     }

@@ -1,5 +1,17 @@
-//! What tests of several crates share: real servers, started and stopped by the test that needs them.
+//! What tests of several crates share: real servers and nodes, started and stopped by the test that needs them, load
+//! on them, and a checker that believes none of them.
 //!
 //! For tests only: nothing here is part of a release, and failures are panics that say what to do.
 
+pub mod audit;
+pub mod check;
+pub mod cluster;
+pub mod history;
+pub mod http;
+pub mod load;
+pub mod outputs;
+pub mod ports;
 pub mod postgres;
+pub mod process;
+pub mod random;
+pub mod wait;

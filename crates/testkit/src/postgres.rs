@@ -1,25 +1,22 @@
 //! A PostgreSQL server of one test: own data directory, own port, gone with the value.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use crate::ports::free_port;
 
 /// Longest wait for the server to come up or go down.
 const SERVER_DEADLINE: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// How often a start is tried on another port when the first is taken in between.
 const PORT_ATTEMPTS_MAX: usize = 8;
-/// Below Linux's ephemeral range, so that no outgoing connection takes the port while the server is stopped.
-const PORT_FIRST: u16 = 20_000;
-const PORT_COUNT: u16 = 12_000;
 
 const MISSING: &str = "PostgreSQL's server programs (initdb, postgres, pg_ctl) are not installed; run `make deps`";
 
@@ -229,20 +226,6 @@ fn server_account() -> Option<(u32, u32)> {
         (Some(user), Some(group)) => Some((user, group)),
         _ => panic!("PostgreSQL does not run as root and there is no user `postgres`; run `make deps`"),
     }
-}
-
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Processes start at different places, threads of one process share the counter.
-    let start = (std::process::id() % u32::from(PORT_COUNT)) as u16;
-    for _ in 0..PORT_COUNT {
-        let offset = NEXT.fetch_add(1, Ordering::Relaxed).wrapping_mul(97).wrapping_add(start) % PORT_COUNT;
-        let port = PORT_FIRST + offset;
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return port;
-        }
-    }
-    panic!("no free port between {PORT_FIRST} and {}", PORT_FIRST + PORT_COUNT);
 }
 
 #[cfg(test)]

@@ -15,6 +15,11 @@ const VOTERS_DOMAIN: &[u8] = b"lockstep/voters/v1";
 pub const GENESIS_VERSION: u32 = 1;
 /// Most members of a network at genesis.
 pub const MEMBERS_MAX: usize = 64;
+/// Shortest retry window: longer than a message can wait in a pool, so that what a node sends again is never taken for
+/// a new reading.
+pub const RETRY_WINDOW_MS_MIN: u64 = 6_000;
+/// Largest `message_bytes_max` that a network can have: a message must fit one bundle between nodes.
+pub const MESSAGE_BYTES_MAX: u64 = 512 << 10;
 
 /// A genesis that cannot start a network.
 #[derive(Debug, thiserror::Error)]
@@ -215,9 +220,15 @@ impl Genesis {
             if settings.group_messages_max == 0 || settings.group_bytes_max == 0 || settings.group_age_max_ms == 0 {
                 return invalid("limits of a group must be at least 1".into());
             }
+            if settings.retry_window_ms < RETRY_WINDOW_MS_MIN {
+                return invalid(format!("retry_window_ms must be at least {RETRY_WINDOW_MS_MIN}"));
+            }
         }
         if params.message_bytes_max == 0 || params.open_groups_max == 0 || params.first_task_number.0 == 0 {
             return invalid("message_bytes_max, open_groups_max and first_task_number must be at least 1".into());
+        }
+        if params.message_bytes_max > MESSAGE_BYTES_MAX {
+            return invalid(format!("message_bytes_max must be at most {MESSAGE_BYTES_MAX}"));
         }
         Ok(())
     }

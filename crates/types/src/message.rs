@@ -132,6 +132,15 @@ impl Message {
     /// member whose word counts. Costs one signature recovery.
     pub fn verify(self, trusted_ingress: impl Fn(&Address) -> bool) -> Result<VerifiedMessage, DecodeError> {
         let content_id = self.content_id();
+        self.verify_named(content_id, trusted_ingress)
+    }
+
+    /// [`Message::verify`] for a caller that has computed [`Message::content_id`] already.
+    pub fn verify_named(
+        self,
+        content_id: ContentId,
+        trusted_ingress: impl Fn(&Address) -> bool,
+    ) -> Result<VerifiedMessage, DecodeError> {
         let valid = match (&self.api, &self.evidence) {
             (Api::Apinode, Evidence::Device(signature)) => {
                 let text = std::str::from_utf8(&self.data).map_err(|_| DecodeError::Evidence)?;

@@ -4,9 +4,12 @@
 //! tested twin behind the same port, [`Recover`], and must agree with it on every input.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::hash::{Hash32, keccak256};
 use crate::ids::Address;
+
+const BLINDING_DOMAIN: &[u8] = b"lockstep/blinding/v1";
 
 /// A signature or key that cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -139,6 +142,9 @@ impl fmt::Debug for PublicKey {
 pub struct SigningKey {
     secret: secp256k1::SecretKey,
     public: PublicKey,
+    /// A context of the key's own, blinded once. The library's global one is blinded anew after every signature,
+    /// which costs as much as the signature itself.
+    context: Arc<secp256k1::Secp256k1<secp256k1::SignOnly>>,
 }
 
 impl SigningKey {
@@ -146,7 +152,9 @@ impl SigningKey {
     pub fn from_bytes(secret: [u8; 32]) -> Result<Self, SignatureError> {
         let secret = secp256k1::SecretKey::from_secret_bytes(secret).map_err(|_| SignatureError::Key)?;
         let public = PublicKey(secret.public_key().serialize_uncompressed());
-        Ok(Self { secret, public })
+        let mut context = secp256k1::Secp256k1::signing_only();
+        context.seeded_randomize(&keccak256(&[BLINDING_DOMAIN, &secret.to_secret_bytes()]));
+        Ok(Self { secret, public, context: Arc::new(context) })
     }
 
     /// Reads 64 hex digits, with or without `0x` and surrounding white space.
@@ -174,9 +182,23 @@ impl SigningKey {
 
     /// Signs `digest`: RFC 6979 nonce, low S, V 0 or 1. The same input gives the same signature anywhere.
     pub fn sign(&self, digest: &Hash32) -> Signature {
-        let message = secp256k1::Message::from_digest(*digest);
-        let (id, compact) =
-            secp256k1::ecdsa::RecoverableSignature::sign_ecdsa_recoverable(message, &self.secret).serialize_compact();
+        use secp256k1::ffi;
+        let mut raw = ffi::recovery::RecoverableSignature::new();
+        // SAFETY: the context lives as long as `self` and is not changed after it was made, so that threads may share
+        // it; digest and secret are 32 bytes each; the library writes to `raw` only.
+        #[allow(unsafe_code)]
+        let made = unsafe {
+            ffi::recovery::secp256k1_ecdsa_sign_recoverable(
+                self.context.ctx().as_ptr(),
+                &mut raw,
+                digest.as_ptr(),
+                self.secret.as_secret_bytes().as_ptr(),
+                ffi::secp256k1_nonce_function_rfc6979,
+                std::ptr::null(),
+            )
+        };
+        assert_eq!(made, 1, "a valid key signs any digest");
+        let (id, compact) = secp256k1::ecdsa::RecoverableSignature::from(raw).serialize_compact();
         let mut out = [0; 65];
         out[..64].copy_from_slice(&compact);
         out[64] = id.to_u8();

@@ -114,14 +114,18 @@ impl Layout {
 
     fn make_homes(home: &Path, options: &Up) -> anyhow::Result<Vec<Member>> {
         let task_key = random_key()?;
+        // Node ids follow from the order of the keys: give node-1 the key that makes it number 1.
+        let mut keys = (0..options.nodes).map(|_| random_key()).collect::<Result<Vec<_>, _>>()?;
+        keys.sort_by_key(|key| key.public().compressed());
         let mut members = Vec::new();
-        for index in 0..options.nodes {
+        for (index, node_key) in (0..).zip(keys) {
             let (http, p2p) = ports(options.http_base_port, index)?;
             let name = format!("node-{}", index + 1);
             let member = MemberOptions {
                 name: name.clone(),
                 p2p: format!("/ip4/127.0.0.1/tcp/{p2p}"),
                 http: format!("http://127.0.0.1:{http}"),
+                node_key: Some(node_key),
             };
             let config = config(http, p2p, options.postgres.is_some())?;
             members.push(Home::at(home.join(name)).create(&config, member, Some(&task_key))?);
@@ -141,8 +145,7 @@ impl Layout {
                 peer_id: lockstep_node::peer_id_of(&member.key()?),
             })
         };
-        let mut nodes = genesis.nodes().map(node).collect::<anyhow::Result<Vec<_>>>()?;
-        nodes.sort_by(|a, b| a.home.cmp(&b.home));
+        let nodes = genesis.nodes().map(node).collect::<anyhow::Result<Vec<_>>>()?;
         Ok(Self { home, nodes })
     }
 

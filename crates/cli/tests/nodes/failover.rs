@@ -1,0 +1,132 @@
+//! Nodes that are killed, and nodes that are asked to stop, while devices submit.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lockstep_testkit::audit::audit;
+use lockstep_testkit::cluster::{Cluster, ClusterOptions};
+use lockstep_testkit::history::History;
+use lockstep_testkit::load::{Load, LoadOptions};
+use lockstep_testkit::postgres::Postgres;
+use lockstep_testkit::random::Random;
+use lockstep_testkit::wait::eventually;
+
+use crate::{SOON, binary};
+
+const KILLS: usize = 10;
+/// Between a leader's death and a new leader with its first acknowledged message.
+const TAKEOVER_MAX: Duration = Duration::from_secs(3);
+/// Messages acknowledged with all nodes up, between one kill and the next.
+const MESSAGES_BETWEEN: usize = 300;
+/// Longest time without an acknowledged message while the lead is handed over.
+const HAND_OVER_SILENCE_MAX: Duration = Duration::from_secs(1);
+
+async fn more_messages(history: &History, count: usize) {
+    let wanted = history.acknowledged() + count;
+    eventually("messages are acknowledged", SOON, async || match history.acknowledged() {
+        have if have >= wanted => Ok(()),
+        have => Err(format!("{have} of {wanted}; failures: {:?}", history.failures().last())),
+    })
+    .await;
+}
+
+/// Waits until a survivor reports another leader than the victim in a newer term.
+async fn another_leader(cluster: &Cluster, victim: usize, term: u64) -> Instant {
+    let survivors: Vec<usize> = (0..cluster.len()).filter(|index| *index != victim).collect();
+    let gone = cluster.node(victim).id;
+    eventually("a survivor reports a new leader", SOON, async || {
+        let mut seen = Vec::new();
+        for index in &survivors {
+            let view = cluster.status(*index).await?;
+            if view.term > term && view.leader.as_ref().is_some_and(|leader| leader.id != gone) {
+                return Ok(Instant::now());
+            }
+            seen.push((view.term, view.leader));
+        }
+        Err(format!("{seen:?}"))
+    })
+    .await
+}
+
+async fn first_answer_after(history: &History, killed_at: Instant) -> Instant {
+    eventually("a message submitted after the kill is acknowledged", SOON, async || {
+        history.first_answer_to_calls_after(killed_at).ok_or_else(|| format!("{:?}", history.failures().last()))
+    })
+    .await
+}
+
+fn milliseconds(mut times: Vec<Duration>) -> String {
+    times.sort();
+    let shown: Vec<String> = times.iter().map(|time| time.as_millis().to_string()).collect();
+    format!("{} ms", shown.join(" "))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_nine_of_any_node_again_and_again_loses_moves_and_repeats_nothing() {
+    let mut random = Random::from_environment();
+    let postgres = Postgres::start();
+    let mut cluster = Cluster::start(binary(), ClusterOptions::of(3).with_postgres(postgres.dsn())).await;
+    let history = Arc::new(History::new());
+    let load = Load::start(&LoadOptions { seed: random.number(), ..LoadOptions::of(cluster.urls()) }, &history);
+    let (mut takeovers, mut others, mut returns) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..KILLS {
+        more_messages(&history, MESSAGES_BETWEEN).await;
+        let leader = cluster.wait_leader(SOON).await;
+        let victim = if round % 2 == 0 { leader } else { random.below(cluster.len()) };
+        let term = cluster.status(leader).await.unwrap().term;
+        let killed_at = Instant::now();
+        cluster.kill(victim);
+        if victim == leader {
+            let (led, answered) =
+                tokio::join!(another_leader(&cluster, victim, term), first_answer_after(&history, killed_at));
+            takeovers.push(led.max(answered) - killed_at);
+        } else {
+            others.push(first_answer_after(&history, killed_at).await - killed_at);
+        }
+        let started_at = Instant::now();
+        cluster.start_node(victim);
+        cluster.wait_ready(victim, SOON).await;
+        returns.push(started_at.elapsed());
+    }
+    more_messages(&history, MESSAGES_BETWEEN).await;
+    let report = load.stop().await;
+    let checked = audit(&mut cluster, &history).await;
+    println!("{checked:?}, {report:?}");
+    println!("leader killed, until a new one acknowledges: {}", milliseconds(takeovers.clone()));
+    println!("another node killed, until the next acknowledgement: {}", milliseconds(others));
+    println!("killed node ready again: {}", milliseconds(returns));
+    println!("failed calls: {:?}", history.failures());
+    assert!(takeovers.len() >= KILLS / 2);
+    let longest = takeovers.iter().max().unwrap();
+    assert!(*longest <= TAKEOVER_MAX, "a takeover took {longest:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaders_that_are_asked_to_stop_hand_over_and_no_submission_fails() {
+    let mut cluster = Cluster::start(binary(), ClusterOptions::of(3)).await;
+    let history = Arc::new(History::new());
+    let load = Load::start(&LoadOptions::of(cluster.urls()), &history);
+    let (mut silences, mut stops) = (Vec::new(), Vec::new());
+    for _ in 0..cluster.len() {
+        more_messages(&history, MESSAGES_BETWEEN).await;
+        let leader = cluster.wait_leader(SOON).await;
+        let asked_at = Instant::now();
+        cluster.terminate(leader);
+        let status = cluster.node_mut(leader).process.ended(SOON + SOON).await;
+        stops.push(asked_at.elapsed());
+        assert!(status.success(), "{status}:\n{}", cluster.node(leader).process.log_tail());
+        assert_ne!(cluster.wait_leader(SOON).await, leader);
+        more_messages(&history, MESSAGES_BETWEEN).await;
+        silences.push(history.longest_silence(asked_at, Instant::now()));
+        cluster.start_node(leader);
+        cluster.wait_ready(leader, SOON).await;
+    }
+    let report = load.stop().await;
+    let checked = audit(&mut cluster, &history).await;
+    println!("{checked:?}, {report:?}");
+    println!("longest time without an acknowledgement: {}", milliseconds(silences.clone()));
+    println!("from the signal to the end of the process: {}", milliseconds(stops));
+    assert_eq!(history.failures(), Vec::<String>::new());
+    let longest = silences.iter().max().unwrap();
+    assert!(*longest < HAND_OVER_SILENCE_MAX, "nothing was acknowledged for {longest:?}");
+}
