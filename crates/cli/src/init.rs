@@ -62,7 +62,7 @@ fn make(home: &Home, options: &Init) -> anyhow::Result<Member> {
             kind: OutputKind::Sqlite { path: "tasks.sqlite".into() },
         }],
     };
-    let task_key = options.task_key_file.as_deref().map(|file| key(file)).transpose()?;
+    let task_key = options.task_key_file.as_deref().map(key).transpose()?;
     let member = MemberOptions {
         name: options.name.clone(),
         p2p: options.p2p_address.clone(),

@@ -19,7 +19,7 @@ impl Observer for Silent {
 }
 
 fn genesis() -> Genesis {
-    let key = SigningKey::from_bytes([1; 32]).unwrap();
+    let key = SigningKey::from_bytes([1; 32]).expect("test set-up");
     let member = Member {
         name: "a".into(),
         public_key: hex_of(&key.public().compressed()),
@@ -27,7 +27,7 @@ fn genesis() -> Genesis {
         p2p: "/ip4/127.0.0.1/tcp/1".into(),
         http: "http://127.0.0.1:1".into(),
     };
-    Genesis::new("test", vec![member], NetworkParams::default()).unwrap()
+    Genesis::new("test", vec![member], NetworkParams::default()).expect("test set-up")
 }
 
 fn hex_of(bytes: &[u8]) -> String {
@@ -38,13 +38,13 @@ struct Builder;
 
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Builder {
     async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
-        let dir = tempfile::tempdir().unwrap();
-        let home = StoreHome::create(&dir.path().join("store"), Incarnation([1; 16])).unwrap();
-        let storage: Arc<dyn Storage> = Arc::new(RocksStorage::open(&home.log_path(), Kind::Log).unwrap());
-        let writer = Arc::new(LogWriter::spawn(storage.clone()).unwrap());
-        let log = LogStore::open(storage, writer).unwrap();
-        let state = StateStore::open(&home).unwrap();
-        let machine = StateMachine::open(&genesis(), state, Arc::new(Silent)).unwrap();
+        let dir = tempfile::tempdir().expect("test set-up");
+        let home = StoreHome::create(&dir.path().join("store"), Incarnation([1; 16])).expect("test set-up");
+        let storage: Arc<dyn Storage> = Arc::new(RocksStorage::open(&home.log_path(), Kind::Log).expect("test set-up"));
+        let writer = Arc::new(LogWriter::spawn(storage.clone()).expect("test set-up"));
+        let log = LogStore::open(storage, writer).expect("test set-up");
+        let state = StateStore::open(&home).expect("test set-up");
+        let machine = StateMachine::open(&genesis(), state, Arc::new(Silent)).expect("test set-up");
         Ok((dir, log, machine))
     }
 }
@@ -68,13 +68,13 @@ fn entry(term: u64, index: u64) -> Entry {
 
 fn memory_log(storage: &Arc<MemoryStorage>) -> LogStore {
     let storage: Arc<dyn Storage> = storage.clone();
-    LogStore::open(storage.clone(), Arc::new(LogWriter::spawn(storage).unwrap())).unwrap()
+    LogStore::open(storage.clone(), Arc::new(LogWriter::spawn(storage).expect("test set-up"))).expect("test set-up")
 }
 
 async fn append(log: &mut LogStore, entries: Vec<Entry>) -> std::io::Result<()> {
     let (sender, receiver) = TypeConfig::oneshot();
-    log.append(entries, IOFlushed::signal(sender)).await.unwrap();
-    receiver.await.unwrap()
+    log.append(entries, IOFlushed::signal(sender)).await.expect("test set-up");
+    receiver.await.expect("test set-up")
 }
 
 #[tokio::test]

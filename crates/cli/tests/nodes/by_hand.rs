@@ -100,6 +100,9 @@ async fn submit_to_each(directory: &Path, operators: &[Operator]) {
         // The same by `sign` and any HTTP client, at another node.
         let body = run(binary(), device_arguments("sign", &key, &data));
         let other = local(operators[(at + 1) % operators.len()].http_port);
+        // A node that has not applied it yet gives the same position, and cannot know that it was given before.
+        let applied = get(other, &format!("/api/status?min_sequence={}", at + 1)).await;
+        assert_eq!(applied.status, 200, "{}", applied.text());
         let again = post_message(other, body.as_bytes()).await.json();
         assert_eq!((&again["messageID"], &again["duplicate"]), (&answer["messageID"], &true.into()), "{again}");
     }

@@ -56,7 +56,7 @@ fn a_damaged_configuration_is_named_with_its_file() {
         ("[http".to_owned(), "config.toml"),
         (String::new(), "config.toml"),
         (whole.replace("hold_ms", "hold_msec"), "hold_msec"),
-        (whole.replace("heartbeat_ms = 150", "heartbeat_ms = 700"), "three times"),
+        (whole.replace("\nheartbeat_ms = ", "\nheartbeat_ms = 9"), "three times"),
         (whole.replace("listen = \"127.0.0.1:", "listen = \"nowhere:"), "config.toml"),
     ] {
         assert_ne!(damage, whole);

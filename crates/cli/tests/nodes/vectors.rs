@@ -2,11 +2,11 @@
 
 use lockstep_identity::{apinode, signed_body};
 use lockstep_testkit::check::from_base64;
-use lockstep_testkit::cluster::{Cluster, ClusterOptions};
+use lockstep_testkit::cluster::{Cluster, ClusterOptions, open_params};
 use lockstep_testkit::http::{get, post_message};
 use lockstep_testkit::outputs::{count_sqlite, read_sqlite};
 use lockstep_testkit::wait::eventually;
-use lockstep_types::Signature;
+use lockstep_types::{NetworkParams, Signature};
 use serde_json::Value;
 
 use crate::{SOON, binary};
@@ -93,7 +93,9 @@ async fn every_task_in_sqlite_is_signed(cluster: &Cluster) {
 
 #[tokio::test]
 async fn requests_that_the_reference_refuses_are_refused_with_its_status_and_change_nothing() {
-    let cluster = Cluster::start(binary(), ClusterOptions::of(1)).await;
+    // As in the reference, a signature is needed.
+    let params = NetworkParams { allow_unsigned: false, ..open_params() };
+    let cluster = Cluster::start(binary(), ClusterOptions::of(1).with_params(params)).await;
     let before = cluster.status(0).await.unwrap().head;
     for case in cases(REJECT) {
         let name = text(&case, "name");

@@ -1,0 +1,88 @@
+//! How long the ledger takes for a batch: encoding the proposal, decoding it, and `apply`.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::hint::black_box;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use lockstep_ledger::{Command, Ledger, LedgerParts, Occurrence, Occurrences, Write, encode_batch};
+use lockstep_types::{
+    Address, Api, ContentId, Epoch, Evidence, Message, NetworkId, NetworkParams, ProjectId, Signature, TimeMs,
+    VerifiedMessage,
+};
+
+const MESSAGES: u64 = 256;
+const PAYLOAD_BYTES: usize = 256;
+
+#[derive(Default)]
+struct View(HashMap<ContentId, Occurrence>);
+
+impl Occurrences for View {
+    type Error = Infallible;
+    fn occurrences(&self, ids: &[ContentId]) -> Result<Vec<Option<Occurrence>>, Infallible> {
+        Ok(ids.iter().map(|id| self.0.get(id).copied()).collect())
+    }
+}
+
+fn messages(round: u64) -> Vec<Arc<VerifiedMessage>> {
+    let message = |n: u64| {
+        let mut data = vec![b'x'; PAYLOAD_BYTES];
+        data[..16].copy_from_slice(&[round.to_be_bytes(), n.to_be_bytes()].concat());
+        Arc::new(VerifiedMessage::from_recovered(Message {
+            api: Api::Apinode,
+            project_id: ProjectId(7),
+            project_version: "0.1".into(),
+            data: data.into(),
+            device: Address([n as u8; 20]),
+            nonce: Bytes::new(),
+            evidence: Evidence::Device(Signature([0; 65])),
+        }))
+    };
+    (0..MESSAGES).map(message).collect()
+}
+
+fn ledger() -> Ledger {
+    Ledger::new(LedgerParts {
+        network: NetworkId([7; 32]),
+        epoch: Epoch(0),
+        params: NetworkParams { allow_unknown_projects: true, ..NetworkParams::default() },
+        voters: [1; 32],
+        head: None,
+        groups: Vec::new(),
+        progress: Default::default(),
+    })
+}
+
+fn bench(c: &mut Criterion) {
+    let mut group = c.benchmark_group("batch of 256 messages of 256 bytes");
+    group.throughput(Throughput::Elements(MESSAGES));
+    let batch = messages(0);
+    group.bench_function("encode", |b| b.iter(|| encode_batch(TimeMs(1), black_box(&batch), &[])));
+    let encoded = encode_batch(TimeMs(1), &batch, &[]);
+    group.bench_function("decode", |b| b.iter(|| Command::decode(black_box(encoded.clone()))));
+    let (mut ledger, mut view, mut round) = (ledger(), View::default(), 0);
+    group.bench_function("apply", |b| {
+        b.iter_batched(
+            || {
+                round += 1;
+                Command::decode(encode_batch(TimeMs(round), &messages(round), &[])).expect("just encoded")
+            },
+            |command| {
+                let applied = ledger.apply(&view, command).unwrap_or_else(|never| match never.0 {});
+                for write in &applied.writes {
+                    if let Write::Occurrence(id, occurrence) = write {
+                        view.0.insert(*id, *occurrence);
+                    }
+                }
+                applied
+            },
+            BatchSize::SmallInput,
+        );
+    });
+    group.finish();
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
