@@ -33,5 +33,7 @@ pub const READ_BYTES_MAX: usize = 4 << 20;
 pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time to stop, from the signal to the closing of the store.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time for the verification threads to end.
+pub const VERIFY_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for a successor to take over the lead at shutdown.
 pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);

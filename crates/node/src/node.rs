@@ -20,7 +20,7 @@ use crate::forward::{run_forwarder, run_gossip};
 use crate::home::{Home, Opened};
 use crate::inbound::{BundleService, RaftService, run_gossip_inbox};
 use crate::ingress::Ingress;
-use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT};
+use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
 use crate::mempool::Mempool;
 use crate::proposer::Proposer;
 use crate::publish::{self, LogSink, NoSink, RunningOutput, StateSource};
@@ -41,6 +41,7 @@ pub struct Node {
     consensus: Consensus,
     network: Handle,
     ingress: Arc<Ingress>,
+    verify_threads: Vec<std::thread::JoinHandle<()>>,
     api_stop: CancellationToken,
     api: tokio::task::JoinHandle<()>,
     http: SocketAddr,
@@ -54,6 +55,7 @@ struct Parts {
     mempool: Mempool,
     tracker: Arc<Tracker>,
     verifier: Verifier,
+    verify_threads: Vec<std::thread::JoinHandle<()>>,
     network: Handle,
     consensus: Consensus,
     ingress: Arc<Ingress>,
@@ -143,8 +145,8 @@ impl Node {
         let ports = Ports { submit: parts.ingress.clone(), read: Arc::new(reader) };
         let api = tokio::spawn(bound.run(ports, api_stop.clone()));
         tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
-        let Parts { consensus, network, ingress, .. } = parts;
-        Ok(Self { supervisor, consensus, network, ingress, api_stop, api, http })
+        let Parts { consensus, network, ingress, verify_threads, .. } = parts;
+        Ok(Self { supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
     }
 
     async fn start_parts(home: &Home, opened: Opened, network: Handle) -> Result<Parts, NodeError> {
@@ -155,7 +157,7 @@ impl Node {
             opened.genesis.members.iter().map(|member| Ok(member.key()?.address())).collect();
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if opened.config.pool.verify_threads == 0 { cores } else { opened.config.pool.verify_threads };
-        let verifier = Verifier::spawn(
+        let (verifier, verify_threads) = Verifier::spawn(
             threads,
             VerifierParts {
                 mempool: mempool.clone(),
@@ -180,7 +182,8 @@ impl Node {
         .await?;
         let hold = Duration::from_millis(opened.config.http.hold_ms);
         let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), opened.genesis.params.clone(), hold));
-        Ok(Parts { opened, home: home.clone(), state, mempool, tracker, verifier, network, consensus, ingress })
+        let home = home.clone();
+        Ok(Parts { opened, home, state, mempool, tracker, verifier, verify_threads, network, consensus, ingress })
     }
 
     /// Where HTTP is served.
@@ -211,6 +214,17 @@ impl Node {
         }
         self.consensus.shutdown().await;
         self.supervisor.stop(STOP_TIMEOUT).await;
+        // With the last user of the verifier its threads end, and with them the last users of the store.
+        drop(self.ingress);
+        let ended = tokio::task::spawn_blocking(move || {
+            for thread in self.verify_threads {
+                // A panic there was logged when it happened.
+                let _ = thread.join();
+            }
+        });
+        if tokio::time::timeout(VERIFY_STOP_TIMEOUT, ended).await.is_err() {
+            tracing::warn!("verification threads did not end in time");
+        }
         result
     }
 

@@ -123,11 +123,11 @@ async fn a_disk_that_fills_up_under_load_costs_nothing_that_was_acknowledged() {
     .await;
     load.stop().await;
     println!("acknowledged: {}, one of the failures: {:?}", history.acknowledged(), history.failures().last());
-    if cluster.node_mut(0).process.is_running() {
-        println!("it still runs:\n{}", cluster.node(0).process.log_tail());
-    } else {
-        println!("it has ended:\n{}", cluster.node(0).process.log_tail());
-    }
+    let status = cluster.node_mut(0).process.ended(NOTICED).await;
+    assert_eq!(status.code(), Some(1), "{status}");
+    let log = cluster.node(0).process.log();
+    assert!(log.contains("No space left"), "the operator is told why:\n{log}");
+    println!("it has ended: {}", log.lines().last().unwrap_or_default());
     cluster.node(0).process.assert_no_panic();
     cluster.kill(0);
     disk.free();

@@ -10,6 +10,7 @@ mod hostile;
 mod idle;
 mod semantics;
 mod start_errors;
+mod testnet;
 mod vectors;
 
 use std::path::Path;
