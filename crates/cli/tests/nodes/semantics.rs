@@ -34,7 +34,8 @@ fn with_project(settings: ProjectSettings) -> ClusterOptions {
 
 #[tokio::test]
 async fn a_retry_has_its_first_position_on_every_node_and_a_reading_after_the_window_a_new_one() {
-    let window = Duration::from_secs(3);
+    // The least that a genesis may have.
+    let window = Duration::from_secs(6);
     let retry_window_ms = u64::try_from(window.as_millis()).unwrap();
     let settings = ProjectSettings { retry_window_ms, ..ProjectSettings::default() };
     let mut cluster = Cluster::start(binary(), with_project(settings)).await;
