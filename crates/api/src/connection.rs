@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::metrics::{self, Dropped, OpenConnection};
@@ -26,6 +27,10 @@ use crate::options::Options;
 
 /// Between a polite request to close an idle connection and dropping it.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
+/// Times that hold instead of the configured ones, where those are longer, while most places are taken: whoever only
+/// holds a place makes room for those who use it.
+const CROWDED_HEAD_TIME: Duration = Duration::from_secs(1);
+const CROWDED_IDLE_TIME: Duration = Duration::from_secs(10);
 const HTTP2_PREFACE: &[u8] = b"PRI";
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 
@@ -34,11 +39,12 @@ pub(crate) struct Shared {
     router: Router,
     options: Options,
     builder: auto::Builder<TokioExecutor>,
+    connections: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Shared {
-    pub(crate) fn new(router: Router, options: Options, stop: CancellationToken) -> Self {
+    pub(crate) fn new(router: Router, options: Options, connections: TaskTracker, stop: CancellationToken) -> Self {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
@@ -52,7 +58,22 @@ impl Shared {
             .keep_alive_interval(HTTP2_PING_INTERVAL)
             .max_concurrent_streams(options.streams_per_connection_max)
             .max_header_list_size(u32::try_from(options.headers_bytes_max).unwrap_or(u32::MAX));
-        Self { router, options, builder, stop }
+        Self { router, options, builder, connections, stop }
+    }
+
+    /// Times for a request's head and between requests, as they are now.
+    fn patience(&self) -> (Duration, Duration) {
+        let head = Duration::from_millis(self.options.header_read_timeout_ms);
+        let idle = Duration::from_millis(self.options.idle_timeout_ms);
+        if self.connections.len() > self.options.connections_max / 4 * 3 {
+            return (head.min(CROWDED_HEAD_TIME), idle.min(CROWDED_IDLE_TIME));
+        }
+        (head, idle)
+    }
+
+    fn overdue(&self, activity: &Activity) -> Option<Dropped> {
+        let (head, idle) = self.patience();
+        activity.overdue(head, idle)
     }
 
     /// Serves one connection until it ends, is too slow or idle for too long, or the server stops.
@@ -72,9 +93,8 @@ impl Shared {
             })
         };
         let mut connection = std::pin::pin!(self.builder.serve_connection(io, requests));
-        let head = Duration::from_millis(self.options.header_read_timeout_ms);
-        let idle = Duration::from_millis(self.options.idle_timeout_ms);
-        let mut check = tokio::time::interval((head.min(idle) / 4).max(Duration::from_millis(1)));
+        let shortest = self.options.header_read_timeout_ms.min(self.options.idle_timeout_ms);
+        let mut check = tokio::time::interval((Duration::from_millis(shortest) / 4).max(Duration::from_millis(1)));
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -90,7 +110,7 @@ impl Shared {
                     let _ = tokio::time::timeout(self.options.drain_timeout(), connection).await;
                     return;
                 }
-                _ = check.tick() => match activity.overdue(head, idle) {
+                _ = check.tick() => match self.overdue(&activity) {
                     None => {}
                     Some(Dropped::Idle) => {
                         metrics::dropped(Dropped::Idle);

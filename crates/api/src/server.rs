@@ -80,8 +80,8 @@ impl Bound {
         let Self { options, listener, local_addr } = self;
         let connections_max = options.connections_max;
         let router = routes::router(options.clone(), ports);
-        let shared = Arc::new(Shared::new(router, options, token.clone()));
         let connections = TaskTracker::new();
+        let shared = Arc::new(Shared::new(router, options, connections.clone(), token.clone()));
         tracing::info!(addr = %local_addr, "serving HTTP and gRPC");
         loop {
             let accepted = tokio::select! {

@@ -8,7 +8,7 @@ mod start;
 mod status;
 mod testnet;
 
-use std::process::ExitCode;
+use std::io::Write as _;
 
 use clap::Parser as _;
 
@@ -19,20 +19,28 @@ use crate::args::{Args, Command};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Exit code when an operator has to change something before another try can succeed.
-const CONFIGURATION: u8 = 2;
+const CONFIGURATION: i32 = 2;
 
-fn main() -> ExitCode {
+fn main() {
     let args = Args::parse();
-    match run(args) {
-        Ok(()) => ExitCode::SUCCESS,
+    let code = match run(args) {
+        Ok(()) => 0,
         Err(error) => {
             // One sentence; the causes are part of it.
             eprintln!("lockstep: {error:#}");
             let configuration = error
                 .downcast_ref::<lockstep_node::NodeError>()
                 .is_some_and(lockstep_node::NodeError::is_configuration);
-            ExitCode::from(if configuration { CONFIGURATION } else { 1 })
+            if configuration { CONFIGURATION } else { 1 }
         }
+    };
+    // Whatever must reach the disk has been written and synced by now. Leaving without running the destructors of
+    // static objects keeps RocksDB's from going before its last threads have ended.
+    let _ = std::io::stdout().flush();
+    // SAFETY: ends the process; nothing of it runs any more.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::_exit(code)
     }
 }
 

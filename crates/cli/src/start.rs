@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use crate::args::Start;
 
 /// Parts whose own chatter is not for operators.
-const QUIET: &str = "libp2p_gossipsub=error,openraft=error,libp2p_swarm=error";
+const QUIET: &str = "libp2p_gossipsub=error,openraft=off,libp2p_swarm=error";
 
 /// Logs go to standard error; standard output is for answers.
 pub fn log_to_stderr(filter: &str, json: bool) {

@@ -34,7 +34,8 @@ pub struct Options {
     pub genesis: Genesis,
     /// Where log and state are.
     pub store: StoreHome,
-    /// A leader without news for this long is replaced; the real time is drawn between this and twice this.
+    /// T: a follower stands for election when it has heard nothing for the leader's lease, 1.5 T, and then a time drawn
+    /// between T and 1.5 T. So a dead leader is replaced 2.5 T to 3 T after its last word.
     pub election_timeout_ms: u64,
     /// How often a leader speaks when there is nothing to say.
     pub heartbeat_ms: u64,
@@ -110,7 +111,7 @@ fn config(options: &Options) -> Result<Config, ConsensusError> {
         cluster_name: options.genesis.network.clone(),
         heartbeat_interval: options.heartbeat_ms,
         election_timeout_min: options.election_timeout_ms,
-        election_timeout_max: options.election_timeout_ms * 2,
+        election_timeout_max: options.election_timeout_ms * 3 / 2,
         max_payload_entries: APPEND_ENTRIES_MAX,
         snapshot_policy: SnapshotPolicy::Never,
         enable_pre_vote: Some(true),

@@ -115,6 +115,7 @@ impl DeviceRequest {
             data: Bytes::from(self.data),
             device,
             nonce: Bytes::new(),
+            via: lockstep_types::NodeId(0),
             evidence,
         }
     }

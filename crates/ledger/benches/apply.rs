@@ -37,6 +37,7 @@ fn messages(round: u64) -> Vec<Arc<VerifiedMessage>> {
             data: data.into(),
             device: Address([n as u8; 20]),
             nonce: Bytes::new(),
+            via: lockstep_types::NodeId(0),
             evidence: Evidence::Device(Signature([0; 65])),
         }))
     };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use lockstep_types::message::PROJECT_VERSION_BYTES_MAX;
 use lockstep_types::{
-    Api, Batch, BatchHash, BatchHeader, ContentId, Epoch, Height, Message, MessageId, NetworkId, NetworkParams,
+    Api, Batch, BatchHash, BatchHeader, ContentId, Epoch, Height, Message, MessageId, NetworkId, NetworkParams, NodeId,
     OrderedMessage, OutputName, Sequence, Task, TaskId, TaskNumber, TimeMs,
 };
 
@@ -56,6 +56,8 @@ pub enum Outcome {
         height: Height,
         /// Its task, where it was packed at once.
         task_id: Option<TaskId>,
+        /// The node that took it in.
+        via: NodeId,
     },
     /// It is a retry; this is the place it already had.
     Duplicate {
@@ -290,9 +292,9 @@ impl<'a> Building<'a> {
         }
         self.effects.occurrence(id, occurrence);
         self.fresh.insert(id, occurrence);
-        let task_id = self.pack(&message, sequence, message_id);
+        let (task_id, via) = (self.pack(&message, sequence, message_id), message.via);
         self.messages.push(OrderedMessage { id: message_id, message });
-        self.outcomes.push((id, Outcome::Ordered { message_id, sequence, height: self.height, task_id }));
+        self.outcomes.push((id, Outcome::Ordered { message_id, sequence, height: self.height, task_id, via }));
     }
 
     /// Adds a message to its group; returns the task if that closed the group.

@@ -102,6 +102,7 @@ fn message(data: &str) -> Message {
         data: Bytes::copy_from_slice(data.as_bytes()),
         device: Address([1; 20]),
         nonce: Bytes::new(),
+        via: lockstep_types::NodeId(0),
         evidence: Evidence::Device(Signature([0; 65])),
     }
 }

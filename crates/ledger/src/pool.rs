@@ -170,6 +170,7 @@ mod tests {
             data: Bytes::from(n.to_be_bytes().to_vec()),
             device: Address([1; 20]),
             nonce: Bytes::new(),
+            via: lockstep_types::NodeId(0),
             evidence: Evidence::Device(Signature([0; 65])),
         }))
     }

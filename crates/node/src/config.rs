@@ -105,7 +105,7 @@ impl Default for PoolConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RaftConfig {
-    /// A leader that is silent for this long, up to twice this, is replaced.
+    /// T: a leader that is silent for 2.5 T to 3 T is replaced.
     pub election_timeout_ms: u64,
     /// How often a leader speaks when there is nothing to say.
     pub heartbeat_ms: u64,
@@ -113,7 +113,7 @@ pub struct RaftConfig {
 
 impl Default for RaftConfig {
     fn default() -> Self {
-        Self { election_timeout_ms: 900, heartbeat_ms: 300 }
+        Self { election_timeout_ms: 700, heartbeat_ms: 200 }
     }
 }
 
@@ -286,6 +286,6 @@ mod tests {
         assert!(error(&text.replace("hold_ms", "hold_msec")).contains("hold_msec"));
         assert!(error(&text.replace("w3bstream", "tasks")).contains("two outputs"));
         assert!(error("[http").contains("config.toml"));
-        assert!(error(&text.replace("heartbeat_ms = 300", "heartbeat_ms = 700")).contains("three times"));
+        assert!(error(&text.replace("heartbeat_ms = 200", "heartbeat_ms = 600")).contains("three times"));
     }
 }

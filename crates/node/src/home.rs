@@ -10,11 +10,9 @@
 //! ```
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use lockstep_store::home::StoreHome;
+use lockstep_store::home::{StoreHome, write_new_file};
 use lockstep_types::{Genesis, Incarnation, Member, NodeId, SigningKey};
 
 use crate::config::Config;
@@ -99,12 +97,7 @@ impl Home {
 
     fn write_new(&self, name: &str, text: &str, mode: u32) -> Result<(), NodeError> {
         let path = self.file(name);
-        let write = || -> std::io::Result<()> {
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        };
-        write().map_err(|e| config_error(&path, e))
+        write_new_file(&path, text, mode).map_err(|e| config_error(&path, e))
     }
 
     fn read(&self, name: &str) -> Result<String, NodeError> {

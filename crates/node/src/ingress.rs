@@ -66,7 +66,7 @@ impl Ingress {
 
     fn accepted(&self, outcome: Outcome) -> Result<Accepted, SubmitError> {
         match outcome {
-            Outcome::Ordered { message_id, sequence, height, task_id } => {
+            Outcome::Ordered { message_id, sequence, height, task_id, via: _ } => {
                 Ok(Accepted { message_id, task_id, sequence, height, duplicate: false })
             }
             Outcome::Duplicate { message_id, sequence, height } => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use lockstep_ledger::{Inserted, Outcome, Pool, PoolLimits};
-use lockstep_types::{ContentId, VerifiedMessage};
+use lockstep_types::{ContentId, NodeId, VerifiedMessage};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
@@ -39,6 +39,7 @@ struct State {
 /// See the module's documentation. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Mempool {
+    node: NodeId,
     state: Arc<Mutex<State>>,
     /// Something waits to be proposed or sent.
     pub arrived: Arc<Notify>,
@@ -46,7 +47,7 @@ pub(crate) struct Mempool {
 }
 
 impl Mempool {
-    pub fn new(limits: PoolLimits) -> Self {
+    pub fn new(node: NodeId, limits: PoolLimits) -> Self {
         let state = State {
             pool: Pool::new(limits),
             own: HashMap::new(),
@@ -57,7 +58,7 @@ impl Mempool {
             sent: VecDeque::new(),
             to_gossip: VecDeque::new(),
         };
-        Self { state: Arc::new(Mutex::new(state)), arrived: Arc::new(Notify::new()), started: Instant::now() }
+        Self { node, state: Arc::new(Mutex::new(state)), arrived: Arc::new(Notify::new()), started: Instant::now() }
     }
 
     fn now_ms(&self) -> u64 {
@@ -128,7 +129,9 @@ impl Mempool {
             for (id, outcome) in outcomes {
                 state.pool.remove(id);
                 if let Some(own) = state.remove_own(id) {
-                    told.extend(own.waiters.into_iter().map(|waiter| (waiter, *outcome)));
+                    let first = |at: usize| if at == 0 { *outcome } else { as_retry(*outcome) };
+                    let of_ours = |at: usize| if self.took_in(outcome) { first(at) } else { as_retry(*outcome) };
+                    told.extend((0..).zip(own.waiters).map(|(at, waiter)| (waiter, of_ours(at))));
                 }
             }
         }
@@ -136,6 +139,11 @@ impl Mempool {
             // Whoever has given up waiting does not hear it.
             let _ = waiter.send(outcome);
         }
+    }
+
+    /// Whether what was ordered is what this node took in, and not the same content by another node before.
+    fn took_in(&self, outcome: &Outcome) -> bool {
+        matches!(outcome, Outcome::Ordered { via, .. } if *via == self.node)
     }
 
     /// Own messages to send to the leader now, up to a bundle.
@@ -215,6 +223,14 @@ impl Mempool {
     }
 }
 
+/// What whoever sent the same content again hears of it.
+fn as_retry(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Ordered { message_id, sequence, height, .. } => Outcome::Duplicate { message_id, sequence, height },
+        other => other,
+    }
+}
+
 impl State {
     fn add_own(&mut self, id: ContentId, waiter: Waiter, now: u64) {
         if let Some(own) = self.own.get_mut(&id) {
@@ -254,6 +270,7 @@ mod tests {
             data: Bytes::from(vec![n]),
             device: Address([1; 20]),
             nonce: Bytes::new(),
+            via: lockstep_types::NodeId(0),
             evidence: Evidence::Device(Signature([0; 65])),
         }))
     }
@@ -266,7 +283,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_who_wait_for_the_same_content_hear_of_it_once() {
-        let mempool = Mempool::new(PoolLimits::default());
+        let mempool = Mempool::new(NodeId(1), PoolLimits::default());
         let (a, b) = (submit(&mempool, 1), submit(&mempool, 1));
         assert_eq!(mempool.len(), 1);
         let outcome = Outcome::Rejected(Rejection::TooLarge);
@@ -276,15 +293,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_the_first_submission_of_a_content_is_no_duplicate() {
+        use lockstep_types::{Height, MessageId, Sequence};
+        let ordered = |via: u64| Outcome::Ordered {
+            message_id: MessageId([1; 32]),
+            sequence: Sequence(5),
+            height: Height(2),
+            task_id: None,
+            via: NodeId(via),
+        };
+        let mempool = Mempool::new(NodeId(1), PoolLimits::default());
+        let (a, b) = (submit(&mempool, 1), submit(&mempool, 1));
+        mempool.settle(&[(message(1).content_id(), ordered(1))]);
+        assert_eq!((a.await.unwrap(), b.await.unwrap()), (ordered(1), as_retry(ordered(1))));
+        let late = submit(&mempool, 1);
+        mempool.settle(&[(message(1).content_id(), ordered(2))]);
+        assert_eq!(late.await.unwrap(), as_retry(ordered(2)));
+    }
+
+    #[tokio::test]
     async fn without_room_the_waiter_hears_it_at_once() {
-        let mempool = Mempool::new(PoolLimits { messages_max: 1, bytes_max: 1 << 20 });
+        let mempool = Mempool::new(NodeId(1), PoolLimits { messages_max: 1, bytes_max: 1 << 20 });
         let _first = submit(&mempool, 1);
         assert!(submit(&mempool, 2).await.is_err());
     }
 
     #[test]
     fn a_new_leader_gets_everything_that_is_not_ordered() {
-        let mempool = Mempool::new(PoolLimits::default());
+        let mempool = Mempool::new(NodeId(1), PoolLimits::default());
         let _waiters: Vec<_> = (0..3).map(|n| submit(&mempool, n)).collect();
         assert!(mempool.take_outbox().is_empty(), "nothing is queued for sending while no other node leads");
         mempool.leader_changed(true);
@@ -299,7 +335,7 @@ mod tests {
 
     #[test]
     fn only_own_messages_that_still_wait_are_gossiped() {
-        let mempool = Mempool::new(PoolLimits::default());
+        let mempool = Mempool::new(NodeId(1), PoolLimits::default());
         let _waiters: Vec<_> = (0..2).map(|n| submit(&mempool, n)).collect();
         mempool.insert_foreign(vec![(*message(9)).clone()]);
         mempool.settle(&[(message(0).content_id(), Outcome::Rejected(Rejection::TooLarge))]);

@@ -32,6 +32,8 @@ use crate::verify::{Verifier, VerifierParts};
 
 /// File descriptors that a node would like: sockets of devices, and files of the stores.
 const FILES_WANTED: u64 = 65_536;
+/// Time for consensus to say why it stopped, when another part ends.
+const REASON_TIMEOUT: Duration = Duration::from_millis(500);
 /// How often metrics that age are looked after.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
@@ -151,7 +153,7 @@ impl Node {
 
     async fn start_parts(home: &Home, opened: Opened, network: Handle) -> Result<Parts, NodeError> {
         let state = StateStore::open(&opened.store)?;
-        let mempool = Mempool::new(opened.config.pool_limits());
+        let mempool = Mempool::new(opened.node, opened.config.pool_limits());
         let tracker = Arc::new(Tracker::new(mempool.clone()));
         let addresses: Result<BTreeSet<Address>, NodeError> =
             opened.genesis.members.iter().map(|member| Ok(member.key()?.address())).collect();
@@ -160,6 +162,7 @@ impl Node {
         let (verifier, verify_threads) = Verifier::spawn(
             threads,
             VerifierParts {
+                node: opened.node,
                 mempool: mempool.clone(),
                 state: state.clone(),
                 node_key: opened.node_key.clone(),
@@ -198,11 +201,17 @@ impl Node {
     /// If a part without which the node cannot go on has failed.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), NodeError> {
         let mut status = self.consensus.status();
-        let result = tokio::select! {
+        let mut result = tokio::select! {
             () = stop.cancelled() => Ok(()),
-            error = self.supervisor.ended() => Err(error),
             reason = stopped(&mut status) => Err(NodeError::Stopped { part: "consensus", reason }),
+            error = self.supervisor.ended() => Err(error),
         };
+        if result.is_err() {
+            // Other parts end because consensus has: its reason is the one to tell.
+            if let Ok(reason) = tokio::time::timeout(REASON_TIMEOUT, stopped(&mut status)).await {
+                result = Err(NodeError::Stopped { part: "consensus", reason });
+            }
+        }
         self.ingress.stop();
         if result.is_ok() {
             tracing::info!("stopping: new messages are refused, running requests are answered");

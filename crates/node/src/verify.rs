@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use lockstep_consensus::StateStore;
 use lockstep_identity::{DeviceRequest, RequestError};
 use lockstep_ledger::{Occurrence, Occurrences as _, Outcome};
-use lockstep_types::{Address, ContentId, Message, MessageId, NetworkParams, SigningKey, VerifiedMessage};
+use lockstep_types::{Address, ContentId, Message, MessageId, NetworkParams, NodeId, SigningKey, VerifiedMessage};
 use tokio::sync::oneshot;
 
 use crate::error::NodeError;
@@ -47,6 +47,7 @@ pub(crate) struct Verifier {
 pub(crate) struct Overloaded;
 
 struct Worker {
+    node: NodeId,
     jobs: Receiver<Job>,
     mempool: Mempool,
     state: StateStore,
@@ -57,6 +58,7 @@ struct Worker {
 
 /// What the threads work with.
 pub(crate) struct VerifierParts {
+    pub node: NodeId,
     pub mempool: Mempool,
     pub state: StateStore,
     pub node_key: SigningKey,
@@ -72,6 +74,7 @@ impl Verifier {
         let mut handles = Vec::with_capacity(threads);
         for n in 0..threads {
             let worker = Worker {
+                node: parts.node,
                 jobs: receiver.clone(),
                 mempool: parts.mempool.clone(),
                 state: parts.state.clone(),
@@ -146,7 +149,7 @@ impl Worker {
         let verified =
             if request.signature.is_some() { request.authenticate() } else { Ok(request.vouch(&self.node_key)) };
         match verified {
-            Ok(message) => Some((Arc::new(message), verdict)),
+            Ok(message) => Some((Arc::new(message.taken_in_by(self.node)), verdict)),
             Err(error) => {
                 let _ = verdict.send(Err(error));
                 None

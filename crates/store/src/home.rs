@@ -35,17 +35,31 @@ fn open_error(path: &Path, error: &std::io::Error) -> StoreError {
     StoreError::Open(format!("{}: {error}", path.display()))
 }
 
-fn write_synced(path: &Path, text: &str) -> Result<(), StoreError> {
+/// Writes a new file whole or not at all: after a crash, or on a full disk, it is not there, or complete.
+///
+/// # Errors
+/// If there is such a file already, or the disk fails.
+pub fn write_new_file(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    if path.exists() {
+        return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, "exists already"));
+    }
+    let mut next = path.as_os_str().to_owned();
+    next.push(".next");
     let write = || -> std::io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).open(path)?;
+        // What a crash left behind is not worth keeping.
+        let _ = fs::remove_file(&next);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&next)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        if let Some(parent) = path.parent() {
-            fs::File::open(parent)?.sync_all()?;
-        }
-        Ok(())
+        fs::rename(&next, path)?;
+        path.parent().map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all())
     };
-    write().map_err(|e| open_error(path, &e))
+    write().inspect_err(|_| drop(fs::remove_file(&next)))
+}
+
+fn write_synced(path: &Path, text: &str) -> Result<(), StoreError> {
+    write_new_file(path, text, 0o644).map_err(|e| open_error(path, &e))
 }
 
 impl StoreHome {

@@ -36,6 +36,7 @@ impl Content {
             data: Bytes::copy_from_slice(&self.data),
             device: self.device.unwrap_or(Address::ZERO),
             nonce: Bytes::new(),
+            via: lockstep_types::NodeId(0),
             // Not part of the name.
             evidence: Evidence::Device(Signature([0; 65])),
         };

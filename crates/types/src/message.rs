@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::hash::{Hash32, keccak256};
-use crate::ids::{Address, ContentId, MessageId, ProjectId, Sequence};
+use crate::ids::{Address, ContentId, MessageId, NodeId, ProjectId, Sequence};
 use crate::merkle::{abi_address, abi_u64, leaf_hash};
 use crate::proto;
 use crate::signature::{Signature, recover_address};
@@ -58,6 +58,9 @@ pub struct Message {
     pub nonce: Bytes,
     /// Where it came from.
     pub evidence: Evidence,
+    /// The node that took it in; 0 where nobody says. A hint: it tells a node whether an ordered message is the one
+    /// that its own client waits for. No hash or signature covers it.
+    pub via: NodeId,
 }
 
 /// A message whose evidence was checked on this node.
@@ -172,6 +175,7 @@ impl Message {
             evidence: Bytes::copy_from_slice(&evidence.0),
             ingress,
             nonce: self.nonce.clone(),
+            via: self.via.0,
         }
     }
 
@@ -204,6 +208,7 @@ impl Message {
             device: Address::try_from(&m.device[..]).map_err(|_| bad("device is not 20 bytes"))?,
             nonce: m.nonce,
             evidence,
+            via: NodeId(m.via),
         })
     }
 }
@@ -214,6 +219,12 @@ impl VerifiedMessage {
     pub fn from_recovered(message: Message) -> Self {
         let content_id = message.content_id();
         Self { message, content_id }
+    }
+
+    /// The same message, with the node that took it in.
+    pub fn taken_in_by(mut self, node: NodeId) -> Self {
+        self.message.via = node;
+        self
     }
 
     /// The message.
@@ -270,6 +281,7 @@ mod tests {
             data: Bytes::copy_from_slice(data.as_bytes()),
             device: key.address(),
             nonce: Bytes::new(),
+            via: NodeId(3),
             evidence: Evidence::Device(key.sign(&digest)),
         }
     }
