@@ -175,7 +175,26 @@ impl LogStore {
             }
             entries.push(entry);
         }
+        // Nothing on disk from `start` to the entries in memory: right at the beginning of the log, else a hole.
+        if entries.is_empty() && tail_first < end {
+            if self.has_entry_before(start)? {
+                return Err(damaged("the log", format!("entry {start} is missing")));
+            }
+            return self.read(tail_first, end);
+        }
         Ok(entries)
+    }
+
+    fn has_entry_before(&self, index: u64) -> io::Result<bool> {
+        let newest = self.storage.scan(Scan {
+            table: Table::Log,
+            start: keys::log::entry(0),
+            end: keys::log::entry(index),
+            direction: Direction::Down,
+            items_max: 1,
+            bytes_max: usize::MAX,
+        });
+        Ok(!newest.map_err(io_error)?.is_empty())
     }
 }
 
@@ -313,7 +332,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         {
             let mut tail = self.tail.lock();
             tail.truncate_after(last.map(|id| id.index));
-            tail.last = last.or(tail.purged);
+            // There may be nothing after that position; then the log ends where it did.
+            if tail.last.map(|id| id.index) > last.map(|id| id.index) {
+                tail.last = last.or(tail.purged);
+            }
         }
         self.write_synced(batch).await
     }

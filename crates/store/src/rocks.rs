@@ -14,10 +14,10 @@ use crate::storage::{Direction, Durability, Operation, Pair, Scan, Storage, Stor
 type Db = DBWithThreadMode<MultiThreaded>;
 
 /// Memory for write buffers of one table: this many of this size.
-const WRITE_BUFFER_BYTES: usize = 8 << 20;
-const WRITE_BUFFERS_MAX: i32 = 2;
+const WRITE_BUFFER_BYTES: usize = 6 << 20;
+const WRITE_BUFFERS_MAX: i32 = 3;
 /// Memory for blocks, indexes and filters of one store.
-const BLOCK_CACHE_BYTES: usize = 16 << 20;
+const BLOCK_CACHE_BYTES: usize = 8 << 20;
 /// File descriptors of one store.
 const OPEN_FILES_MAX: i32 = 256;
 /// Size at which the write-ahead log of a log store forces a flush, which bounds recovery time.
