@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::convert;
 use crate::log_store::LogStore;
+use crate::pledges::{PledgeError, Pledges};
 use crate::raft_types::{Payload, Raft};
 use crate::state_machine::{Observer, StateMachine};
 use crate::state_store::StateStore;
@@ -53,6 +54,9 @@ pub enum ConsensusError {
     /// The log or state could not be read.
     #[error("the log or state cannot be read: {0}")]
     Io(#[from] io::Error),
+    /// What this node has bound itself to cannot be read.
+    #[error(transparent)]
+    Pledges(#[from] PledgeError),
     /// raft refused to start.
     #[error("consensus cannot start: {0}")]
     Start(String),
@@ -102,7 +106,9 @@ pub struct RaftStatus {
 #[derive(Clone)]
 pub struct Consensus {
     raft: Raft,
+    log: LogStore,
     state: StateStore,
+    pledges: Pledges,
     status: watch::Receiver<RaftStatus>,
 }
 
@@ -134,19 +140,36 @@ impl Consensus {
         let config = Arc::new(config(&options)?);
         let storage: Arc<dyn Storage> = Arc::new(RocksStorage::open(&options.store.log_path(), Kind::Log)?);
         let writer = Arc::new(LogWriter::spawn(storage.clone())?);
+        let pledges = Pledges::open(storage.clone(), writer.clone())?;
         let log = LogStore::open(storage, writer)?;
         let machine = StateMachine::open(&options.genesis, state.clone(), observer)?;
-        let raft = Raft::new(options.node.0, config, Connector(transport), log, machine)
+        let raft = Raft::new(options.node.0, config, Connector(transport), log.clone(), machine)
             .await
             .map_err(|e| ConsensusError::Start(e.to_string()))?;
         let members: BTreeMap<u64, _> = options.genesis.nodes().map(|(id, _)| (id.0, openraft::EmptyNode {})).collect();
-        match raft.initialize(members).await {
+        // A node that joined later gets its log, or a snapshot, from the others.
+        let first = members.contains_key(&options.node.0);
+        match if first { raft.initialize(members).await } else { Ok(()) } {
             // Every first member initializes with the same set; a node with a log has been initialized before.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(error) => return Err(ConsensusError::Start(error.to_string())),
         }
         let status = watch_status(&raft);
-        Ok(Self { raft, state, status })
+        Ok(Self { raft, log, state, pledges, status })
+    }
+
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
+    /// Index of the last log entry.
+    pub fn last_index(&self) -> u64 {
+        self.log.last_index().unwrap_or(0)
+    }
+
+    /// What this node has bound itself to.
+    pub fn pledges(&self) -> &Pledges {
+        &self.pledges
     }
 
     /// Proposes a command and waits until it is committed and applied here.

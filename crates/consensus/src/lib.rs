@@ -7,6 +7,8 @@
 mod convert;
 mod handle;
 mod log_store;
+mod membership;
+mod pledges;
 mod raft_types;
 mod state_machine;
 mod state_store;
@@ -14,6 +16,8 @@ mod transport;
 
 pub use handle::{Consensus, ConsensusError, Options, ProposeError, RaftStatus, Role};
 pub use log_store::LogStore;
+pub use membership::SteerError;
+pub use pledges::{PledgeError, Pledges, Signed};
 pub use raft_types::{Payload, TypeConfig};
 pub use state_machine::{Observer, StateMachine};
 pub use state_store::{ReadError, SnapshotDirectory, StateStore};

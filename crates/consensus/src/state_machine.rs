@@ -4,12 +4,12 @@ use std::io;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
-use lockstep_ledger::{Applied, Command, Ledger, LedgerParts, Write};
-use lockstep_types::{DecodeError, Genesis, GenesisError};
+use lockstep_ledger::{Applied, Command, Ledger, LedgerParts, Members, RULES_NEWEST, Target, Write};
+use lockstep_types::{DecodeError, Genesis, GenesisError, NodeId};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 
-use crate::raft_types::{LogId, Payload, StoredMembership, TypeConfig};
+use crate::raft_types::{LogId, Membership, Payload, StoredMembership, TypeConfig};
 use crate::state_store::{ReadError, SnapshotDirectory, StateStore};
 
 type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotDirectory>;
@@ -36,13 +36,20 @@ fn io_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Error 
     io::Error::other(error)
 }
 
+/// A uniform configuration of raft; `None` for a joint one.
+fn uniform(membership: &Membership) -> Option<Target> {
+    let [voters] = &membership.get_joint_config()[..] else { return None };
+    let observers = membership.nodes().map(|(id, _)| *id).filter(|id| !voters.contains(id));
+    Some(Target { voters: voters.iter().copied().map(NodeId).collect(), observers: observers.map(NodeId).collect() })
+}
+
 /// The parts of a ledger that never change, from the genesis.
 fn constants(genesis: &Genesis) -> Result<LedgerParts, GenesisError> {
     Ok(LedgerParts {
         network: genesis.id()?,
         epoch: lockstep_types::Epoch(0),
         params: genesis.params.clone(),
-        voters: genesis.voters_hash()?,
+        members: Members::genesis(genesis)?,
         head: None,
         groups: Vec::new(),
         progress: Default::default(),
@@ -52,6 +59,7 @@ fn constants(genesis: &Genesis) -> Result<LedgerParts, GenesisError> {
 fn load(state: &StateStore, constants: &LedgerParts) -> Result<Ledger, ReadError> {
     Ok(Ledger::new(LedgerParts {
         head: state.head()?,
+        members: state.members(&constants.network)?.unwrap_or_else(|| constants.members.clone()),
         groups: state.groups()?,
         progress: state.progress()?,
         ..constants.clone()
@@ -73,7 +81,14 @@ impl StateMachine {
 
     fn apply_command(&mut self, payload: Payload) -> io::Result<Applied> {
         match Command::decode(payload.0) {
-            Ok(command) => self.ledger.apply(&self.state, command).map_err(io_error),
+            Ok(Command::Rules(found)) if found > RULES_NEWEST => {
+                Err(io_error(DecodeError::Newer { what: "the network's rules", found, known: RULES_NEWEST }))
+            }
+            Ok(command) => {
+                let applied = self.ledger.apply(&self.state, command).map_err(io_error)?;
+                // Nothing of the entry is stored: the node stops here, at every start, until its state is mended.
+                applied.diverged.clone().map_or(Ok(applied), |divergence| Err(io_error(divergence)))
+            }
             // An entry of a newer Lockstep: applying nothing would make this node differ from its peers.
             Err(error @ DecodeError::Newer { .. }) => Err(io_error(error)),
             Err(error) => {
@@ -93,6 +108,9 @@ impl StateMachine {
             EntryPayload::Blank => {}
             EntryPayload::Normal(payload) => applied = self.apply_command(payload)?,
             EntryPayload::Membership(new) => {
+                if let Some(raft) = uniform(&new) {
+                    applied = self.ledger.apply_raft_members(&raft);
+                }
                 self.membership = StoredMembership::new(Some(log_id), new);
                 membership = Some(&self.membership);
             }

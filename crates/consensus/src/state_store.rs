@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_ledger::{GroupKey, Head, Occurrence, Occurrences, OpenGroup, Write};
+use lockstep_ledger::{Gap, GroupKey, Head, History, Members, Occurrence, OpenGroup, Write};
 use lockstep_store::home::StoreHome;
 use lockstep_store::{
     Direction, Durability, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, WriteBatch, keys,
 };
 use lockstep_types::{
-    Batch, ContentId, DecodeError, Height, MessageId, OutputName, Sequence, Task, TaskId, TaskNumber, proto,
+    Batch, BatchHeader, Certificate, ContentId, DecodeError, Height, MessageId, NetworkId, OutputName, Sequence, Task,
+    TaskId, TaskNumber, proto,
 };
 use parking_lot::RwLock;
 use prost::Message as _;
@@ -115,6 +116,58 @@ impl StateStore {
         self.load(keys::GROUP)?.into_iter().map(|(_, value)| Ok(OpenGroup::decode(value)?)).collect()
     }
 
+    /// The members; `None` before the first change of them.
+    pub fn members(&self, network: &NetworkId) -> Result<Option<Members>, ReadError> {
+        let record = self.storage().get(Table::Index, keys::MEMBERS)?;
+        Ok(record.map(|record| Members::decode(record, network)).transpose()?)
+    }
+
+    /// The first certificate at or above a height.
+    pub fn certificate_from(&self, height: Height) -> Result<Option<Certificate>, ReadError> {
+        let found = self.storage().scan(Scan {
+            table: Table::Chain,
+            start: keys::certificate(height),
+            end: keys::end_of(keys::CERTIFICATE),
+            direction: Direction::Up,
+            items_max: 1,
+            bytes_max: usize::MAX,
+        })?;
+        Ok(found.into_iter().next().map(|(_, record)| Certificate::decode(record)).transpose()?)
+    }
+
+    /// Every batch after which the member set changed, from a height on, with its certificate where it has one yet.
+    pub fn boundaries(&self, from: Height, items_max: usize) -> Result<Vec<(Batch, Option<Certificate>)>, ReadError> {
+        let storage = self.storage();
+        let batches = storage.scan(Scan {
+            table: Table::Chain,
+            start: keys::boundary(from),
+            end: keys::end_of(keys::BOUNDARY),
+            direction: Direction::Up,
+            items_max,
+            bytes_max: usize::MAX,
+        })?;
+        let with_certificate = |(_, record): Pair| {
+            let batch = Batch::decode(record)?;
+            let certificate = storage.get(Table::Chain, &keys::boundary_certificate(batch.header.height))?;
+            Ok((batch, certificate.map(Certificate::decode).transpose()?))
+        };
+        batches.into_iter().map(with_certificate).collect()
+    }
+
+    /// Tasks that an output never got, because they were forgotten before it had them.
+    pub fn gaps(&self, output: &OutputName) -> Result<Vec<Gap>, ReadError> {
+        let start = keys::gap(output, TaskNumber(0));
+        let end = keys::gap(output, TaskNumber(u64::MAX));
+        let (table, direction) = (Table::Index, Direction::Up);
+        let pairs =
+            self.storage().scan(Scan { table, start, end, direction, items_max: 1024, bytes_max: usize::MAX })?;
+        let gap = |(key, value): Pair| {
+            let first = TaskNumber(number(&key[key.len() - 8..])?);
+            Ok(Gap { first, last: TaskNumber(number(&value)?) })
+        };
+        pairs.into_iter().map(gap).collect()
+    }
+
     /// How far each output is known to be.
     pub fn progress(&self) -> Result<BTreeMap<OutputName, TaskNumber>, ReadError> {
         let bad = |_| DecodeError::malformed("output name", "not a name");
@@ -184,9 +237,11 @@ impl StateStore {
         if let Some(place) = self.storage().get(Table::Index, &keys::message_place(id))? {
             return Ok(Some(Sequence(number(&place)?)));
         }
-        // A content's first occurrence has the content id for its message id, and no entry of its own.
+        // A content's first occurrence has the content id for its message id, and no entry of its own. After older ones
+        // were forgotten it has another id; who asks by the content id means the newest.
         let occurrence = self.occurrence(&ContentId(id.0))?;
-        Ok(occurrence.filter(|occurrence| occurrence.count == 1).map(|occurrence| occurrence.sequence))
+        let named = |o: &Occurrence| o.count == 1 || o.since.0 > 0;
+        Ok(occurrence.filter(named).map(|occurrence| occurrence.sequence))
     }
 
     /// The number of the task with this id.
@@ -244,9 +299,22 @@ fn put(batch: &mut WriteBatch, write: &Write) {
         Write::Group(key, Some(group)) => batch.put(Table::Index, keys::group(&key.encode()), group.encode(key)),
         Write::Group(key, None) => batch.delete(Table::Index, keys::group(&key.encode())),
         Write::Progress(output, number) => batch.put(Table::Index, keys::progress(output), be(number.0)),
+        Write::Gap(output, gap) => batch.put(Table::Index, keys::gap(output, gap.first), be(gap.last.0)),
+        Write::Members(members) => batch.put(Table::Index, keys::MEMBERS.to_vec(), members.encode()),
+        Write::Certificate { certificate, boundary } => {
+            let record = Bytes::from(certificate.encode());
+            batch.put(Table::Chain, keys::certificate(certificate.height), record.clone());
+            if *boundary {
+                batch.put(Table::Chain, keys::boundary_certificate(certificate.height), record);
+            }
+        }
         Write::Batch(made) => {
             let header = &made.header;
-            batch.put(Table::Chain, keys::batch(header.height), made.encode());
+            let record = Bytes::from(made.encode());
+            if made.next_set.is_some() {
+                batch.put(Table::Chain, keys::boundary(header.height), record.clone());
+            }
+            batch.put(Table::Chain, keys::batch(header.height), record);
             if !made.messages.is_empty() {
                 batch.put(Table::Chain, keys::first_sequence(header.first_sequence), be(header.height.0));
             }
@@ -258,8 +326,12 @@ fn put(batch: &mut WriteBatch, write: &Write) {
     }
 }
 
-impl Occurrences for StateStore {
+impl History for StateStore {
     type Error = ReadError;
+
+    fn header(&self, height: Height) -> Result<Option<BatchHeader>, ReadError> {
+        Ok(self.batch(height)?.map(|batch| batch.header))
+    }
 
     fn occurrences(&self, ids: &[ContentId]) -> Result<Vec<Option<Occurrence>>, ReadError> {
         let keys: Vec<_> = ids.iter().map(keys::occurrence).collect();

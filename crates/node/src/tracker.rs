@@ -120,7 +120,7 @@ impl Observer for Tracker {
         }
         // Readers first: whoever hears of a position can read it here at once.
         self.head.send_if_modified(|head| {
-            let changed = head.as_ref().is_none_or(|head| head.effects != ledger.head().effects);
+            let changed = head.as_ref().is_none_or(|head| head != ledger.head());
             if changed {
                 *head = Some(ledger.head().clone());
             }

@@ -9,8 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use lockstep_consensus::StateStore;
 use lockstep_identity::{DeviceRequest, RequestError};
-use lockstep_ledger::{Occurrence, Occurrences as _, Outcome};
-use lockstep_types::{Address, ContentId, Message, MessageId, NetworkParams, NodeId, SigningKey, VerifiedMessage};
+use lockstep_ledger::{History as _, Occurrence, Outcome};
+use lockstep_types::{Address, ContentId, Message, NetworkParams, NodeId, SigningKey, VerifiedMessage};
 use tokio::sync::oneshot;
 
 use crate::error::NodeError;
@@ -175,7 +175,7 @@ impl Worker {
             match before.filter(|before| self.is_retry(&message, before, now)) {
                 // A retry that is plainly inside its window needs no place in the log.
                 Some(before) => {
-                    let message_id = MessageId::of_occurrence(&id, before.count);
+                    let message_id = before.message_id(&id);
                     let (sequence, height) = (before.sequence, before.height);
                     let _ = waiter.send(Outcome::Duplicate { message_id, sequence, height });
                 }

@@ -5,6 +5,7 @@ use prost::Message as _;
 
 use crate::hash::{Hash32, keccak256};
 use crate::ids::{BatchHash, Epoch, Height, MessageId, NetworkId, Sequence, TaskNumber, TimeMs};
+use crate::members::MemberSet;
 use crate::merkle;
 use crate::message::{DecodeError, Message, message_leaf};
 use crate::proto;
@@ -41,8 +42,10 @@ pub struct BatchHeader {
     pub task_count: u64,
     /// Root over [`Task::leaf`] of its tasks.
     pub tasks_root: Hash32,
-    /// Hash of the voter set: see [`crate::genesis::voters_hash`].
-    pub voters: Hash32,
+    /// Hash of the member set whose voters certify this batch: see [`MemberSet::hash`].
+    pub members: Hash32,
+    /// Hash of the member set that holds from the next batch on.
+    pub next_members: Hash32,
     /// Rolling digest of everything that `apply` has computed up to this batch.
     pub effects: Hash32,
 }
@@ -65,9 +68,16 @@ pub struct Batch {
     pub messages: Vec<OrderedMessage>,
     /// Tasks closed by this batch, by number.
     pub tasks: Vec<Task>,
+    /// The set that the header's `next_members` is the hash of, where it differs from `members`.
+    pub next_set: Option<MemberSet>,
 }
 
 impl BatchHeader {
+    /// Whether the member set changes after this batch. Such a batch needs a certificate of its own.
+    pub fn is_boundary(&self) -> bool {
+        self.members != self.next_members
+    }
+
     /// keccak256 over the header's fields in fixed width (docs/formats.md, "Batch header").
     pub fn hash(&self) -> BatchHash {
         BatchHash(keccak256(&[
@@ -84,7 +94,8 @@ impl BatchHeader {
             &self.first_task_number.0.to_be_bytes(),
             &self.task_count.to_be_bytes(),
             &self.tasks_root,
-            &self.voters,
+            &self.members,
+            &self.next_members,
             &self.effects,
         ]))
     }
@@ -104,7 +115,8 @@ impl BatchHeader {
             first_task_number: self.first_task_number.0,
             task_count: self.task_count,
             tasks_root: copy(&self.tasks_root),
-            voters: copy(&self.voters),
+            members: copy(&self.members),
+            next_members: copy(&self.next_members),
             effects: copy(&self.effects),
         }
     }
@@ -126,7 +138,8 @@ impl BatchHeader {
             first_task_number: TaskNumber(h.first_task_number),
             task_count: h.task_count,
             tasks_root: hash(&h.tasks_root)?,
-            voters: hash(&h.voters)?,
+            members: hash(&h.members)?,
+            next_members: hash(&h.next_members)?,
             effects: hash(&h.effects)?,
         })
     }
@@ -170,6 +183,7 @@ impl Batch {
                 })
                 .collect(),
             tasks: self.tasks.iter().map(Task::to_proto).collect(),
+            next_set: self.next_set.as_ref().map(MemberSet::to_proto),
         }
         .encode_to_vec()
     }
@@ -191,6 +205,7 @@ impl Batch {
             header: BatchHeader::from_proto(batch.header.ok_or_else(|| bad("the header is missing"))?)?,
             messages: batch.messages.into_iter().map(ordered).collect::<Result<_, DecodeError>>()?,
             tasks: batch.tasks.into_iter().map(Task::from_proto).collect::<Result<_, DecodeError>>()?,
+            next_set: batch.next_set.map(MemberSet::from_proto).transpose()?,
         })
     }
 }

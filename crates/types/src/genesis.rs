@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hash::{Hash32, keccak256};
+use crate::hash::keccak256;
 use crate::ids::{Incarnation, NetworkId, NodeId, ProjectId, TaskNumber};
+use crate::members::{ADDRESS_BYTES_MAX, MemberSet, SetMember};
 use crate::signature::{PublicKey, SignatureError};
 
 const GENESIS_DOMAIN: &[u8] = b"lockstep/genesis/v1";
-const VOTERS_DOMAIN: &[u8] = b"lockstep/voters/v1";
 /// Version of the file.
 pub const GENESIS_VERSION: u32 = 1;
 /// Most members of a network at genesis.
@@ -60,6 +60,20 @@ pub struct Member {
 }
 
 impl Member {
+    /// Checks name, key and addresses.
+    pub fn check(&self) -> Result<(), GenesisError> {
+        self.key()?;
+        if !is_name(&self.name) {
+            return Err(GenesisError::Invalid(format!("bad name {:?}: 1 to 64 of a-z 0-9 - _ .", self.name)));
+        }
+        let fits = |text: &str| text.len() <= ADDRESS_BYTES_MAX && !text.contains(char::is_control);
+        if !fits(&self.p2p) || !fits(&self.http) {
+            let reason = format!("member {}: an address has at most {ADDRESS_BYTES_MAX} bytes", self.name);
+            return Err(GenesisError::Invalid(reason));
+        }
+        Ok(())
+    }
+
     /// The member's key.
     pub fn key(&self) -> Result<PublicKey, GenesisError> {
         let bad = |reason| GenesisError::Key { name: self.name.clone(), reason };
@@ -205,10 +219,8 @@ impl Genesis {
             return invalid(format!("a network has 1 to {MEMBERS_MAX} members at genesis"));
         }
         for (i, member) in self.members.iter().enumerate() {
+            member.check()?;
             let key = member.key()?;
-            if !is_name(&member.name) {
-                return invalid(format!("member {}: bad name {:?}", i + 1, member.name));
-            }
             for other in &self.members[..i] {
                 if other.name == member.name || other.key()? == key || other.incarnation == member.incarnation {
                     return invalid(format!("members {} and {} share a name, key or store", other.name, member.name));
@@ -254,18 +266,11 @@ impl Genesis {
         self.nodes().find(|(_, member)| member.key().is_ok_and(|k| k == *key))
     }
 
-    /// Hash of the first voter set.
-    pub fn voters_hash(&self) -> Result<Hash32, GenesisError> {
-        let voters: Result<Vec<_>, _> = self.nodes().map(|(id, m)| Ok::<_, GenesisError>((id, m.key()?))).collect();
-        Ok(voters_hash(&voters?))
+    /// The first member set: all of them voters.
+    pub fn first_set(&self) -> Result<MemberSet, GenesisError> {
+        let member = |(node, m): (NodeId, &Member)| Ok(SetMember { node, address: m.key()?.address(), voter: true });
+        Ok(MemberSet(self.nodes().map(member).collect::<Result<_, GenesisError>>()?))
     }
-}
-
-/// keccak256 over the voters in the order of their ids: id (8 bytes) and address (20 bytes) of each.
-pub fn voters_hash(voters: &[(NodeId, PublicKey)]) -> Hash32 {
-    let bytes: Vec<u8> =
-        voters.iter().flat_map(|(id, key)| [&id.0.to_be_bytes()[..], &key.address().0].concat()).collect();
-    keccak256(&[VOTERS_DOMAIN, &(voters.len() as u64).to_be_bytes(), &bytes])
 }
 
 #[cfg(test)]

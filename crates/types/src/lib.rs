@@ -6,10 +6,12 @@
 //! protobuf of `proto/`, generated into [`proto`].
 
 pub mod batch;
+pub mod certificate;
 pub mod genesis;
 pub mod go_json;
 pub mod hash;
 pub mod ids;
+pub mod members;
 pub mod merkle;
 pub mod message;
 pub mod signature;
@@ -23,12 +25,14 @@ pub mod proto {
 }
 
 pub use batch::{Batch, BatchHeader, OrderedMessage};
+pub use certificate::Certificate;
 pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings};
 pub use hash::{Hash32, keccak256};
 pub use ids::{
     Address, BatchHash, ContentId, Epoch, Height, Incarnation, MessageId, NetworkId, NodeId, OutputName, ProjectId,
     Sequence, TaskId, TaskNumber, TimeMs,
 };
+pub use members::{Approval, Change, MemberRole, MemberSet, Proposal, SetMember};
 pub use message::{Api, DecodeError, Evidence, Message, VerifiedMessage};
 pub use signature::{PublicKey, Signature, SignatureError, SigningKey};
 pub use task::Task;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::hash::{Hash32, keccak256};
-use crate::ids::{Address, ContentId, MessageId, NodeId, ProjectId, Sequence};
+use crate::ids::{Address, ContentId, Height, MessageId, NodeId, ProjectId, Sequence};
 use crate::merkle::{abi_address, abi_u64, leaf_hash};
 use crate::proto;
 use crate::signature::{Signature, recover_address};
@@ -11,6 +11,7 @@ use crate::w3bstream;
 
 const CONTENT_DOMAIN: &[u8] = b"lockstep/content/v1";
 const REPEAT_DOMAIN: &[u8] = b"lockstep/repeat/v1";
+const REAPPEARED_DOMAIN: &[u8] = b"lockstep/reappeared/v1";
 const INGRESS_DOMAIN: &[u8] = b"lockstep/ingress/v1";
 
 /// Longest `projectVersion` in bytes: what the readers' tables take.
@@ -244,9 +245,12 @@ impl VerifiedMessage {
 }
 
 impl MessageId {
-    /// The id of the `count`-th occurrence (from 1) of a content.
-    pub fn of_occurrence(content_id: &ContentId, count: u64) -> Self {
-        if count <= 1 {
+    /// The id of the `count`-th occurrence (from 1) of a content since `since`: the oldest height that was kept when
+    /// the count began, 0 if nothing had been forgotten. So an id never comes again, whatever was forgotten.
+    pub fn of_occurrence(content_id: &ContentId, count: u64, since: Height) -> Self {
+        if since.0 > 0 {
+            Self(keccak256(&[REAPPEARED_DOMAIN, &content_id.0, &count.to_be_bytes(), &since.0.to_be_bytes()]))
+        } else if count <= 1 {
             Self(content_id.0)
         } else {
             Self(keccak256(&[REPEAT_DOMAIN, &content_id.0, &count.to_be_bytes()]))
@@ -325,7 +329,7 @@ mod tests {
         let mut altered = message.clone();
         altered.evidence = Evidence::Device(Signature([1; 65]));
         assert_eq!(message.content_id(), altered.content_id());
-        assert_eq!(MessageId::of_occurrence(&message.content_id(), 1).0, message.content_id().0);
-        assert_ne!(MessageId::of_occurrence(&message.content_id(), 2).0, message.content_id().0);
+        assert_eq!(MessageId::of_occurrence(&message.content_id(), 1, Height(0)).0, message.content_id().0);
+        assert_ne!(MessageId::of_occurrence(&message.content_id(), 2, Height(0)).0, message.content_id().0);
     }
 }
