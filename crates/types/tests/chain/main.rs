@@ -1,0 +1,8 @@
+//! Whole histories: made valid, altered in every way, and checked.
+#![allow(clippy::unwrap_used)]
+
+mod altered;
+mod builder;
+mod certificates;
+mod horizon;
+mod proofs;
