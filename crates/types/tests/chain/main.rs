@@ -4,5 +4,6 @@
 mod altered;
 mod builder;
 mod certificates;
+mod evm;
 mod horizon;
 mod proofs;

@@ -18,7 +18,7 @@ pub fn proof_of(net: &Net, sequence: u64) -> Proof {
 }
 
 /// Everything in a JSON document that can be altered, one at a time.
-fn alterations(value: &Value) -> Vec<Value> {
+pub fn alterations(value: &Value) -> Vec<Value> {
     match value {
         Value::Number(n) => vec![Value::from(n.as_u64().unwrap() + 1)],
         Value::Bool(b) => vec![Value::Bool(!b)],
