@@ -16,6 +16,7 @@ mod limits;
 mod mempool;
 mod metrics;
 mod node;
+mod proofs;
 mod proposer;
 mod publish;
 mod reader;

@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod certificate;
+pub mod export;
 pub mod genesis;
 pub mod go_json;
 pub mod hash;
@@ -28,6 +29,7 @@ pub mod proto {
 
 pub use batch::{Batch, BatchHeader, OrderedMessage};
 pub use certificate::Certificate;
+pub use export::{ExportPage, ExportedBatch};
 pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings};
 pub use hash::{Hash32, keccak256};
 pub use ids::{
