@@ -17,6 +17,9 @@ type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 
 /// Told of every applied entry, in order, on the node that applied it.
 pub trait Observer: Send + Sync + 'static {
+    /// The state was loaded from disk, at the start or because a snapshot took its place.
+    fn loaded(&self, ledger: &Ledger);
+
     /// What followed from an entry is stored and can be read. Must be quick: the next entry waits.
     fn applied(&self, ledger: &Ledger, applied: &Applied);
 }
@@ -75,7 +78,7 @@ impl StateMachine {
         let constants = constants(genesis).map_err(io_error)?;
         let ledger = load(&state, &constants).map_err(io_error)?;
         let (applied, membership) = state.applied().map_err(io_error)?;
-        observer.applied(&ledger, &Applied::default());
+        observer.loaded(&ledger);
         Ok(Self { ledger, state, observer, applied, membership, constants, snapshot: None })
     }
 
@@ -181,7 +184,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         (self.applied, self.membership) = (meta.last_log_id, meta.last_membership.clone());
         let kept = self.state.checkpoint(&name_of(meta)).map_err(io_error)?;
         self.snapshot = Some(Snapshot { meta: meta.clone(), snapshot: kept });
-        self.observer.applied(&self.ledger, &Applied::default());
+        self.observer.loaded(&self.ledger);
         Ok(())
     }
 

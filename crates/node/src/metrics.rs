@@ -16,6 +16,9 @@ const OUTPUT_LAG: &str = "lockstep_output_lag_batches";
 const PROPOSAL_SECONDS: &str = "lockstep_proposal_seconds";
 const PROPOSAL_MESSAGES: &str = "lockstep_proposal_messages";
 const BUNDLES: &str = "lockstep_bundles_total";
+const FINAL: &str = "lockstep_final_height";
+const CERTIFY_SECONDS: &str = "lockstep_certify_seconds";
+const DISAGREEMENTS: &str = "lockstep_certificate_disagreements_total";
 
 pub(crate) fn applied(ordered: u64, duplicate: u64, rejected: u64, batches: u64, tasks: u64) {
     counter!(ORDERED).increment(ordered);
@@ -32,6 +35,18 @@ pub(crate) fn proposed(messages: usize, seconds: f64) {
 
 pub(crate) fn bundle(way: &'static str) {
     counter!(BUNDLES, "way" => way).increment(1);
+}
+
+pub(crate) fn certified(seconds: f64) {
+    histogram!(CERTIFY_SECONDS).record(seconds);
+}
+
+pub(crate) fn disagreement() {
+    counter!(DISAGREEMENTS).increment(1);
+}
+
+pub(crate) fn final_height(height: u64) {
+    gauge!(FINAL).set(height as f64);
 }
 
 pub(crate) fn snapshot(pool: usize, height: u64, sequence: u64, is_leader: bool, term: u64) {

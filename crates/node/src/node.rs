@@ -1,6 +1,5 @@
 //! Starting and stopping a node.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -9,12 +8,16 @@ use lockstep_api::{Bound, Options as ApiOptions, Ports, Server};
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
 use lockstep_network::{Channel, GossipInbox, Handle, Network, Options as NetworkOptions, Peer};
 use lockstep_outputs::{Options as PublisherOptions, Owner, ProgressSink, Publisher, TaskSigner};
-use lockstep_types::{Address, Epoch, Genesis, NodeId};
+use lockstep_ledger::Members;
+use lockstep_types::{Epoch, Member, NodeId};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin;
+use crate::certify::{Certifier, CertifierParts, Conflict, KnownEvidence};
 use crate::config::Scope;
+use crate::control::ControlService;
 use crate::error::NodeError;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::home::{Home, Opened};
@@ -22,9 +25,12 @@ use crate::inbound::{BundleService, RaftService, run_gossip_inbox};
 use crate::ingress::Ingress;
 use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
 use crate::mempool::Mempool;
+use crate::operator::{Operator, OperatorParts};
+use crate::peers;
 use crate::proposer::Proposer;
 use crate::publish::{self, LogSink, NoSink, RunningOutput, StateSource};
 use crate::reader::Reader;
+use crate::steer::Steward;
 use crate::supervisor::Supervisor;
 use crate::tracker::Tracker;
 use crate::transport::NetworkTransport;
@@ -61,6 +67,9 @@ struct Parts {
     network: Handle,
     consensus: Consensus,
     ingress: Arc<Ingress>,
+    certifier: Certifier,
+    operator: Operator,
+    conflict: watch::Sender<Option<Conflict>>,
 }
 
 /// Raises the soft limit on open files to what the node would like, within the hard limit.
@@ -95,8 +104,10 @@ fn prometheus() -> Result<PrometheusHandle, NodeError> {
     Ok(HANDLE.get_or_init(|| handle).clone())
 }
 
-fn members(genesis: &Genesis) -> Result<Vec<Peer>, NodeError> {
-    let peer = |(node, member): (NodeId, &lockstep_types::Member)| {
+/// Whom this node can reach at first: the members of its own state, or those that it found when it joined, or those of
+/// the genesis. What the log says later counts.
+fn first_peers(opened: &Opened, stored: Option<&Members>) -> Result<Vec<Peer>, NodeError> {
+    let peer = |(node, member): (NodeId, &Member)| -> Result<Peer, NodeError> {
         Ok(Peer {
             node,
             name: member.name.clone(),
@@ -105,14 +116,18 @@ fn members(genesis: &Genesis) -> Result<Vec<Peer>, NodeError> {
             incarnation: member.incarnation,
         })
     };
-    genesis.nodes().map(peer).collect()
+    match stored {
+        Some(members) => Ok(peers::peers(members).into_values().collect()),
+        None if opened.found.is_empty() => opened.genesis.nodes().map(peer).collect(),
+        None => opened.found.iter().map(|(node, member)| peer((*node, member))).collect(),
+    }
 }
 
-async fn bind_network(opened: &Opened) -> Result<(Network, Handle, GossipInbox), NodeError> {
+async fn bind_network(opened: &Opened, peers: Vec<Peer>) -> Result<(Network, Handle, GossipInbox), NodeError> {
     let network = opened.genesis.id()?;
     let incarnation = opened.store.incarnation();
     let mut options = NetworkOptions::new(opened.node_key.clone(), network, Epoch(0), opened.node, incarnation);
-    options.members = members(&opened.genesis)?;
+    options.members = peers;
     options.listen = opened.config.p2p.listen.clone();
     Ok(Network::bind(options).await?)
 }
@@ -131,15 +146,20 @@ impl Node {
     pub async fn start(home: &Home) -> Result<Self, NodeError> {
         raise_file_limit();
         let opened = home.open()?;
+        let state = StateStore::open(&opened.store)?;
+        let stored = state.members(&opened.genesis.id()?)?;
         let prometheus = prometheus()?;
         let bound = bind_api(&opened)?;
-        let (network, handle, inbox) = bind_network(&opened).await?;
+        let (network, handle, inbox) = bind_network(&opened, first_peers(&opened, stored.as_ref())?).await?;
         let mut supervisor = Supervisor::new();
         // The network ends last: consensus needs it to hand over.
         supervisor.spawn("the network", network.run(supervisor.token()));
-        let parts = Self::start_parts(home, opened, handle).await?;
+        let members = stored.map_or_else(|| Members::genesis(&opened.genesis), Ok)?;
+        let admin = admin::bind(&home.admin_socket())?;
+        let parts = Self::start_parts(home, opened, handle, state, members).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
         parts.start_tasks(&mut supervisor, inbox);
+        supervisor.spawn("administration", admin::run_admin(admin, parts.operator.clone(), supervisor.token()));
         let http = bound.local_addr();
         let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
         supervisor.spawn("metrics", run_upkeep(upkeep, supervisor.token()));
@@ -151,12 +171,16 @@ impl Node {
         Ok(Self { supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
     }
 
-    async fn start_parts(home: &Home, opened: Opened, network: Handle) -> Result<Parts, NodeError> {
-        let state = StateStore::open(&opened.store)?;
+    async fn start_parts(
+        home: &Home,
+        opened: Opened,
+        network: Handle,
+        state: StateStore,
+        members: Members,
+    ) -> Result<Parts, NodeError> {
         let mempool = Mempool::new(opened.node, opened.config.pool_limits());
-        let tracker = Arc::new(Tracker::new(mempool.clone()));
-        let addresses: Result<BTreeSet<Address>, NodeError> =
-            opened.genesis.members.iter().map(|member| Ok(member.key()?.address())).collect();
+        let tracker = Arc::new(Tracker::new(mempool.clone(), state.clone(), members));
+        let known = Arc::new(KnownEvidence::default());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if opened.config.pool.verify_threads == 0 { cores } else { opened.config.pool.verify_threads };
         let (verifier, verify_threads) = Verifier::spawn(
@@ -166,7 +190,8 @@ impl Node {
                 mempool: mempool.clone(),
                 state: state.clone(),
                 node_key: opened.node_key.clone(),
-                members: addresses?,
+                members: tracker.members(),
+                known: known.clone(),
                 params: opened.genesis.params.clone(),
             },
         )?;
@@ -184,9 +209,44 @@ impl Node {
         )
         .await?;
         let hold = Duration::from_millis(opened.config.http.hold_ms);
-        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), opened.genesis.params.clone(), hold));
+        let conflict = watch::Sender::new(None);
+        let params = opened.genesis.params.clone();
+        let ingress =
+            Arc::new(Ingress::new(verifier.clone(), state.clone(), params, hold, conflict.subscribe()));
+        let certifier = Certifier::new(CertifierParts {
+            node: opened.node,
+            epoch: Epoch(0),
+            key: opened.node_key.clone(),
+            state: state.clone(),
+            tracker: tracker.clone(),
+            pledges: consensus.pledges().clone(),
+            known,
+        });
+        let operator = Operator::new(OperatorParts {
+            node: opened.node,
+            genesis: opened.genesis.clone(),
+            network_id: opened.genesis.id()?,
+            epoch: Epoch(0),
+            consensus: consensus.clone(),
+            network: network.clone(),
+            tracker: tracker.clone(),
+        });
         let home = home.clone();
-        Ok(Parts { opened, home, state, mempool, tracker, verifier, verify_threads, network, consensus, ingress })
+        Ok(Parts {
+            opened,
+            home,
+            state,
+            mempool,
+            tracker,
+            verifier,
+            verify_threads,
+            network,
+            consensus,
+            ingress,
+            certifier,
+            operator,
+            conflict,
+        })
     }
 
     /// Where HTTP is served.
@@ -274,9 +334,34 @@ impl Parts {
         let token = supervisor.token();
         let serve_raft = self.network.serve(Channel::Raft, RaftService { consensus: self.consensus.clone() });
         let serve_bundles = self.network.serve(Channel::Bundle, BundleService { verifier: self.verifier.clone() });
-        for served in [serve_raft, serve_bundles] {
+        let rules_known = self.opened.config.upgrade.rules_max;
+        let control = ControlService {
+            consensus: self.consensus.clone(),
+            certifier: self.certifier.clone(),
+            operator: self.operator.clone(),
+            rules_known,
+        };
+        let serve_control = self.network.serve(Channel::Control, control);
+        let serve_join = self.network.serve_join(self.operator.clone());
+        for served in [serve_raft, serve_bundles, serve_control, serve_join] {
             served.expect("a node serves each channel once");
         }
+        let steward = Steward {
+            node: self.opened.node,
+            state: self.state.clone(),
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            certifier: self.certifier.clone(),
+            rules_known,
+            conflict: self.conflict.clone(),
+            seen: Arc::default(),
+        };
+        supervisor.spawn("evidence", self.certifier.clone().run(token.clone()));
+        supervisor.spawn("certification", steward.clone().run_certification(token.clone()));
+        supervisor.spawn("the leader's duties", steward.run_duties(token.clone()));
+        let (own, members) = (self.opened.node, self.tracker.members());
+        supervisor.spawn("members", peers::run_peers(own, members, self.network.clone(), token.clone()));
         let proposer = Proposer {
             mempool: self.mempool.clone(),
             consensus: self.consensus.clone(),
@@ -313,7 +398,11 @@ impl Parts {
                 name: config.name.clone(),
                 owner,
                 output: publish::open(config, &self.home, owner)?,
-                source: Arc::new(StateSource { state: self.state.clone(), params: genesis.params.clone() }),
+                source: Arc::new(StateSource {
+                    state: self.state.clone(),
+                    newest: self.tracker.newest_task(),
+                    params: genesis.params.clone(),
+                }),
                 sink,
                 signer: TaskSigner::new(self.opened.task_key.clone()),
                 newest: self.tracker.newest_task(),
@@ -337,6 +426,8 @@ impl Parts {
             tracker: self.tracker.clone(),
             mempool: self.mempool.clone(),
             ingress: self.ingress.clone(),
+            operator: self.operator.clone(),
+            certifier: self.certifier.clone(),
             outputs,
             prometheus,
         }

@@ -11,6 +11,7 @@ use lockstep_outputs::{
     SqliteOutput, TaskSource, UnsignedTask,
 };
 use lockstep_types::{Batch, Height, NetworkParams, OutputName, Sequence, TaskNumber};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use crate::config::{OutputConfig, OutputKind};
@@ -42,9 +43,11 @@ pub(crate) fn open(config: &OutputConfig, home: &Home, owner: Owner) -> Result<A
     }
 }
 
-/// Final tasks out of the node's state. Without certificates, what is applied is final.
+/// Final tasks out of the node's state.
 pub(crate) struct StateSource {
     pub state: StateStore,
+    /// Number of the newest task whose batch has a certificate at or above it.
+    pub newest: watch::Receiver<Option<TaskNumber>>,
     pub params: NetworkParams,
 }
 
@@ -58,6 +61,8 @@ impl TaskSource for StateSource {
     ) -> Result<Vec<UnsignedTask>, SourceError> {
         let (state, first) = (self.state.clone(), self.params.first_task_number);
         let next = number.map_or(first, TaskNumber::next);
+        let Some(newest) = *self.newest.borrow() else { return Ok(Vec::new()) };
+        let max_tasks = usize::try_from((newest.0 + 1).saturating_sub(next.0)).map_or(max_tasks, |n| n.min(max_tasks));
         let read = move || read_tasks(&state, next, max_tasks, max_bytes);
         let tasks = spawn_blocking(read).await.map_err(|e| SourceError::Unavailable(e.to_string()))?;
         tasks.map_err(|e| SourceError::Unavailable(e.to_string()))

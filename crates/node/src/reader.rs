@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockstep_api::views::{
-    BatchMessageView, BatchView, BatchesView, EvidenceView, HeadView, LeaderView, MessageView, NodeView, OutputView,
+    BatchMessageView, BatchView, BatchesView, EvidenceView, HeadView, LeaderView, MembersView, MessageView, NodeView, OutputView,
     PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, to_base64,
 };
 use lockstep_api::{Read, ReadError};
 use lockstep_consensus::{Consensus, ReadError as StateError, StateStore};
+use lockstep_ledger::KnownMember;
 use lockstep_network::{Handle, peer_id_of};
 use lockstep_types::{
     Address, Batch, ContentId, Epoch, Evidence, Genesis, Height, Message, MessageId, NodeId, ProjectId, PublicKey,
@@ -17,10 +18,12 @@ use lockstep_types::{
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use crate::certify::Certifier;
 use crate::ingress::Ingress;
 use crate::limits::READ_BYTES_MAX;
 use crate::mempool::Mempool;
 use crate::metrics;
+use crate::operator::Operator;
 use crate::publish::RunningOutput;
 use crate::tracker::Tracker;
 
@@ -34,6 +37,8 @@ pub(crate) struct Reader {
     pub tracker: Arc<Tracker>,
     pub mempool: Mempool,
     pub ingress: Arc<Ingress>,
+    pub operator: Operator,
+    pub certifier: Certifier,
     pub outputs: Vec<RunningOutput>,
     pub prometheus: PrometheusHandle,
 }
@@ -67,6 +72,13 @@ fn batch_view(batch: &Batch) -> BatchView {
 }
 
 impl Reader {
+    /// What an operator has to look at.
+    fn complaints(&self) -> Vec<String> {
+        let evidence = self.certifier.complaint().map(|reason| format!("no batch is signed any more: the evidence of {reason}"));
+        let conflict = self.ingress.conflict().map(|reason| format!("nothing is acknowledged any more: {reason}"));
+        evidence.into_iter().chain(conflict).collect()
+    }
+
     fn head_height(&self) -> Height {
         self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.height)
     }
@@ -203,13 +215,13 @@ impl Read for Reader {
         let raft = self.consensus.status().borrow().clone();
         let head = self.tracker.head().borrow().clone();
         let connected = self.network.peers();
-        let http =
-            |node: NodeId| self.genesis.nodes().find(|(id, _)| *id == node).map(|(_, member)| member.http.clone());
-        let peer = |(id, member): (NodeId, &lockstep_types::Member)| PeerView {
+        let members = self.tracker.members().borrow().clone();
+        let http = |node: NodeId| members.get(node).map(|known| known.member.http.clone());
+        let peer = |(id, known): (NodeId, &KnownMember)| PeerView {
             id,
-            name: member.name.clone(),
+            name: known.member.name.clone(),
             connected: connected.iter().any(|peer| peer.node == id && peer.connected),
-            http: member.http.clone(),
+            http: known.member.http.clone(),
         };
         StatusView {
             network: self.genesis.network.clone(),
@@ -227,11 +239,19 @@ impl Read for Reader {
                 height: head.as_ref().map_or(Height(0), |head| head.height),
                 hash: head.as_ref().map_or(lockstep_types::BatchHash::ZERO, |head| head.hash),
                 sequence: head.as_ref().map_or(Sequence(0), lockstep_ledger::Head::last_sequence),
+                final_height: head.as_ref().map_or(Height(0), |head| head.final_height),
+                oldest_height: head.as_ref().map_or(Height(0), |head| head.horizon.height),
             },
-            peers: self.genesis.nodes().filter(|(id, _)| *id != self.node).map(peer).collect(),
+            complaints: self.complaints(),
+            rules_version: head.as_ref().map_or(0, |head| head.rules_version),
+            peers: members.present().filter(|(id, _)| *id != self.node).map(peer).collect(),
             outputs: self.outputs.iter().map(|output| self.output_view(output)).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    fn members(&self) -> MembersView {
+        self.operator.view(false)
     }
 
     async fn batches(&self, from: Height, limit: usize) -> Result<BatchesView, ReadError> {
@@ -268,6 +288,9 @@ impl Read for Reader {
         if raft.leader.is_none() {
             return Err("no leader is known".into());
         }
+        if let Some(reason) = self.complaints().into_iter().next() {
+            return Err(reason);
+        }
         if !self.consensus.is_caught_up() {
             return Err("this node is catching up".into());
         }
@@ -277,8 +300,10 @@ impl Read for Reader {
     fn metrics(&self) -> String {
         let raft = self.consensus.status().borrow().clone();
         let head = self.tracker.head().borrow().clone();
-        let (height, sequence) = head.map_or((0, 0), |head| (head.height.0, head.last_sequence().0));
+        let (height, sequence, final_height) =
+            head.map_or((0, 0, 0), |head| (head.height.0, head.last_sequence().0, head.final_height.0));
         let leads = raft.role == lockstep_consensus::Role::Leader;
+        metrics::final_height(final_height);
         metrics::snapshot(self.mempool.len(), height, sequence, leads, raft.term);
         for output in &self.outputs {
             let view = self.output_view(output);
