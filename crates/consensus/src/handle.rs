@@ -112,6 +112,25 @@ pub struct Consensus {
     status: watch::Receiver<RaftStatus>,
 }
 
+/// See [`Consensus::positions`]. It outlives raft, and holds nothing of it.
+#[derive(Clone)]
+pub struct Positions {
+    log: LogStore,
+    pledges: Pledges,
+}
+
+impl Positions {
+    /// Index of the last log entry.
+    pub fn last_index(&self) -> u64 {
+        self.log.last_index().unwrap_or(0)
+    }
+
+    /// Up to which index a member is known to have acknowledged committed entries.
+    pub fn acknowledged(&self, node: NodeId) -> u64 {
+        self.pledges.mark(node)
+    }
+}
+
 fn config(options: &Options) -> Result<Config, ConsensusError> {
     let config = Config {
         cluster_name: options.genesis.network.clone(),
@@ -160,6 +179,11 @@ impl Consensus {
 
     pub(crate) fn raft(&self) -> &Raft {
         &self.raft
+    }
+
+    /// Where this node's log ends and what others acknowledged, for whoever has to judge a member's log.
+    pub fn positions(&self) -> Positions {
+        Positions { log: self.log.clone(), pledges: self.pledges.clone() }
     }
 
     /// Index of the last log entry.

@@ -14,7 +14,7 @@ mod state_machine;
 mod state_store;
 mod transport;
 
-pub use handle::{Consensus, ConsensusError, Options, ProposeError, RaftStatus, Role};
+pub use handle::{Consensus, ConsensusError, Options, Positions, ProposeError, RaftStatus, Role};
 pub use log_store::LogStore;
 pub use membership::SteerError;
 pub use pledges::{PledgeError, Pledges, Signed};

@@ -33,7 +33,7 @@ use crate::reader::Reader;
 use crate::steer::Steward;
 use crate::supervisor::Supervisor;
 use crate::tracker::Tracker;
-use crate::transport::NetworkTransport;
+use crate::transport::{LogPositions, NetworkTransport};
 use crate::verify::{Verifier, VerifierParts};
 
 /// File descriptors that a node would like: sockets of devices, and files of the stores.
@@ -208,6 +208,7 @@ impl Node {
             tracker.clone(),
         )
         .await?;
+        network.set_log_view(Arc::new(LogPositions(consensus.positions())));
         let hold = Duration::from_millis(opened.config.http.hold_ms);
         let conflict = watch::Sender::new(None);
         let params = opened.genesis.params.clone();
