@@ -27,8 +27,21 @@ pub(crate) mod path {
     pub(crate) const LIVE: &str = "/livez";
     pub(crate) const READY: &str = "/readyz";
     pub(crate) const GRPC: &str = "/lockstep.v1.Sequencer/{method}";
-    pub(crate) const ALL: [&str; 13] =
-        [MESSAGE, TASK, GRPC, API_STATUS, API_MEMBERS, API_BATCHES, API_BATCH, API_MESSAGE, API_TASK, METRICS, LIVE, READY, PAGE];
+    pub(crate) const ALL: [&str; 13] = [
+        MESSAGE,
+        TASK,
+        GRPC,
+        API_STATUS,
+        API_MEMBERS,
+        API_BATCHES,
+        API_BATCH,
+        API_MESSAGE,
+        API_TASK,
+        METRICS,
+        LIVE,
+        READY,
+        PAGE,
+    ];
 }
 
 /// What every handler shares.

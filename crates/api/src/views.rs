@@ -82,11 +82,23 @@ pub struct OutputView {
     pub name: String,
     /// The last batch that it has whole.
     pub height: Height,
-    /// Batches behind the head.
+    /// Final batches that it does not have whole.
     pub lag: u64,
     /// Why it does not go on, where it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Tasks that it never got, because they were forgotten first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<GapView>,
+}
+
+/// Tasks that an output never got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapView {
+    /// The first of them.
+    pub first: TaskNumber,
+    /// The last of them.
+    pub last: TaskNumber,
 }
 
 /// `/api/status`.

@@ -4,7 +4,9 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context as _;
-use lockstep_node::config::{HttpConfig, OutputConfig, OutputKind, P2pConfig, PoolConfig, RaftConfig, Scope, UpgradeConfig};
+use lockstep_node::config::{
+    HttpConfig, OutputConfig, OutputKind, P2pConfig, PoolConfig, RaftConfig, Scope, UpgradeConfig,
+};
 use lockstep_node::home::{JoinFile, MemberOptions};
 use lockstep_node::{Config, Home, NodeError, ask_to_join};
 use lockstep_types::{Genesis, Member, NetworkParams, ProjectId, ProjectSettings, SigningKey};
@@ -43,9 +45,9 @@ async fn join(home: &Home, options: &Init, address: &str) -> anyhow::Result<()> 
         return Ok(());
     }
     let member = if home.file("member.json").exists() { home.member()? } else { make(home, options)? };
-    let answer = ask_to_join(&home.node_key()?, address, &member)
-        .await
-        .with_context(|| format!("no network at {address}; the node in {} is made, run this again", home.path().display()))?;
+    let answer = ask_to_join(&home.node_key()?, address, &member).await.with_context(|| {
+        format!("no network at {address}; the node in {} is made, run this again", home.path().display())
+    })?;
     home.install_join(&answer.genesis, &JoinFile { bootstrap: vec![address.to_owned()] })?;
     println!("network  {}", answer.genesis.network);
     println!("id       {}   (compare it with what its operators say)", answer.genesis.id()?);

@@ -21,7 +21,8 @@ pub async fn run(command: MembersCommand) -> anyhow::Result<()> {
         MembersCommand::Approve { home, id } => return approve(&Home::at(home), &id).await,
         MembersCommand::Propose { home, admit } => {
             let text = std::fs::read_to_string(&admit).with_context(|| admit.display().to_string())?;
-            let member: Member = serde_json::from_str(&text).with_context(|| format!("{} is not a member.json", admit.display()))?;
+            let member: Member =
+                serde_json::from_str(&text).with_context(|| format!("{} is not a member.json", admit.display()))?;
             (Home::at(home), Change::Admit(member_from_proto(member_to_proto(&member))?))
         }
         MembersCommand::Promote(options) => change(options, Change::Promote),
@@ -63,7 +64,9 @@ async fn approve(home: &Home, id: &str) -> anyhow::Result<()> {
             let record = proto::MemberRecord::decode(&hex::decode(&request.record)?[..])?;
             propose(home, &view, Change::Admit(member_from_proto(record)?)).await
         }
-        ([], []) => bail!("there is no proposal or request {id}: see `lockstep members list --home {}`", home.path().display()),
+        ([], []) => {
+            bail!("there is no proposal or request {id}: see `lockstep members list --home {}`", home.path().display())
+        }
         _ => bail!("{id} is the beginning of several ids: give more of it"),
     }
 }
@@ -93,7 +96,11 @@ async fn sign(home: &Home, view: &MembersView, proposal: Proposal) -> anyhow::Re
     let now = self::view(home).await?;
     let waiting = now.proposals.iter().find(|proposal| proposal.id.ends_with(&hex::encode(digest)));
     match waiting {
-        Some(waiting) => println!("{} of {} approvals; the others run `lockstep members approve`", waiting.approvals.len(), waiting.needed),
+        Some(waiting) => println!(
+            "{} of {} approvals; the others run `lockstep members approve`",
+            waiting.approvals.len(),
+            waiting.needed
+        ),
         None => println!("a majority has approved: the change is being made"),
     }
     Ok(())

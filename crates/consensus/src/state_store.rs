@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_ledger::{Gap, GroupKey, Head, History, Members, Occurrence, OpenGroup, Write};
+use lockstep_ledger::{Gap, GroupKey, Head, History, Horizon, Members, Occurrence, OpenGroup, Write};
 use lockstep_store::home::StoreHome;
 use lockstep_store::{
     Direction, Durability, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, WriteBatch, keys,
@@ -176,6 +176,19 @@ impl StateStore {
             Ok((name.parse().map_err(bad)?, TaskNumber(number(&value)?)))
         };
         self.load(keys::PROGRESS)?.into_iter().map(pair).collect()
+    }
+
+    /// Removes what the ledger has forgotten from disk, up to a horizon that is not above the ledger's.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn forget(&self, horizon: &Horizon) -> Result<(), StoreError> {
+        self.storage().forget_before(horizon.height, horizon.sequence, horizon.task_number)
+    }
+
+    /// Bytes on disk.
+    pub fn bytes_on_disk(&self) -> u64 {
+        self.storage().bytes_on_disk()
     }
 
     /// The batch at a height.

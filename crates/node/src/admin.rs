@@ -66,9 +66,8 @@ pub enum AdminError {
 pub async fn administer(home: &Home, request: &AdminRequest) -> Result<AdminAnswer, AdminError> {
     let no_answer = |e: &dyn std::fmt::Display| AdminError::NoAnswer(e.to_string());
     let path = home.admin_socket();
-    let stream = UnixStream::connect(&path)
-        .await
-        .map_err(|e| AdminError::NotRunning(home.path().display().to_string(), e))?;
+    let stream =
+        UnixStream::connect(&path).await.map_err(|e| AdminError::NotRunning(home.path().display().to_string(), e))?;
     let (reader, mut writer) = stream.into_split();
     let mut line = serde_json::to_string(request).map_err(|e| no_answer(&e))?;
     line.push('\n');

@@ -170,8 +170,13 @@ impl Inner {
                 return false;
             }
         };
-        let members: Vec<Address> =
-            self.tracker.members().borrow().all().filter_map(|(_, known)| Some(known.member.key().ok()?.address())).collect();
+        let members: Vec<Address> = self
+            .tracker
+            .members()
+            .borrow()
+            .all()
+            .filter_map(|(_, known)| Some(known.member.key().ok()?.address()))
+            .collect();
         for batch in &batches {
             if let Err(forged) = self.check(batch, &members) {
                 tracing::error!(height = %batch.header.height, %forged, "a message in a batch is forged: this node signs no certificate from here on");

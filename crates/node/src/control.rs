@@ -42,7 +42,8 @@ impl ControlService {
         match request.kind.ok_or("this node does not know the request; upgrade it")? {
             Request::Certify(wanted) => {
                 let hash = BatchHash::try_from(&wanted.hash[..]).map_err(|e| e.to_string())?;
-                let (hash, signature) = self.certifier.sign(Height(wanted.height), hash).await.map_err(|e| e.to_string())?;
+                let (hash, signature) =
+                    self.certifier.sign(Height(wanted.height), hash).await.map_err(|e| e.to_string())?;
                 let hash = Bytes::copy_from_slice(&hash.0);
                 Ok(Response::Certify(proto::CertifyResponse { hash, signature: Bytes::copy_from_slice(&signature.0) }))
             }

@@ -202,7 +202,8 @@ impl Home {
         if !self.file("join.json").exists() || self.file("admitted.json").exists() {
             return Ok(None);
         }
-        let join = serde_json::from_str(&self.read("join.json")?).map_err(|e| config_error(&self.file("join.json"), e))?;
+        let join =
+            serde_json::from_str(&self.read("join.json")?).map_err(|e| config_error(&self.file("join.json"), e))?;
         let member = self.member()?;
         let genesis = Genesis::parse(&self.read("genesis.json")?)?;
         Ok(Some(Waiting { join, member, key: self.read_key("node.key")?, genesis }))

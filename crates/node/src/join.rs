@@ -123,4 +123,3 @@ async fn wait(home: &Home, waiting: Waiting, stop: &CancellationToken) -> Result
         }
     }
 }
-

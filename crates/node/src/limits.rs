@@ -45,6 +45,8 @@ pub const CERTIFY_WAIT: Duration = Duration::from_millis(1_000);
 pub const EVIDENCE_KNOWN_MAX: usize = 16_384;
 /// How often the leader looks after members, marks and rules.
 pub const DUTIES_INTERVAL: Duration = Duration::from_millis(1_000);
+/// How often it is looked whether something may be forgotten.
+pub const RETENTION_INTERVAL: Duration = Duration::from_secs(5);
 /// Time for a member to answer on the control channel.
 pub const CONTROL_TIMEOUT: Duration = Duration::from_millis(2_000);
 /// Time for an approval to be committed.

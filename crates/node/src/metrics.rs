@@ -13,6 +13,7 @@ const SEQUENCE: &str = "lockstep_head_sequence";
 const LEADER: &str = "lockstep_is_leader";
 const TERM: &str = "lockstep_raft_term";
 const OUTPUT_LAG: &str = "lockstep_output_lag_batches";
+const OUTPUT_GAPS: &str = "lockstep_output_missing_tasks";
 const PROPOSAL_SECONDS: &str = "lockstep_proposal_seconds";
 const PROPOSAL_MESSAGES: &str = "lockstep_proposal_messages";
 const BUNDLES: &str = "lockstep_bundles_total";
@@ -55,6 +56,10 @@ pub(crate) fn snapshot(pool: usize, height: u64, sequence: u64, is_leader: bool,
     gauge!(SEQUENCE).set(sequence as f64);
     gauge!(LEADER).set(f64::from(u8::from(is_leader)));
     gauge!(TERM).set(term as f64);
+}
+
+pub(crate) fn output_gaps(output: &str, tasks: u64) {
+    gauge!(OUTPUT_GAPS, "output" => output.to_owned()).set(tasks as f64);
 }
 
 pub(crate) fn output_lag(output: &str, lag: u64) {

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use lockstep_api::{Bound, Options as ApiOptions, Ports, Server};
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
+use lockstep_ledger::Members;
 use lockstep_network::{Channel, GossipInbox, Handle, Network, Options as NetworkOptions, Peer};
 use lockstep_outputs::{Options as PublisherOptions, Owner, ProgressSink, Publisher, TaskSigner};
-use lockstep_ledger::Members;
 use lockstep_types::{Epoch, Member, NodeId};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::watch;
@@ -30,6 +30,7 @@ use crate::peers;
 use crate::proposer::Proposer;
 use crate::publish::{self, LogSink, NoSink, RunningOutput, StateSource};
 use crate::reader::Reader;
+use crate::retention::Retention;
 use crate::steer::Steward;
 use crate::supervisor::Supervisor;
 use crate::tracker::Tracker;
@@ -45,6 +46,8 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// A node that is up. [`Node::run`] keeps it so.
 pub struct Node {
+    node: NodeId,
+    members: watch::Receiver<Arc<Members>>,
     supervisor: Supervisor,
     consensus: Consensus,
     network: Handle,
@@ -158,7 +161,7 @@ impl Node {
         let admin = admin::bind(&home.admin_socket())?;
         let parts = Self::start_parts(home, opened, handle, state, members).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
-        parts.start_tasks(&mut supervisor, inbox);
+        parts.start_tasks(&mut supervisor, inbox, &outputs);
         supervisor.spawn("administration", admin::run_admin(admin, parts.operator.clone(), supervisor.token()));
         let http = bound.local_addr();
         let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
@@ -167,8 +170,9 @@ impl Node {
         let ports = Ports { submit: parts.ingress.clone(), read: Arc::new(reader) };
         let api = tokio::spawn(bound.run(ports, api_stop.clone()));
         tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
+        let (node, members) = (parts.opened.node, parts.tracker.members());
         let Parts { consensus, network, ingress, verify_threads, .. } = parts;
-        Ok(Self { supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
+        Ok(Self { node, members, supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
     }
 
     async fn start_parts(
@@ -212,8 +216,7 @@ impl Node {
         let hold = Duration::from_millis(opened.config.http.hold_ms);
         let conflict = watch::Sender::new(None);
         let params = opened.genesis.params.clone();
-        let ingress =
-            Arc::new(Ingress::new(verifier.clone(), state.clone(), params, hold, conflict.subscribe()));
+        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), params, hold, conflict.subscribe()));
         let certifier = Certifier::new(CertifierParts {
             node: opened.node,
             epoch: Epoch(0),
@@ -262,8 +265,13 @@ impl Node {
     /// If a part without which the node cannot go on has failed.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), NodeError> {
         let mut status = self.consensus.status();
+        let ingress = self.ingress.clone();
+        let departed = peers::departed(self.node, self.members.clone(), self.network.clone(), move || ingress.stop());
         let mut result = tokio::select! {
             () = stop.cancelled() => Ok(()),
+            () = departed => Err(NodeError::Config(
+                "this node was removed from the network; its home can be put away. To come back, join with a new home (`lockstep init --join`)".into(),
+            )),
             reason = stopped(&mut status) => Err(NodeError::Stopped { part: "consensus", reason }),
             error = self.supervisor.ended() => Err(error),
         };
@@ -331,7 +339,7 @@ async fn run_upkeep(handle: PrometheusHandle, stop: CancellationToken) {
 }
 
 impl Parts {
-    fn start_tasks(&self, supervisor: &mut Supervisor, inbox: GossipInbox) {
+    fn start_tasks(&self, supervisor: &mut Supervisor, inbox: GossipInbox, outputs: &[RunningOutput]) {
         let token = supervisor.token();
         let serve_raft = self.network.serve(Channel::Raft, RaftService { consensus: self.consensus.clone() });
         let serve_bundles = self.network.serve(Channel::Bundle, BundleService { verifier: self.verifier.clone() });
@@ -358,6 +366,22 @@ impl Parts {
             conflict: self.conflict.clone(),
             seen: Arc::default(),
         };
+        let retention = Retention {
+            state: self.state.clone(),
+            consensus: self.consensus.clone(),
+            tracker: self.tracker.clone(),
+            limits: self.opened.genesis.params.retention,
+            outputs: self
+                .opened
+                .config
+                .outputs
+                .iter()
+                .zip(outputs)
+                .map(|(c, o)| (c.scope, o.name.clone(), o.handle.clone()))
+                .collect(),
+            first_task: self.opened.genesis.params.first_task_number,
+        };
+        supervisor.spawn("retention", retention.run(token.clone()));
         supervisor.spawn("evidence", self.certifier.clone().run(token.clone()));
         supervisor.spawn("certification", steward.clone().run_certification(token.clone()));
         supervisor.spawn("the leader's duties", steward.run_duties(token.clone()));
@@ -402,6 +426,7 @@ impl Parts {
                 source: Arc::new(StateSource {
                     state: self.state.clone(),
                     newest: self.tracker.newest_task(),
+                    head: self.tracker.head(),
                     params: genesis.params.clone(),
                 }),
                 sink,

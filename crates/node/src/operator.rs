@@ -11,7 +11,8 @@ use lockstep_ledger::{Command, KnownMember, Members, OpenProposal};
 use lockstep_network::{Channel, Handle, JoinService};
 use lockstep_types::members::{member_from_proto, member_to_proto};
 use lockstep_types::{
-    Address, Approval, Change, Epoch, Genesis, Hash32, Member, MemberRole, NetworkId, NodeId, PublicKey, keccak256, proto,
+    Address, Approval, Change, Epoch, Genesis, Hash32, Member, MemberRole, NetworkId, NodeId, PublicKey, keccak256,
+    proto,
 };
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -132,16 +133,27 @@ impl Operator {
     /// Brings an approval into the log, by way of the leader.
     pub async fn approve(&self, approval: Approval) -> Result<(), String> {
         let parts = &self.0.parts;
-        self.members()
-            .check(&approval, &parts.network_id, parts.epoch, now_ms())
-            .map_err(|e| e.to_string())?;
+        self.members().check(&approval, &parts.network_id, parts.epoch, now_ms()).map_err(|e| e.to_string())?;
         let status = parts.consensus.status().borrow().clone();
         if status.role == Role::Leader {
             return self.decide(approval).await;
         }
         let leader = status.leader.ok_or("no leader is known: wait for one and try again")?;
         let mut client = parts.network.client(leader, Channel::Control);
-        forward_approval(&mut client, &approval, APPROVAL_TIMEOUT).await.map_err(|e| e.to_string())
+        forward_approval(&mut client, &approval, APPROVAL_TIMEOUT).await.map_err(|e| e.to_string())?;
+        // Until it is seen here too, so that whoever asks next at this node is told the truth.
+        let mut members = parts.tracker.members();
+        let seen = members.wait_for(|members| self.counts(members, &approval));
+        let _ = tokio::time::timeout(APPROVAL_TIMEOUT, seen).await;
+        Ok(())
+    }
+
+    /// Whether the log has counted an approval.
+    fn counts(&self, members: &Members, approval: &Approval) -> bool {
+        let digest = approval.proposal.digest(&self.0.parts.network_id);
+        let counted = members.proposals().get(&digest).is_some_and(|open| open.approvals.contains_key(&approval.node));
+        let made = members.pending().is_some_and(|pending| pending.proposal == approval.proposal);
+        counted || made || members.changes() >= approval.proposal.number
     }
 
     /// The leader's part of [`Operator::approve`].
@@ -157,14 +169,11 @@ impl Operator {
             Ok(Err(error)) => return Err(error.to_string()),
             Err(_) => return Err("no majority answered in time: look at the members later, and try again".into()),
         }
-        let now = self.members();
-        let digest = approval.proposal.digest(&parts.network_id);
-        let counted = now.proposals().get(&digest).is_some_and(|open| open.approvals.contains_key(&approval.node));
-        let made = now.pending().is_some_and(|pending| pending.proposal == approval.proposal);
-        if counted || made || now.changes() >= approval.proposal.number {
+        if self.counts(&self.members(), &approval) {
             Ok(())
         } else {
-            Err("the network changed meanwhile and the approval does not count: look at the members and try again".into())
+            Err("the network changed meanwhile and the approval does not count: look at the members and try again"
+                .into())
         }
     }
 
@@ -174,9 +183,7 @@ impl Operator {
         let (acknowledged, committed) = (parts.consensus.acknowledged(), parts.consensus.committed());
         let connected: Vec<NodeId> = parts.network.peers().iter().filter(|p| p.connected).map(|p| p.node).collect();
         let lag = |node: NodeId| committed.saturating_sub(acknowledged.get(&node).copied().unwrap_or(0));
-        let able = |node: NodeId| {
-            node == parts.node || (connected.contains(&node) && lag(node) <= PROMOTE_LAG_MAX)
-        };
+        let able = |node: NodeId| node == parts.node || (connected.contains(&node) && lag(node) <= PROMOTE_LAG_MAX);
         let voters = members.set().voters().map(|voter| voter.node);
         let after: Vec<NodeId> = match change {
             Change::Admit(_) => return Ok(()),
@@ -209,7 +216,8 @@ impl Operator {
         if request.version > JOIN_VERSION {
             return Err(format!("join request version {} is not known here: upgrade this node first", request.version));
         }
-        let member = member_from_proto(request.member.ok_or("the request names no member")?).map_err(|e| e.to_string())?;
+        let member =
+            member_from_proto(request.member.ok_or("the request names no member")?).map_err(|e| e.to_string())?;
         if member.key().ok().as_ref() != Some(from) {
             return Err("the request is for another key than the one that asks".into());
         }
@@ -221,11 +229,12 @@ impl Operator {
                 _ => Ok(Some(node)),
             };
         }
-        let same_name = |known: &KnownMember| {
-            known.member.name == member.name || known.member.key().ok().as_ref() == Some(from)
-        };
+        let same_name =
+            |known: &KnownMember| known.member.name == member.name || known.member.key().ok().as_ref() == Some(from);
         if let Some((node, _)) = members.present().find(|(_, known)| same_name(known)) {
-            return Err(format!("node {node} has this name or key: choose another name, or have that node removed first"));
+            return Err(format!(
+                "node {node} has this name or key: choose another name, or have that node removed first"
+            ));
         }
         let (mut asks, now) = (self.0.asks.lock(), Instant::now());
         if let Some(known) = asks.iter_mut().find(|ask| ask.member.incarnation == member.incarnation) {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockstep_api::views::{
-    BatchMessageView, BatchView, BatchesView, EvidenceView, HeadView, LeaderView, MembersView, MessageView, NodeView, OutputView,
-    PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, to_base64,
+    BatchMessageView, BatchView, BatchesView, EvidenceView, GapView, HeadView, LeaderView, MembersView, MessageView,
+    NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, to_base64,
 };
 use lockstep_api::{Read, ReadError};
 use lockstep_consensus::{Consensus, ReadError as StateError, StateStore};
@@ -74,9 +74,20 @@ fn batch_view(batch: &Batch) -> BatchView {
 impl Reader {
     /// What an operator has to look at.
     fn complaints(&self) -> Vec<String> {
-        let evidence = self.certifier.complaint().map(|reason| format!("no batch is signed any more: the evidence of {reason}"));
+        let evidence =
+            self.certifier.complaint().map(|reason| format!("no batch is signed any more: the evidence of {reason}"));
         let conflict = self.ingress.conflict().map(|reason| format!("nothing is acknowledged any more: {reason}"));
-        evidence.into_iter().chain(conflict).collect()
+        let refusals = self.network.refusals().into_iter();
+        let refused = refusals.map(|(node, reason)| format!("node {node} refuses this node: {reason}"));
+        evidence.into_iter().chain(conflict).chain(refused).collect()
+    }
+
+    fn oldest_height(&self) -> Height {
+        self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.horizon.height)
+    }
+
+    fn final_height(&self) -> Height {
+        self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.final_height)
     }
 
     fn head_height(&self) -> Height {
@@ -99,7 +110,7 @@ impl Reader {
         let newest = *self.tracker.newest_task().borrow();
         let published = self.published(output);
         if published >= newest {
-            return self.head_height();
+            return self.final_height();
         }
         // The batch of the first task that is missing is not whole.
         let missing = published.map_or(self.genesis.params.first_task_number, TaskNumber::next);
@@ -112,9 +123,19 @@ impl Reader {
         OutputView {
             name: output.name.to_string(),
             height,
-            lag: self.head_height().0.saturating_sub(height.0),
+            lag: self.final_height().0.saturating_sub(height.0),
             error: output.handle.status().last_error,
+            gaps: self.gaps(output),
         }
+    }
+
+    /// Tasks that an output never got: those that the log knows of, and the newest that this node saw.
+    fn gaps(&self, output: &RunningOutput) -> Vec<GapView> {
+        let known = self.state.gaps(&output.name).unwrap_or_default();
+        let mut gaps: Vec<GapView> = known.iter().map(|gap| GapView { first: gap.first, last: gap.last }).collect();
+        let seen = output.handle.status().newest_gap.map(|(first, last)| GapView { first, last });
+        gaps.extend(seen.filter(|seen| !known.iter().any(|gap| gap.last >= seen.last)));
+        gaps
     }
 
     fn payload(&self, project: ProjectId, data: &[u8]) -> Option<String> {
@@ -256,10 +277,18 @@ impl Read for Reader {
 
     async fn batches(&self, from: Height, limit: usize) -> Result<BatchesView, ReadError> {
         let batches = self.state.batches(from, limit, READ_BYTES_MAX).map_err(failed)?;
+        let oldest = self.oldest_height();
+        if from < oldest {
+            return Err(ReadError::Pruned { first: oldest });
+        }
         Ok(BatchesView { batches: batches.iter().map(batch_view).collect(), head: self.head_height() })
     }
 
     async fn batch(&self, height: Height) -> Result<Option<BatchView>, ReadError> {
+        let oldest = self.oldest_height();
+        if height < oldest && height.0 > 0 {
+            return Err(ReadError::Pruned { first: oldest });
+        }
         Ok(self.state.batch(height).map_err(failed)?.as_ref().map(batch_view))
     }
 
@@ -308,6 +337,7 @@ impl Read for Reader {
         for output in &self.outputs {
             let view = self.output_view(output);
             metrics::output_lag(&view.name, view.lag);
+            metrics::output_gaps(&view.name, view.gaps.iter().map(|gap| gap.last.0 + 1 - gap.first.0).sum());
         }
         self.prometheus.render()
     }

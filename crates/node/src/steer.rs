@@ -110,11 +110,7 @@ impl Steward {
         if height <= head.final_height {
             return None;
         }
-        let hash = if height == head.height {
-            head.hash
-        } else {
-            self.state.batch(height).ok()??.header.hash()
-        };
+        let hash = if height == head.height { head.hash } else { self.state.batch(height).ok()??.header.hash() };
         Some(Round { height, hash, set: members.set_at(height).clone() })
     }
 
@@ -223,9 +219,9 @@ impl Steward {
     async fn activate_rules(&self, known: &BTreeMap<NodeId, u32>) {
         let Some(head) = self.tracker.head().borrow().clone() else { return };
         let members = self.tracker.members().borrow().clone();
-        let all = members.present().map(|(node, _)| {
-            if node == self.node { self.rules_known } else { known.get(&node).copied().unwrap_or(0) }
-        });
+        let all = members
+            .present()
+            .map(|(node, _)| if node == self.node { self.rules_known } else { known.get(&node).copied().unwrap_or(0) });
         let common = all.min().unwrap_or(0);
         if common > head.rules_version {
             let version = head.rules_version + 1;

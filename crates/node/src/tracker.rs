@@ -100,6 +100,11 @@ impl Tracker {
         self.progress.borrow().clone()
     }
 
+    /// The oldest message that is not in a task yet.
+    pub fn oldest_open_message(&self) -> Option<Sequence> {
+        self.groups.lock().values().map(|open| open.first_sequence).min()
+    }
+
     /// Groups that are older than their project allows, and when the next one will be.
     pub fn due_closings(&self, age_max: impl Fn(&GroupKey) -> Duration) -> (Vec<GroupClosing>, Option<Instant>) {
         let now = Instant::now();

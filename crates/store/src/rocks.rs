@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use bytes::Bytes;
+use lockstep_types::{Height, Sequence, TaskNumber};
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode,
     DBWithThreadMode, IteratorMode, MultiThreaded, Options, ReadOptions, WriteOptions,
 };
 use std::sync::Arc;
 
+use crate::forget::Forgetting;
+use crate::keys;
 use crate::storage::{Direction, Durability, Operation, Pair, Scan, Storage, StoreError, Table, WriteBatch};
 
 type Db = DBWithThreadMode<MultiThreaded>;
@@ -37,6 +40,7 @@ pub enum Kind {
 pub struct RocksStorage {
     db: Db,
     kind: Kind,
+    forgetting: Forgetting,
 }
 
 fn table_name(table: Table) -> &'static str {
@@ -51,7 +55,7 @@ fn failed(error: rocksdb::Error) -> StoreError {
     StoreError::Failed(error.into_string())
 }
 
-fn table_options(table: Table, cache: &Cache) -> Options {
+fn table_options(table: Table, cache: &Cache, forgetting: &Forgetting) -> Options {
     let mut options = Options::default();
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
@@ -63,6 +67,8 @@ fn table_options(table: Table, cache: &Cache) -> Options {
         options.set_memtable_whole_key_filtering(true);
         options.set_memtable_prefix_bloom_ratio(0.1);
         options.set_compression_type(DBCompressionType::None);
+        let forgetting = forgetting.clone();
+        options.set_compaction_filter("forgotten", move |_, key, value| forgetting.decision(key, value));
     } else {
         blocks.set_block_size(16 << 10);
         options.set_compression_type(DBCompressionType::Lz4);
@@ -123,11 +129,13 @@ impl RocksStorage {
             // Both tables reach the disk together, so that a crash never separates them.
             Kind::State => options.set_atomic_flush(true),
         }
-        let families = tables.iter().map(|t| ColumnFamilyDescriptor::new(table_name(*t), table_options(*t, &cache)));
+        let forgetting = Forgetting::default();
+        let table = |t: &Table| ColumnFamilyDescriptor::new(table_name(*t), table_options(*t, &cache, &forgetting));
+        let families = tables.iter().map(table);
         let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| {
             StoreError::Open(format!("cannot open the store at {}: {}", path.display(), e.into_string()))
         })?;
-        Ok(Self { db, kind })
+        Ok(Self { db, kind, forgetting })
     }
 
     /// Writes a consistent copy to `path`, which must not exist yet. Files are linked where the disk can do that.
@@ -137,6 +145,39 @@ impl RocksStorage {
     pub fn checkpoint(&self, path: &Path) -> Result<(), StoreError> {
         let maker = rocksdb::checkpoint::Checkpoint::new(&self.db).map_err(failed)?;
         maker.create_checkpoint(path).map_err(failed)
+    }
+
+    /// Forgets what lies before these, of a state store: batches at once, index records as RocksDB compacts. What
+    /// certifies changes of the member set is never forgotten.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn forget_before(&self, height: Height, sequence: Sequence, task_number: TaskNumber) -> Result<(), StoreError> {
+        self.forgetting.before(height, sequence, task_number);
+        let ranges = [
+            (vec![keys::BATCH], keys::batch(height)),
+            (vec![keys::CERTIFICATE], keys::certificate(height)),
+            (vec![keys::SEQUENCE], keys::first_sequence(sequence)),
+            (vec![keys::TASK_NUMBER], keys::first_task(task_number)),
+        ];
+        let mut batch = WriteBatch::default();
+        for (start, end) in ranges {
+            batch.delete_range(Table::Chain, start, end);
+        }
+        self.write(batch, Durability::Buffered)?;
+        // Whole files of what is forgotten go at once; the rest goes when it is compacted.
+        let chain = self.family(Table::Chain)?;
+        self.db.delete_file_in_range_cf(&chain, vec![keys::BATCH], keys::batch(height)).map_err(failed)
+    }
+
+    /// Bytes of the store's tables on disk.
+    pub fn bytes_on_disk(&self) -> u64 {
+        let tables: &[Table] = if self.kind == Kind::Log { &[Table::Log] } else { &[Table::Chain, Table::Index] };
+        let bytes = |table: &Table| {
+            let family = self.family(*table).ok()?;
+            self.db.property_int_value_cf(&family, "rocksdb.live-sst-files-size").ok()?
+        };
+        tables.iter().filter_map(bytes).sum()
     }
 
     fn family(&self, table: Table) -> Result<Arc<BoundColumnFamily<'_>>, StoreError> {

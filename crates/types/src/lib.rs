@@ -26,7 +26,7 @@ pub mod proto {
 
 pub use batch::{Batch, BatchHeader, OrderedMessage};
 pub use certificate::Certificate;
-pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings};
+pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings, Retention};
 pub use hash::{Hash32, keccak256};
 pub use ids::{
     Address, BatchHash, ContentId, Epoch, Height, Incarnation, MessageId, NetworkId, NodeId, OutputName, ProjectId,
