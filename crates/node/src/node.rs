@@ -27,7 +27,7 @@ use crate::publish::{self, LogSink, NoSink, RunningOutput, StateSource};
 use crate::reader::Reader;
 use crate::supervisor::Supervisor;
 use crate::tracker::Tracker;
-use crate::transport::NetworkTransport;
+use crate::transport::{NetworkTransport, OpenLog};
 use crate::verify::{Verifier, VerifierParts};
 
 /// File descriptors that a node would like: sockets of devices, and files of the stores.
@@ -272,6 +272,7 @@ async fn run_upkeep(handle: PrometheusHandle, stop: CancellationToken) {
 impl Parts {
     fn start_tasks(&self, supervisor: &mut Supervisor, inbox: GossipInbox) {
         let token = supervisor.token();
+        self.network.set_log_view(Arc::new(OpenLog));
         let serve_raft = self.network.serve(Channel::Raft, RaftService { consensus: self.consensus.clone() });
         let serve_bundles = self.network.serve(Channel::Bundle, BundleService { verifier: self.verifier.clone() });
         for served in [serve_raft, serve_bundles] {
