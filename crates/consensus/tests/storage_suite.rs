@@ -16,6 +16,7 @@ struct Silent;
 
 impl Observer for Silent {
     fn applied(&self, _ledger: &Ledger, _applied: &Applied) {}
+    fn replaced(&self, _ledger: &Ledger) {}
 }
 
 fn genesis() -> Genesis {

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::client::Client;
 use crate::directory::Directory;
 use crate::hello::{Channel, Identity};
-use crate::limits::COMPLAINT_INTERVAL;
+use crate::limits::{COMPLAINT_INTERVAL, SNAPSHOT_BYTES_MAX};
 use crate::metrics;
 use crate::options::{Member, NetworkError, Peer};
 use crate::server::{self, ServeError, Service};
@@ -66,6 +66,7 @@ impl Shared {
         match channel {
             Channel::Raft => self.raft_bytes_max,
             Channel::Bundle => self.bundle_bytes_max,
+            Channel::Snapshot => SNAPSHOT_BYTES_MAX,
         }
     }
 

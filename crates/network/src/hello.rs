@@ -16,6 +16,8 @@ pub enum Channel {
     Raft,
     /// Bundles of device messages for the leader.
     Bundle,
+    /// Pieces of a copy of the state.
+    Snapshot,
 }
 
 impl Channel {
@@ -24,6 +26,7 @@ impl Channel {
         match self {
             Self::Raft => "raft",
             Self::Bundle => "bundle",
+            Self::Snapshot => "snapshot",
         }
     }
 }

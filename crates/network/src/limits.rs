@@ -7,6 +7,8 @@ use std::time::Duration;
 pub const RAFT_BYTES_MAX: u64 = 32 << 20;
 /// Default for the largest frame on the bundle channel; answers as for [`RAFT_BYTES_MAX`].
 pub const BUNDLE_BYTES_MAX: u64 = 4 << 20;
+/// Largest frame on the snapshot channel; answers as for [`RAFT_BYTES_MAX`].
+pub const SNAPSHOT_BYTES_MAX: u64 = 4 << 20;
 /// Default for the largest gossip message; a larger one is not published, and rejected when received.
 pub const GOSSIP_BYTES_MAX: u64 = 1 << 20;
 /// Largest `Hello` frame; a larger one ends the stream.

@@ -18,7 +18,7 @@ use crate::config::Scope;
 use crate::error::NodeError;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::home::{Home, Opened};
-use crate::inbound::{BundleService, RaftService, run_gossip_inbox};
+use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
 use crate::ingress::Ingress;
 use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
 use crate::mempool::Mempool;
@@ -177,6 +177,7 @@ impl Node {
                 store: opened.store.clone(),
                 election_timeout_ms: opened.config.raft.election_timeout_ms,
                 heartbeat_ms: opened.config.raft.heartbeat_ms,
+                compaction: opened.config.raft.compaction(),
             },
             Arc::new(NetworkTransport(network.clone())),
             state.clone(),
@@ -274,9 +275,12 @@ impl Parts {
         let token = supervisor.token();
         let serve_raft = self.network.serve(Channel::Raft, RaftService { consensus: self.consensus.clone() });
         let serve_bundles = self.network.serve(Channel::Bundle, BundleService { verifier: self.verifier.clone() });
-        for served in [serve_raft, serve_bundles] {
+        let serve_snapshots = self.network.serve(Channel::Snapshot, SnapshotService { consensus: self.consensus.clone() });
+        for served in [serve_raft, serve_bundles, serve_snapshots] {
             served.expect("a node serves each channel once");
         }
+        let (consensus, stop) = (self.consensus.clone(), token.clone());
+        supervisor.spawn("compaction", async move { consensus.run_compaction(stop).await });
         let proposer = Proposer {
             mempool: self.mempool.clone(),
             consensus: self.consensus.clone(),

@@ -143,6 +143,12 @@ impl Observer for Tracker {
         });
         count(applied);
     }
+
+    /// Groups that are open now were opened without this node: their age counts from here.
+    fn replaced(&self, ledger: &Ledger) {
+        self.load_groups(ledger);
+        self.applied(ledger, &Applied::default());
+    }
 }
 
 fn count(applied: &Applied) {
