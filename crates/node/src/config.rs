@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use lockstep_consensus::CompactionOptions;
 use lockstep_ledger::{PoolLimits, RULES_FIRST, RULES_NEWEST};
 use lockstep_types::OutputName;
 use serde::{Deserialize, Serialize};
@@ -104,7 +105,7 @@ impl Default for PoolConfig {
     }
 }
 
-/// Timing of consensus.
+/// Timing of consensus, and how long its log may get.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RaftConfig {
@@ -112,11 +113,29 @@ pub struct RaftConfig {
     pub election_timeout_ms: u64,
     /// How often a leader speaks when there is nothing to say.
     pub heartbeat_ms: u64,
+    /// Bytes of log entries since the last snapshot; with more, a snapshot is made and the log purged.
+    pub log_bytes_max: u64,
+    /// Log entries since the last snapshot; as `log_bytes_max`.
+    pub log_entries_max: u64,
+    /// Newest log entries that are kept although a snapshot contains them, at most half of `log_bytes_max`.
+    pub log_kept_entries: u64,
 }
 
 impl Default for RaftConfig {
     fn default() -> Self {
-        Self { election_timeout_ms: 700, heartbeat_ms: 200 }
+        let CompactionOptions { log_bytes_max, log_entries_max, log_kept_entries } = CompactionOptions::default();
+        Self { election_timeout_ms: 700, heartbeat_ms: 200, log_bytes_max, log_entries_max, log_kept_entries }
+    }
+}
+
+impl RaftConfig {
+    /// How long the log may get.
+    pub fn compaction(&self) -> CompactionOptions {
+        CompactionOptions {
+            log_bytes_max: self.log_bytes_max,
+            log_entries_max: self.log_entries_max,
+            log_kept_entries: self.log_kept_entries,
+        }
     }
 }
 
@@ -244,6 +263,9 @@ impl Config {
         }
         if !(RULES_FIRST..=RULES_NEWEST).contains(&config.upgrade.rules_max) {
             return Err(bad(format!("rules_max must be from {RULES_FIRST} to {RULES_NEWEST}")));
+        }
+        if raft.log_bytes_max == 0 || raft.log_entries_max == 0 {
+            return Err(bad("log_bytes_max and log_entries_max must be at least 1".into()));
         }
         if config.pool.messages_max == 0 || config.pool.bytes_max == 0 || config.http.connections_max == 0 {
             return Err(bad("limits must be at least 1".into()));

@@ -21,7 +21,7 @@ use crate::control::ControlService;
 use crate::error::NodeError;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::home::{Home, Opened};
-use crate::inbound::{BundleService, RaftService, run_gossip_inbox};
+use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
 use crate::ingress::Ingress;
 use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
 use crate::mempool::Mempool;
@@ -206,6 +206,7 @@ impl Node {
                 store: opened.store.clone(),
                 election_timeout_ms: opened.config.raft.election_timeout_ms,
                 heartbeat_ms: opened.config.raft.heartbeat_ms,
+                compaction: opened.config.raft.compaction(),
             },
             Arc::new(NetworkTransport(network.clone())),
             state.clone(),
@@ -387,6 +388,13 @@ impl Parts {
         supervisor.spawn("the leader's duties", steward.run_duties(token.clone()));
         let (own, members) = (self.opened.node, self.tracker.members());
         supervisor.spawn("members", peers::run_peers(own, members, self.network.clone(), token.clone()));
+        let serve_snapshots =
+            self.network.serve(Channel::Snapshot, SnapshotService { consensus: self.consensus.clone() });
+        for served in [serve_raft, serve_bundles, serve_snapshots] {
+            served.expect("a node serves each channel once");
+        }
+        let (consensus, stop) = (self.consensus.clone(), token.clone());
+        supervisor.spawn("compaction", async move { consensus.run_compaction(stop).await });
         let proposer = Proposer {
             mempool: self.mempool.clone(),
             consensus: self.consensus.clone(),

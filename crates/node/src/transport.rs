@@ -18,6 +18,10 @@ impl Transport for NetworkTransport {
     fn connect(&self, target: NodeId) -> Box<dyn Connection> {
         Box::new(NetworkConnection(Mutex::new(self.0.client(target, Channel::Raft))))
     }
+
+    fn connect_bulk(&self, target: NodeId) -> Box<dyn Connection> {
+        Box::new(NetworkConnection(Mutex::new(self.0.client(target, Channel::Snapshot))))
+    }
 }
 
 #[async_trait]

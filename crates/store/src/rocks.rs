@@ -80,6 +80,19 @@ fn table_options(table: Table, cache: &Cache, forgetting: &Forgetting) -> Option
     options
 }
 
+fn families(kind: Kind, cache: &Cache, forgetting: &Forgetting) -> Vec<ColumnFamilyDescriptor> {
+    let tables: &[Table] = match kind {
+        Kind::Log => &[Table::Log],
+        Kind::State => &[Table::Chain, Table::Index],
+    };
+    let family = |t: &Table| ColumnFamilyDescriptor::new(table_name(*t), table_options(*t, cache, forgetting));
+    tables.iter().map(family).collect()
+}
+
+fn opening(path: &Path, error: rocksdb::Error) -> StoreError {
+    StoreError::Open(format!("cannot open the store at {}: {}", path.display(), error.into_string()))
+}
+
 impl RocksStorage {
     /// Makes an empty store.
     ///
@@ -105,11 +118,22 @@ impl RocksStorage {
         Self::open_or_create(path, kind)
     }
 
+    /// Opens a state store to look into it: nothing of it is changed, and nothing can be written.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] where it is not a whole store.
+    pub fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+        let mut options = Options::default();
+        options.set_max_open_files(OPEN_FILES_MAX);
+        options.set_paranoid_checks(true);
+        let forgetting = Forgetting::default();
+        let families = families(Kind::State, &cache, &forgetting);
+        let db = Db::open_cf_descriptors_read_only(&options, path, families, false).map_err(|e| opening(path, e))?;
+        Ok(Self { db, kind: Kind::State, forgetting })
+    }
+
     fn open_or_create(path: &Path, kind: Kind) -> Result<Self, StoreError> {
-        let tables: &[Table] = match kind {
-            Kind::Log => &[Table::Log],
-            Kind::State => &[Table::Chain, Table::Index],
-        };
         let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
         let mut options = Options::default();
         options.create_if_missing(true);
@@ -130,11 +154,8 @@ impl RocksStorage {
             Kind::State => options.set_atomic_flush(true),
         }
         let forgetting = Forgetting::default();
-        let table = |t: &Table| ColumnFamilyDescriptor::new(table_name(*t), table_options(*t, &cache, &forgetting));
-        let families = tables.iter().map(table);
-        let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| {
-            StoreError::Open(format!("cannot open the store at {}: {}", path.display(), e.into_string()))
-        })?;
+        let families = families(kind, &cache, &forgetting);
+        let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| opening(path, e))?;
         Ok(Self { db, kind, forgetting })
     }
 
@@ -249,6 +270,21 @@ impl Storage for RocksStorage {
             }
         }
     }
+
+    fn approximate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
+        let ranges = [rocksdb::Range::new(start, end)];
+        Ok(self.db.get_approximate_sizes_cf(&self.family(table)?, &ranges).into_iter().sum())
+    }
+
+    fn reclaim(&self, table: Table, first: &[u8], last: &[u8]) -> Result<(), StoreError> {
+        let family = self.family(table)?;
+        // Whole files first, which costs nothing; then what is left in files that reach beyond the range.
+        self.db.delete_file_in_range_cf(&family, first, last).map_err(failed)?;
+        let mut options = rocksdb::CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        self.db.compact_range_cf_opt(&family, Some(first), Some(last), &options);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -279,6 +315,80 @@ mod tests {
         let after = RocksStorage::open(copy.path(), Kind::State).unwrap();
         assert_eq!(after.get(Table::Index, b"a").unwrap().unwrap(), &b"1"[..]);
         assert_eq!(after.get(Table::Index, b"b").unwrap(), after.get(Table::Chain, b"c").unwrap());
+    }
+
+    fn bytes_in(path: &Path) -> u64 {
+        let files = std::fs::read_dir(path).unwrap().map(Result::unwrap);
+        files.filter(|f| f.file_name() != "LOG").map(|f| f.metadata().unwrap().len()).sum()
+    }
+
+    #[test]
+    fn deleted_log_entries_give_their_space_back_and_the_rest_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RocksStorage::create(dir.path(), Kind::Log).unwrap();
+        let (mut seed, mut largest) = (1_u64, 0);
+        for round in 0..6_u64 {
+            for index in round * 1000..(round + 1) * 1000 {
+                // Not compressible, as messages hardly are.
+                let value: Vec<u8> = (0..20_000 / 8)
+                    .flat_map(|_| {
+                        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        (seed >> 16).to_be_bytes()
+                    })
+                    .collect();
+                let mut batch = WriteBatch::default();
+                batch.put(Table::Log, crate::keys::log::entry(index), value);
+                store.write(batch, Durability::Buffered).unwrap();
+            }
+            let (first, last) = (crate::keys::log::entry(0), crate::keys::log::entry((round + 1) * 1000 - 101));
+            let mut batch = WriteBatch::default();
+            batch.delete_range(Table::Log, first.clone(), crate::keys::log::entry((round + 1) * 1000 - 100));
+            store.write(batch, Durability::Synced).unwrap();
+            store.reclaim(Table::Log, &first, &last).unwrap();
+            largest = largest.max(bytes_in(dir.path()));
+            assert!(store.get(Table::Log, &last).unwrap().is_none());
+            let kept = crate::keys::log::entry((round + 1) * 1000 - 100);
+            assert_eq!(store.get(Table::Log, &kept).unwrap().unwrap().len(), 20_000);
+        }
+        // 120 MB were written, 2 MB are left.
+        assert!(largest < 40 << 20, "{largest} bytes");
+    }
+
+    #[test]
+    fn every_copy_made_under_load_holds_both_tables_at_one_point() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(RocksStorage::open(&dir.path().join("state"), Kind::State).unwrap());
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let writer = {
+            let (store, stop) = (store.clone(), stop.clone());
+            std::thread::spawn(move || {
+                for n in 0_u64.. {
+                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        break;
+                    }
+                    let mut batch = WriteBatch::default();
+                    batch.put(Table::Index, b"n".to_vec(), n.to_be_bytes().to_vec());
+                    batch.put(Table::Chain, n.to_be_bytes().to_vec(), vec![7; 500]);
+                    store.write(batch, Durability::Buffered).unwrap();
+                }
+            })
+        };
+        let mut last = 0;
+        for round in 0..20 {
+            let path = dir.path().join(format!("copy-{round}"));
+            store.checkpoint(&path).unwrap();
+            let copy = RocksStorage::open_to_read(&path).unwrap();
+            let Some(n) = copy.get(Table::Index, b"n").unwrap() else { continue };
+            let n = u64::from_be_bytes(n[..].try_into().unwrap());
+            assert!(copy.get(Table::Chain, &n.to_be_bytes()).unwrap().is_some(), "{n} is in one table only");
+            assert!(copy.get(Table::Chain, &(n + 1).to_be_bytes()).unwrap().is_none(), "{n} is not the newest");
+            assert!(copy.write(put(b"x", b"1"), Durability::Buffered).is_err(), "a copy is not written to");
+            assert!(n >= last);
+            last = n;
+        }
+        assert!(last > 0);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        writer.join().unwrap();
     }
 
     #[test]
