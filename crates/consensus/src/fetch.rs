@@ -51,9 +51,8 @@ pub(crate) fn incoming_in(parent: &Path) -> io::Result<Vec<PathBuf>> {
         entries => entries?,
     };
     let paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
-    let is_incoming = |path: &PathBuf| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(INCOMING_PREFIX))
-    };
+    let is_incoming =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(INCOMING_PREFIX));
     Ok(paths.into_iter().filter(is_incoming).collect())
 }
 
@@ -66,7 +65,8 @@ pub(crate) fn prepare(parent: &Path, id: SnapshotId, manifest: &Manifest) -> Res
     for other in incoming_in(parent)?.into_iter().filter(|path| *path != directory) {
         for file in &manifest.files {
             let (from, to) = (other.join(&file.name), directory.join(&file.name));
-            let is_whole = std::fs::symlink_metadata(&from).is_ok_and(|about| about.is_file() && about.len() == file.bytes);
+            let is_whole =
+                std::fs::symlink_metadata(&from).is_ok_and(|about| about.is_file() && about.len() == file.bytes);
             if is_whole && !to.exists() {
                 std::fs::rename(from, to)?;
             }
@@ -174,12 +174,7 @@ impl Fetch {
     }
 
     /// Asks for one piece until it comes.
-    async fn piece(
-        &self,
-        file: &FileInfo,
-        offset: u64,
-        connection: &mut dyn Connection,
-    ) -> Result<Bytes, FetchError> {
+    async fn piece(&self, file: &FileInfo, offset: u64, connection: &mut dyn Connection) -> Result<Bytes, FetchError> {
         use proto::bulk_response::Kind;
         let bytes = PIECE_BYTES_MAX.min(file.bytes - offset);
         let piece = proto::PieceRequest {
@@ -224,6 +219,8 @@ fn check(path: &Path, bytes: u64, sum: &[u8; 32]) -> io::Result<bool> {
     Ok(false)
 }
 
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

@@ -15,8 +15,8 @@ use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
 use prost::Message as _;
 
-use crate::log_size::LogSize;
 use crate::convert::{decode_entry, entry_to, log_id_from, log_id_to, vote_from, vote_to};
+use crate::log_size::LogSize;
 use crate::raft_types::{Entry, LogId, TypeConfig, Vote};
 
 /// Newest entries kept in memory, for replication and `apply`; older ones are read from disk.

@@ -287,7 +287,7 @@ impl Receiver {
     /// Shows and logs progress; returns when offers have stayed out for too long.
     async fn watch(&self, id: SnapshotId) {
         let (mut said, mut before) = (Instant::now(), 0);
-        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(500));
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(250));
         let mut rate = 0;
         loop {
             ticks.tick().await;
@@ -298,7 +298,8 @@ impl Receiver {
             });
             let Some((progress, fetched, silence)) = now else { continue };
             if said.elapsed() >= PROGRESS_INTERVAL {
-                rate = fetched.saturating_sub(before) * 1000 / u64::try_from(said.elapsed().as_millis()).unwrap_or(1000).max(1);
+                rate = fetched.saturating_sub(before) * 1000
+                    / u64::try_from(said.elapsed().as_millis()).unwrap_or(1000).max(1);
                 (said, before) = (Instant::now(), fetched);
                 let (percent, mb_per_second) = (progress.percent(), rate / 1_000_000);
                 info!(node = %progress.node, index = progress.last_index, bytes = progress.bytes_total, percent, mb_per_second, problem = progress.problem, "fetching a copy of the state");

@@ -364,7 +364,8 @@ mod tests {
             manifest.files[0].sum
         };
         let first = sum(1);
-        let changed = |index: u64| std::fs::write(dir.path().join(format!("copy-{index}/7.sst")), "9876543210").unwrap();
+        let changed =
+            |index: u64| std::fs::write(dir.path().join(format!("copy-{index}/7.sst")), "9876543210").unwrap();
         // A file that was read once is not read again: what is written over it here is not seen.
         shelf.put(meta(2), copy_in(dir.path(), 2));
         changed(2);

@@ -132,7 +132,8 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
             (Err(error), current) => {
                 // openraft would stop the node. One snapshot less costs only space: the log is kept until one is made.
                 tracing::error!(%error, "no snapshot of the state could be made; the log is not purged until one is");
-                let nothing = Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotDirectory::received("".into()) };
+                let nothing =
+                    Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotDirectory::received("".into()) };
                 Ok(current.map_or(nothing, |copy| snapshot_of(&copy)))
             }
         }

@@ -269,7 +269,8 @@ pub(crate) fn check_copy(path: &Path, meta: &SnapshotMeta) -> Result<(), ReadErr
     if (last_log_id, &last_membership) == (meta.last_log_id, &meta.last_membership) {
         return Ok(());
     }
-    Err(DecodeError::malformed("received state", "it is not of the entry and membership that it was offered with").into())
+    Err(DecodeError::malformed("received state", "it is not of the entry and membership that it was offered with")
+        .into())
 }
 
 fn put(batch: &mut WriteBatch, write: &Write) {

@@ -275,7 +275,8 @@ impl Parts {
         let token = supervisor.token();
         let serve_raft = self.network.serve(Channel::Raft, RaftService { consensus: self.consensus.clone() });
         let serve_bundles = self.network.serve(Channel::Bundle, BundleService { verifier: self.verifier.clone() });
-        let serve_snapshots = self.network.serve(Channel::Snapshot, SnapshotService { consensus: self.consensus.clone() });
+        let serve_snapshots =
+            self.network.serve(Channel::Snapshot, SnapshotService { consensus: self.consensus.clone() });
         for served in [serve_raft, serve_bundles, serve_snapshots] {
             served.expect("a node serves each channel once");
         }
