@@ -199,8 +199,7 @@ mod tests {
         assert_eq!(OPTIONS.purge_to(&needed(1500, view(5000, 5000, 1000)), &small), Some(1500));
         assert_eq!(OPTIONS.purge_to(&needed(1500, view(5000, 5000, 1500)), &small), None);
         assert_eq!(OPTIONS.purge_to(&needed(1500, view(9501, 9400, 1500)), &small), Some(9300));
-        let large = log(300, 64 << 10);
-        assert_eq!(OPTIONS.purge_to(&needed(100, view(150, 150, 100)), &large), None);
-        assert!(OPTIONS.purge_to(&needed(100, view(300, 300, 100)), &large) > Some(250));
+        assert_eq!(OPTIONS.purge_to(&needed(100, view(150, 150, 100)), &log(150, 64 << 10)), None);
+        assert!(OPTIONS.purge_to(&needed(100, view(300, 300, 100)), &log(300, 64 << 10)) > Some(250));
     }
 }

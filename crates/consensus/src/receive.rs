@@ -287,7 +287,7 @@ impl Receiver {
     /// Shows and logs progress; returns when offers have stayed out for too long.
     async fn watch(&self, id: SnapshotId) {
         let (mut said, mut before) = (Instant::now(), 0);
-        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(500));
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(250));
         let mut rate = 0;
         loop {
             ticks.tick().await;

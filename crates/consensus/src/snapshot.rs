@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(Manifest::from_offer(offer).unwrap(), (vote(3), manifest()));
         assert_eq!(manifest().bytes(), 5316);
         // Golden: other programs compute it too.
-        assert_eq!(manifest().id().to_string(), "");
+        assert_eq!(manifest().id().to_string(), "e21268572752526ab3386c5e084a5f5e");
     }
 
     #[test]

@@ -353,9 +353,6 @@ impl Parts {
         };
         let serve_control = self.network.serve(Channel::Control, control);
         let serve_join = self.network.serve_join(self.operator.clone());
-        for served in [serve_raft, serve_bundles, serve_control, serve_join] {
-            served.expect("a node serves each channel once");
-        }
         let steward = Steward {
             node: self.opened.node,
             state: self.state.clone(),
@@ -390,7 +387,7 @@ impl Parts {
         supervisor.spawn("members", peers::run_peers(own, members, self.network.clone(), token.clone()));
         let serve_snapshots =
             self.network.serve(Channel::Snapshot, SnapshotService { consensus: self.consensus.clone() });
-        for served in [serve_raft, serve_bundles, serve_snapshots] {
+        for served in [serve_raft, serve_bundles, serve_control, serve_join, serve_snapshots] {
             served.expect("a node serves each channel once");
         }
         let (consensus, stop) = (self.consensus.clone(), token.clone());

@@ -320,6 +320,12 @@ impl Read for Reader {
         if let Some(reason) = self.complaints().into_iter().next() {
             return Err(reason);
         }
+        if let Some(progress) = &*self.consensus.snapshot_progress().borrow() {
+            return Err(match &progress.problem {
+                Some(problem) => format!("this node cannot fetch the state that it needs: {problem}"),
+                None => format!("this node fetches the state: {} % are there", progress.percent()),
+            });
+        }
         if !self.consensus.is_caught_up() {
             return Err("this node is catching up".into());
         }
@@ -334,6 +340,8 @@ impl Read for Reader {
         let leads = raft.role == lockstep_consensus::Role::Leader;
         metrics::final_height(final_height);
         metrics::snapshot(self.mempool.len(), height, sequence, leads, raft.term);
+        metrics::log(&self.consensus.log_figures());
+        metrics::state_transfer(self.consensus.snapshot_progress().borrow().as_ref());
         for output in &self.outputs {
             let view = self.output_view(output);
             metrics::output_lag(&view.name, view.lag);

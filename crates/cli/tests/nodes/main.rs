@@ -9,6 +9,7 @@ mod grpc;
 mod hostile;
 mod idle;
 mod semantics;
+mod snapshots;
 mod start_errors;
 mod testnet;
 mod vectors;
