@@ -104,24 +104,22 @@ async fn check(shared: Arc<Shared>, target: usize) {
 }
 
 async fn carry(shared: Arc<Shared>, mut client: TcpStream) {
+    let count = shared.targets.len();
+    let first = shared.next.fetch_add(1, Ordering::Relaxed);
     // Each node is tried once, those that are up only.
-    for _ in 0..shared.targets.len() {
-        let Some(target) = next(&shared) else { break };
-        if let Ok(Ok(mut node)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(target)).await {
+    for turn in 0..count {
+        let target = &shared.targets[first.wrapping_add(turn) % count];
+        if !target.up.load(Ordering::Relaxed) {
+            continue;
+        }
+        if let Ok(Ok(mut node)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(target.address)).await {
             let nodelay = client.set_nodelay(true).and_then(|()| node.set_nodelay(true));
-            // However it ends, both sides see it by their sockets.
             if nodelay.is_ok() {
+                // However it ends, both sides see it by their sockets.
                 let _ = tokio::io::copy_bidirectional(&mut client, &mut node).await;
             }
             return;
         }
     }
     shared.turned_away.fetch_add(1, Ordering::Relaxed);
-}
-
-fn next(shared: &Shared) -> Option<SocketAddr> {
-    let count = shared.targets.len();
-    let first = shared.next.fetch_add(1, Ordering::Relaxed);
-    let mut turns = (0..count).map(|turn| &shared.targets[first.wrapping_add(turn) % count]);
-    turns.find(|target| target.up.load(Ordering::Relaxed)).map(|target| target.address)
 }
