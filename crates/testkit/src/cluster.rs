@@ -3,6 +3,7 @@
 
 mod faults;
 mod homes;
+mod members;
 mod watch;
 
 use std::fs;
@@ -15,6 +16,7 @@ use tempfile::TempDir;
 
 pub use self::homes::genesis_of;
 use self::homes::{form_network, id_of, make_node};
+pub use self::members::{Ballot, approve};
 use crate::http;
 use crate::partition::Fabric;
 use crate::process::NodeProcess;

@@ -10,6 +10,7 @@ mod hostile;
 mod idle;
 mod partitions;
 mod rolling;
+mod rounds;
 mod semantics;
 mod start_errors;
 mod steps;

@@ -23,15 +23,22 @@ pub(super) fn make_node(
     fabric: Option<&Fabric>,
 ) -> ClusterNode {
     let node = new_node(binary, directory, index, fabric);
-    run(binary, init_arguments(&node, directory, index));
-    if let Some(dsn) = &options.postgres {
-        add_postgres(node.process.home(), dsn);
-    }
+    let home = node.process.home().display().to_string();
+    let first = ["init".to_owned(), "--home".into(), home];
+    run(binary, first.into_iter().chain(init_arguments(&node, directory, index)));
+    complete_home(node.process.home(), options);
     node
 }
 
+/// What an operator changes in a home that `init` has made.
+pub(super) fn complete_home(home: &Path, options: &ClusterOptions) {
+    if let Some(dsn) = &options.postgres {
+        add_postgres(home, dsn);
+    }
+}
+
 /// A node without a home yet, with ports, and with its gate where nodes have one.
-fn new_node(binary: &Path, directory: &Path, index: usize, fabric: Option<&Fabric>) -> ClusterNode {
+pub(super) fn new_node(binary: &Path, directory: &Path, index: usize, fabric: Option<&Fabric>) -> ClusterNode {
     let (http_port, p2p_port) = (free_port(), free_port());
     let log = directory.join(format!("node-{}.log", index + 1));
     let process = NodeProcess::new(binary, &home_of(directory, index), &log);
@@ -39,8 +46,8 @@ fn new_node(binary: &Path, directory: &Path, index: usize, fabric: Option<&Fabri
     ClusterNode { process, id: NodeId(0), http_port, p2p_port, advertised_port, part: Part::Voter }
 }
 
-fn init_arguments(node: &ClusterNode, directory: &Path, index: usize) -> Vec<String> {
-    let mut arguments: Vec<String> = vec!["init".into(), "--home".into(), node.process.home().display().to_string()];
+/// What `init` is told beside the home.
+pub(super) fn init_arguments(node: &ClusterNode, directory: &Path, index: usize) -> Vec<String> {
     let pairs = [
         ("--name", format!("node-{}", index + 1)),
         ("--p2p-address", node.p2p_address()),
@@ -48,7 +55,7 @@ fn init_arguments(node: &ClusterNode, directory: &Path, index: usize) -> Vec<Str
         ("--http-url", node.url()),
         ("--http-listen", node.address().to_string()),
     ];
-    arguments.extend(pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]));
+    let mut arguments: Vec<String> = pairs.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect();
     if index > 0 {
         let key = home_of(directory, 0).join("task.key");
         arguments.extend(["--task-key-file".into(), key.display().to_string()]);
