@@ -15,8 +15,8 @@ const BATCH_DOMAIN: &[u8] = b"lockstep/batch/v1";
 /// Version of the stored record.
 pub const BATCH_RECORD_VERSION: u32 = 1;
 
-/// What a batch's hash commits to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a batch's hash commits to. In JSON, hashes are hex.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BatchHeader {
     /// Version of the `apply` rules that made it.
     pub rules_version: u32,
@@ -35,18 +35,23 @@ pub struct BatchHeader {
     /// How many messages it has.
     pub message_count: u64,
     /// Root over [`message_leaf`] of its messages.
+    #[serde(with = "crate::hash::as_hex")]
     pub messages_root: Hash32,
     /// Number of its first task (of the next one, where it has none).
     pub first_task_number: TaskNumber,
     /// How many tasks it closed.
     pub task_count: u64,
     /// Root over [`Task::leaf`] of its tasks.
+    #[serde(with = "crate::hash::as_hex")]
     pub tasks_root: Hash32,
     /// Hash of the member set whose voters certify this batch: see [`MemberSet::hash`].
+    #[serde(with = "crate::hash::as_hex")]
     pub members: Hash32,
     /// Hash of the member set that holds from the next batch on.
+    #[serde(with = "crate::hash::as_hex")]
     pub next_members: Hash32,
     /// Rolling digest of everything that `apply` has computed up to this batch.
+    #[serde(with = "crate::hash::as_hex")]
     pub effects: Hash32,
 }
 

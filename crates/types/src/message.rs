@@ -145,20 +145,30 @@ impl Message {
         content_id: ContentId,
         trusted_ingress: impl Fn(&Address) -> bool,
     ) -> Result<VerifiedMessage, DecodeError> {
-        let valid = match (&self.api, &self.evidence) {
-            (Api::Apinode, Evidence::Device(signature)) => {
-                let text = std::str::from_utf8(&self.data).map_err(|_| DecodeError::Evidence)?;
+        if self.evidence_holds(&content_id, trusted_ingress) {
+            Ok(VerifiedMessage { message: self, content_id })
+        } else {
+            Err(DecodeError::Evidence)
+        }
+    }
+
+    /// Whether the evidence proves the origin that it claims. `content_id` is this message's. Costs one signature
+    /// recovery.
+    pub fn evidence_holds(&self, content_id: &ContentId, trusted_ingress: impl Fn(&Address) -> bool) -> bool {
+        match (&self.api, &self.evidence) {
+            // A device does not sign a nonce: with one, its old messages would pass for new ones.
+            (Api::Apinode, Evidence::Device(signature)) if self.nonce.is_empty() => {
+                let Ok(text) = std::str::from_utf8(&self.data) else { return false };
                 let digest = w3bstream::message_digest(self.project_id, &self.project_version, text);
                 recover_address(&digest, signature) == Ok(self.device)
             }
             (Api::Unsigned, Evidence::Ingress { node, signature }) => {
                 self.device == Address::ZERO
                     && trusted_ingress(node)
-                    && recover_address(&Self::ingress_digest(&content_id), signature) == Ok(*node)
+                    && recover_address(&Self::ingress_digest(content_id), signature) == Ok(*node)
             }
             _ => false,
-        };
-        if valid { Ok(VerifiedMessage { message: self, content_id }) } else { Err(DecodeError::Evidence) }
+        }
     }
 
     /// The wire and storage form.
@@ -261,12 +271,23 @@ impl MessageId {
 /// Merkle leaf of an ordered message: ABI encoding of `(uint256 sequence, bytes32 id, uint256 project, address
 /// device, bytes32 keccak256(data))`. It commits to the hash of the data, so that a proof does not reveal it.
 pub fn message_leaf(sequence: Sequence, id: &MessageId, message: &Message) -> Hash32 {
+    leaf_of_hash(sequence, id, message.project_id, &message.device, &keccak256(&[&message.data]))
+}
+
+/// [`message_leaf`] for whoever knows the hash of the data only.
+pub fn leaf_of_hash(
+    sequence: Sequence,
+    id: &MessageId,
+    project_id: ProjectId,
+    device: &Address,
+    data_hash: &Hash32,
+) -> Hash32 {
     let mut encoded = [0; 160];
     encoded[..32].copy_from_slice(&abi_u64(sequence.0));
     encoded[32..64].copy_from_slice(&id.0);
-    encoded[64..96].copy_from_slice(&abi_u64(message.project_id.0));
-    encoded[96..128].copy_from_slice(&abi_address(&message.device));
-    encoded[128..].copy_from_slice(&keccak256(&[&message.data]));
+    encoded[64..96].copy_from_slice(&abi_u64(project_id.0));
+    encoded[96..128].copy_from_slice(&abi_address(device));
+    encoded[128..].copy_from_slice(data_hash);
     leaf_hash(&encoded)
 }
 
@@ -308,6 +329,9 @@ mod tests {
         assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
         let mut other = signed("21.5");
         other.project_id = ProjectId(8);
+        assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
+        let mut other = signed("21.5");
+        other.nonce = Bytes::from_static(b"1");
         assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
     }
 
