@@ -56,6 +56,14 @@ pub const CERTIFICATE: u8 = b'c';
 pub const BOUNDARY: u8 = b'x';
 /// Prefix of the certificates of those batches, in [`crate::Table::Chain`]. They are never removed.
 pub const BOUNDARY_CERTIFICATE: u8 = b'y';
+/// Prefix of newest occurrences by content, in [`crate::Table::Index`].
+pub const OCCURRENCE: u8 = b'o';
+/// Prefix of sequences by message id, in [`crate::Table::Index`].
+pub const MESSAGE_PLACE: u8 = b'm';
+/// Prefix of task numbers by task id, in [`crate::Table::Index`].
+pub const TASK_PLACE: u8 = b'k';
+/// Prefix of task numbers by sequence, in [`crate::Table::Index`].
+pub const PACKED: u8 = b'q';
 /// Prefix of open groups, in [`crate::Table::Index`].
 pub const GROUP: u8 = b'g';
 /// Prefix of outputs' progress, in [`crate::Table::Index`].
@@ -108,22 +116,22 @@ pub fn first_task(number: TaskNumber) -> Vec<u8> {
 
 /// The newest occurrence of a content, in [`crate::Table::Index`].
 pub fn occurrence(id: &ContentId) -> Vec<u8> {
-    named(b'o', &id.0)
+    named(OCCURRENCE, &id.0)
 }
 
 /// Sequence of a message whose id does not follow from its content's occurrence, in [`crate::Table::Index`].
 pub fn message_place(id: &MessageId) -> Vec<u8> {
-    named(b'm', &id.0)
+    named(MESSAGE_PLACE, &id.0)
 }
 
 /// Number of a task, in [`crate::Table::Index`].
 pub fn task_place(id: &TaskId) -> Vec<u8> {
-    named(b'k', &id.0)
+    named(TASK_PLACE, &id.0)
 }
 
 /// Task number of a message that was packed in a later batch, in [`crate::Table::Index`].
 pub fn packed(sequence: Sequence) -> Vec<u8> {
-    numbered(b'q', sequence.0)
+    numbered(PACKED, sequence.0)
 }
 
 /// An open group, in [`crate::Table::Index`].

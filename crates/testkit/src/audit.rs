@@ -47,8 +47,8 @@ pub async fn read_chain(client: &Client, index: usize, node: &str) -> anyhow::Re
     Ok(chain)
 }
 
-/// Waits until all nodes agree and all outputs have everything, reads all of it, and checks it against the history.
-/// All nodes must run, and nobody may submit meanwhile.
+/// Waits until all members agree and all outputs have everything, reads all of it, and checks it against the history.
+/// All members must run, and nobody may submit meanwhile.
 ///
 /// # Panics
 /// When a promise was broken; the message says which.
@@ -61,13 +61,14 @@ pub async fn audit(cluster: &mut Cluster, history: &History) -> Checked {
         task_signer: Some(cluster.task_signer()),
         ..Findings::default()
     };
-    for index in 0..cluster.len() {
+    let members = cluster.members();
+    for index in members.iter().copied() {
         let name = format!("node {}", cluster.node(index).id);
         let chain = read_chain(cluster.client(), index, &name).await.unwrap_or_else(|e| panic!("{e:#}"));
         findings.chains.push(chain);
     }
     let tasks = findings.chains.first().map_or(0, |chain| chain.tasks.len() as u64);
-    for index in 0..cluster.len() {
+    for index in members {
         let (path, name) = (cluster.sqlite(index), format!("SQLite of node {}", cluster.node(index).id));
         eventually(&name, PUBLISH_DEADLINE, async || has(count_sqlite(&path), tasks)).await;
         findings.outputs.push(read_sqlite(&path, &name).unwrap_or_else(|e| panic!("{name}: {e:#}")));

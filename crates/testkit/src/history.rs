@@ -84,6 +84,11 @@ pub struct Record {
 }
 
 impl Record {
+    /// Whether it was refused or given up.
+    pub fn is_failed(&self) -> bool {
+        matches!(self.outcome, Outcome::Failed(_))
+    }
+
     /// The promise, if there was one.
     pub fn acknowledgement(&self) -> Option<&Acknowledgement> {
         match &self.outcome {
@@ -134,6 +139,11 @@ impl History {
     /// A call was refused or given up.
     pub fn fail(&self, call: Call, reason: String) {
         self.records.lock()[call.0].outcome = Outcome::Failed(reason);
+    }
+
+    /// Looks at all of it, while no client can write.
+    pub fn look<T>(&self, at: impl FnOnce(&[Record]) -> T) -> T {
+        at(&self.records.lock())
     }
 
     /// All of it.

@@ -4,14 +4,21 @@
 //! For tests only: nothing here is part of a release, and failures are panics that say what to do.
 
 pub mod audit;
+pub mod background;
+pub mod balancer;
 pub mod check;
 pub mod cluster;
+pub mod follow;
 pub mod history;
 pub mod http;
 pub mod load;
+pub mod operator;
 pub mod outputs;
+pub mod partition;
 pub mod ports;
 pub mod postgres;
 pub mod process;
 pub mod random;
+pub mod rounds;
+pub mod sockets;
 pub mod wait;

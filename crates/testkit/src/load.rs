@@ -8,6 +8,7 @@ use std::time::Duration;
 use lockstep_client::{Client, ClientError, ClientOptions, Submitted};
 use lockstep_identity::sign_body;
 use lockstep_types::{ProjectId, SigningKey, keccak256};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::history::{Content, History};
@@ -24,6 +25,10 @@ pub struct LoadOptions {
     /// A client gives a message up after this time. It is well below the retry window, so that no retry becomes a
     /// new reading.
     pub deadline: Duration,
+    /// A client goes to the next node when one has not answered for this long.
+    pub attempt_timeout: Duration,
+    /// Whether a client keeps its connection for its next message.
+    pub keep_connections: bool,
     /// The devices' keys follow from it.
     pub seed: u64,
 }
@@ -31,7 +36,23 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// 32 clients, at most 20 messages a second each.
     pub fn of(urls: Vec<String>) -> Self {
-        Self { urls, clients: 32, period: Duration::from_millis(50), deadline: Duration::from_secs(5), seed: 1 }
+        Self {
+            urls,
+            clients: 32,
+            period: Duration::from_millis(50),
+            deadline: Duration::from_secs(5),
+            attempt_timeout: Duration::from_secs(4),
+            keep_connections: true,
+            seed: 1,
+        }
+    }
+
+    fn client(&self, urls: Vec<String>) -> Client {
+        let mut limits = ClientOptions { attempt_timeout: self.attempt_timeout, ..ClientOptions::default() };
+        if !self.keep_connections {
+            limits.idle_connections_max = 0;
+        }
+        Client::with_options(urls, limits).expect("urls of this machine")
     }
 }
 
@@ -40,6 +61,7 @@ impl LoadOptions {
 pub struct Load {
     stop: Arc<AtomicBool>,
     retries: Arc<AtomicUsize>,
+    urls: watch::Sender<Vec<String>>,
     tasks: JoinSet<()>,
 }
 
@@ -57,13 +79,14 @@ impl Load {
     /// When the options make no sense.
     pub fn start(options: &LoadOptions, history: &Arc<History>) -> Self {
         let (stop, retries) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let urls = watch::Sender::new(options.urls.clone());
         let mut tasks = JoinSet::new();
         for index in 0..options.clients {
-            let limits = ClientOptions { attempt_timeout: Duration::from_secs(4), ..ClientOptions::default() };
             let device = Device {
                 index,
                 key: device_key(options.seed, index),
-                client: Client::with_options(options.urls.clone(), limits).expect("urls of this machine"),
+                client: options.client(options.urls.clone()),
+                urls: urls.subscribe(),
                 options: options.clone(),
                 history: Arc::clone(history),
                 stop: Arc::clone(&stop),
@@ -71,7 +94,12 @@ impl Load {
             };
             tasks.spawn(device.run());
         }
-        Self { stop, retries, tasks }
+        Self { stop, retries, urls, tasks }
+    }
+
+    /// Tells the clients which nodes there are now; each goes by it from its next message on.
+    pub fn set_urls(&self, urls: Vec<String>) {
+        self.urls.send_replace(urls);
     }
 
     /// Lets every client finish the message that it has under way.
@@ -100,6 +128,7 @@ struct Device {
     index: usize,
     key: SigningKey,
     client: Client,
+    urls: watch::Receiver<Vec<String>>,
     options: LoadOptions,
     history: Arc<History>,
     stop: Arc<AtomicBool>,
@@ -107,7 +136,7 @@ struct Device {
 }
 
 impl Device {
-    async fn run(self) {
+    async fn run(mut self) {
         // Clients take turns within the period.
         let turn = self.options.period.mul_f64(self.index as f64 / self.options.clients as f64);
         let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + turn, self.options.period);
@@ -117,6 +146,12 @@ impl Device {
             ticks.tick().await;
             if self.stop.load(Ordering::Relaxed) {
                 return;
+            }
+            // An error is the end of the load, which the next look at `stop` tells.
+            if self.urls.has_changed().unwrap_or(false) {
+                let urls = self.urls.borrow_and_update().clone();
+                self.client = self.options.client(urls);
+                first = Some(self.index);
             }
             self.submit(number, first.take()).await;
         }

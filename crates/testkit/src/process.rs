@@ -4,6 +4,8 @@ use std::fs::{self, File};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,21 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Lines of a log that a failure shows.
 const TAIL_LINES: usize = 40;
 
+/// Which process runs a node now, for those who watch it.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessId(Arc<AtomicU32>);
+
+impl ProcessId {
+    /// The process; `None` while the node does not run.
+    pub fn get(&self) -> Option<u32> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|id| *id != 0)
+    }
+
+    pub(crate) fn set(&self, id: Option<u32>) {
+        self.0.store(id.unwrap_or_default(), Ordering::Relaxed);
+    }
+}
+
 /// A node's process, running or not. What it prints is appended to its log file. It is killed with the value.
 #[derive(Debug)]
 pub struct NodeProcess {
@@ -22,12 +39,15 @@ pub struct NodeProcess {
     home: PathBuf,
     log: PathBuf,
     child: Option<Child>,
+    id: ProcessId,
+    paused: bool,
 }
 
 impl NodeProcess {
     /// The node in `home`, not started yet.
     pub fn new(binary: &Path, home: &Path, log: &Path) -> Self {
-        Self { binary: binary.to_owned(), home: home.to_owned(), log: log.to_owned(), child: None }
+        let (binary, home, log) = (binary.to_owned(), home.to_owned(), log.to_owned());
+        Self { binary, home, log, child: None, id: ProcessId::default(), paused: false }
     }
 
     /// Starts `lockstep start`. Call it on the test's own thread: the process is killed when that thread ends.
@@ -41,7 +61,9 @@ impl NodeProcess {
         command.arg("start").arg("--home").arg(&self.home).env("RUST_BACKTRACE", "1").stdin(Stdio::null());
         command.stdout(log.try_clone().expect("a second handle on the log")).stderr(log);
         die_with_this_thread(&mut command);
-        self.child = Some(command.spawn().unwrap_or_else(|e| panic!("{}: {e}", self.binary.display())));
+        let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", self.binary.display()));
+        self.id.set(Some(child.id()));
+        self.child = Some(child);
     }
 
     /// Whether it runs.
@@ -52,6 +74,21 @@ impl NodeProcess {
     /// Its process id.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)
+    }
+
+    /// Its process id, now and over later runs.
+    pub fn watch_id(&self) -> ProcessId {
+        self.id.clone()
+    }
+
+    /// The program that it runs.
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// Runs another build of the program from the next start on.
+    pub fn set_binary(&mut self, binary: &Path) {
+        binary.clone_into(&mut self.binary);
     }
 
     /// Its home.
@@ -66,18 +103,53 @@ impl NodeProcess {
             let _ = child.kill();
             let _ = child.wait();
         }
+        self.forget();
     }
 
-    /// SIGTERM: it is asked to stop in order. See [`NodeProcess::ended`].
+    fn forget(&mut self) {
+        self.child = None;
+        self.id.set(None);
+        self.paused = false;
+    }
+
+    /// SIGTERM: it is asked to stop in order. See [`NodeProcess::ended`]. A paused process hears it when it goes on.
     ///
     /// # Panics
     /// When it does not run.
     pub fn terminate(&mut self) {
-        let pid = self.pid().and_then(|pid| i32::try_from(pid).ok()).expect("a process to terminate");
+        self.signal(libc::SIGTERM);
+    }
+
+    /// SIGSTOP: it does nothing more, and its sockets stay open.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn pause(&mut self) {
+        self.signal(libc::SIGSTOP);
+        self.paused = true;
+    }
+
+    /// SIGCONT: it goes on as if no time had passed.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn resume(&mut self) {
+        self.signal(libc::SIGCONT);
+        self.paused = false;
+    }
+
+    /// Whether it is paused.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    fn signal(&mut self, signal: i32) {
+        assert!(self.is_running(), "{} does not run:\n{}", self.home.display(), self.log_tail());
+        let pid = self.pid().and_then(|pid| i32::try_from(pid).ok()).expect("a process to signal");
         // SAFETY: a signal to a child that was not waited for, so that the id is still its own.
         #[allow(unsafe_code)]
-        let sent = unsafe { libc::kill(pid, libc::SIGTERM) };
-        assert_eq!(sent, 0, "SIGTERM was not sent to {pid}");
+        let sent = unsafe { libc::kill(pid, signal) };
+        assert_eq!(sent, 0, "signal {signal} was not sent to {pid}");
     }
 
     /// Waits until it has ended by itself.
@@ -91,7 +163,7 @@ impl NodeProcess {
             child.try_wait().expect("the child can be asked").ok_or_else(|| "it runs".to_owned())
         });
         let status = status.await;
-        self.child = None;
+        self.forget();
         status
     }
 

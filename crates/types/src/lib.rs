@@ -30,7 +30,7 @@ pub mod proto {
 pub use batch::{Batch, BatchHeader, OrderedMessage};
 pub use certificate::Certificate;
 pub use export::{ExportPage, ExportedBatch};
-pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings};
+pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings, Retention};
 pub use hash::{Hash32, keccak256};
 pub use ids::{
     Address, BatchHash, ContentId, Digest, Epoch, Height, Incarnation, MessageId, NetworkId, NodeId, OutputName,

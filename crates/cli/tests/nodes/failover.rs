@@ -9,13 +9,11 @@ use lockstep_testkit::history::History;
 use lockstep_testkit::load::{Load, LoadOptions};
 use lockstep_testkit::postgres::Postgres;
 use lockstep_testkit::random::Random;
-use lockstep_testkit::wait::eventually;
 
+use crate::steps::{TAKEOVER_MAX, first_answer_after, milliseconds, more_messages};
 use crate::{SOON, binary};
 
 const KILLS: usize = 10;
-/// Between a leader's death and a new leader with its first acknowledged message.
-const TAKEOVER_MAX: Duration = Duration::from_secs(3);
 /// Messages acknowledged with all nodes up, between one kill and the next.
 const MESSAGES_BETWEEN: usize = 300;
 /// How often all nodes are started and asked to stop: what ends in the wrong order does not do so every time.
@@ -24,46 +22,6 @@ const STOPS: usize = 10;
 const BLACKOUTS: usize = 3;
 /// Longest time without an acknowledged message while the lead is handed over.
 const HAND_OVER_SILENCE_MAX: Duration = Duration::from_secs(1);
-
-async fn more_messages(history: &History, count: usize) {
-    let wanted = history.acknowledged() + count;
-    eventually("messages are acknowledged", SOON, async || match history.acknowledged() {
-        have if have >= wanted => Ok(()),
-        have => Err(format!("{have} of {wanted}; failures: {:?}", history.failures().last())),
-    })
-    .await;
-}
-
-/// Waits until a survivor reports another leader than the victim in a newer term.
-async fn another_leader(cluster: &Cluster, victim: usize, term: u64) -> Instant {
-    let survivors: Vec<usize> = (0..cluster.len()).filter(|index| *index != victim).collect();
-    let gone = cluster.node(victim).id;
-    eventually("a survivor reports a new leader", SOON, async || {
-        let mut seen = Vec::new();
-        for index in &survivors {
-            let view = cluster.status(*index).await?;
-            if view.term > term && view.leader.as_ref().is_some_and(|leader| leader.id != gone) {
-                return Ok(Instant::now());
-            }
-            seen.push((view.term, view.leader));
-        }
-        Err(format!("{seen:?}"))
-    })
-    .await
-}
-
-async fn first_answer_after(history: &History, killed_at: Instant) -> Instant {
-    eventually("a message submitted after the kill is acknowledged", SOON, async || {
-        history.first_answer_to_calls_after(killed_at).ok_or_else(|| format!("{:?}", history.failures().last()))
-    })
-    .await
-}
-
-fn milliseconds(mut times: Vec<Duration>) -> String {
-    times.sort();
-    let shown: Vec<String> = times.iter().map(|time| time.as_millis().to_string()).collect();
-    format!("{} ms", shown.join(" "))
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kill_nine_of_any_node_again_and_again_loses_moves_and_repeats_nothing() {
@@ -81,8 +39,8 @@ async fn kill_nine_of_any_node_again_and_again_loses_moves_and_repeats_nothing()
         let killed_at = Instant::now();
         cluster.kill(victim);
         if victim == leader {
-            let (led, answered) =
-                tokio::join!(another_leader(&cluster, victim, term), first_answer_after(&history, killed_at));
+            let led = cluster.wait_other_leader(victim, term, SOON);
+            let (led, answered) = tokio::join!(led, first_answer_after(&history, killed_at));
             takeovers.push(led.max(answered) - killed_at);
         } else {
             others.push(first_answer_after(&history, killed_at).await - killed_at);

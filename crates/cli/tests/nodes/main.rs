@@ -8,17 +8,26 @@ mod full_disk;
 mod grpc;
 mod hostile;
 mod idle;
+mod partitions;
+mod rolling;
+mod rounds;
 mod semantics;
+mod snapshots;
 mod start_errors;
+mod steps;
 mod testnet;
 mod vectors;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// Longest wait for something that takes well below a second on a machine with nothing else to do.
 const SOON: Duration = Duration::from_secs(20);
 
+/// The program under test. `LOCKSTEP_BINARY` names another build of it.
 fn binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_lockstep"))
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    let built = || std::env::var_os("LOCKSTEP_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_lockstep").into());
+    BINARY.get_or_init(|| built().into())
 }
