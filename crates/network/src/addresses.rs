@@ -195,7 +195,9 @@ mod tests {
         assert_eq!(keep(&format!("{good}/p2p/{}", PeerId::random()), false), None);
         assert!(keep("/dns4/node.example/tcp/9100", false).is_some());
         assert!(keep("/ip4/127.0.0.1/tcp/9100", true).is_some());
-        for bad in ["/ip4/127.0.0.1/tcp/9100", "/ip6/::1/tcp/1", "/ip4/0.0.0.0/tcp/1", "/ip4/10.0.0.1/tcp/0", "/ip4/10.0.0.1"] {
+        for bad in
+            ["/ip4/127.0.0.1/tcp/9100", "/ip6/::1/tcp/1", "/ip4/0.0.0.0/tcp/1", "/ip4/10.0.0.1/tcp/0", "/ip4/10.0.0.1"]
+        {
             assert_eq!(keep(bad, false), None, "{bad}");
         }
         assert_eq!(keep("/ip4/10.0.0.1/tcp/1/ws", false), None);

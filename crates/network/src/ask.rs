@@ -167,9 +167,7 @@ impl Ask {
                 let expected = self.address.rsplit('/').next().unwrap_or_default().to_owned();
                 AskError::WrongKey { address, expected, found: obtained.to_string() }
             }
-            DialError::LocalPeerId { .. } => {
-                AskError::Unreachable { address, reason: "it is this node itself".into() }
-            }
+            DialError::LocalPeerId { .. } => AskError::Unreachable { address, reason: "it is this node itself".into() },
             DialError::Transport(errors) => {
                 let reason = errors.first().map_or_else(|| "no address".into(), |(_, error)| root_cause(error));
                 AskError::Unreachable { address, reason }

@@ -18,7 +18,8 @@ pub(crate) struct Hints {
 impl Hints {
     pub fn new(options: &Options) -> Result<Self, NetworkError> {
         // The book is a memory, not a setting: what is wrong in it must not keep a node from starting.
-        let read = |texts: &Vec<String>| texts.iter().filter_map(|text| text.parse().ok()).take(ADDRESSES_MAX).collect();
+        let read =
+            |texts: &Vec<String>| texts.iter().filter_map(|text| text.parse().ok()).take(ADDRESSES_MAX).collect();
         let book = options.address_book.iter().map(|(node, texts)| (*node, read(texts))).collect();
         Ok(Self { bootstrap: options.bootstrap()?, book })
     }

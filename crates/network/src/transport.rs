@@ -11,11 +11,7 @@ use crate::lifetime::Bounded;
 use crate::limits::STRANGER_STREAMS_MAX;
 
 /// A transport whose connections are what is made of them by `settle`, which gets the peer whose key was proved.
-fn transport<M, S>(
-    key: &Keypair,
-    multiplexer: M,
-    settle: S,
-) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error>
+fn transport<M, S>(key: &Keypair, multiplexer: M, settle: S) -> Result<Boxed<(PeerId, StreamMuxerBox)>, noise::Error>
 where
     M: Fn(&PeerId) -> yamux::Config + Clone + Send + Sync + 'static,
     S: Fn(PeerId, StreamMuxerBox) -> StreamMuxerBox + Clone + Send + Sync + 'static,
@@ -26,12 +22,12 @@ where
         .multiplex_ext(move |peer, _| multiplexer(peer))
         .boxed();
     #[cfg(feature = "quic")]
-    let tcp = tcp
-        .or_transport(libp2p::quic::tokio::Transport::new(libp2p::quic::Config::new(key)))
-        .map(|either, _| match either {
+    let tcp = tcp.or_transport(libp2p::quic::tokio::Transport::new(libp2p::quic::Config::new(key))).map(|either, _| {
+        match either {
             futures::future::Either::Left(connection) => connection,
             futures::future::Either::Right((peer, connection)) => (peer, StreamMuxerBox::new(connection)),
-        });
+        }
+    });
     Ok(tcp.map(move |(peer, connection), _| (peer, settle(peer, connection))).boxed())
 }
 

@@ -42,7 +42,8 @@ async fn gossip_reaches_all_others_once_each() {
         node.handle.publish(end.clone());
     }
     for (n, (node, seen)) in (1..).zip(nodes[1..].iter_mut().zip(&mut seen)) {
-        let of_others: Vec<Bytes> = ends.iter().enumerate().filter(|(e, _)| *e != n).map(|(_, end)| end.clone()).collect();
+        let of_others: Vec<Bytes> =
+            ends.iter().enumerate().filter(|(e, _)| *e != n).map(|(_, end)| end.clone()).collect();
         collect(node, &of_others, seen).await;
         assert_eq!(seen.keys().filter(|bytes| bytes.starts_with(b"message")).count(), 200);
         let repeated: Vec<_> = seen.iter().filter(|(_, times)| **times != 1).collect();
