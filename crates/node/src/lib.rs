@@ -9,6 +9,7 @@
 pub mod admin;
 mod bundle;
 mod certify;
+pub mod check;
 mod clock;
 pub mod config;
 mod control;

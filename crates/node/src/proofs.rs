@@ -2,7 +2,7 @@
 
 use lockstep_api::ReadError;
 use lockstep_api::views::BoundariesView;
-use lockstep_consensus::StateStore;
+use lockstep_consensus::{ReadError as StateError, StateStore};
 use lockstep_types::proof::{Boundary, PROOF_BOUNDARIES_MAX, PROOF_HEADERS_MAX};
 use lockstep_types::{
     Batch, BatchHeader, Certificate, Epoch, ExportPage, ExportedBatch, Genesis, Height, MemberSet, MessageId, Proof,
@@ -122,14 +122,15 @@ fn make_page(state: &StateStore, genesis: &Genesis, from: Height) -> Result<Expo
         oldest_sequence,
         head: head.as_ref().map_or(Height(0), |head| head.height),
         final_height: head.as_ref().map_or(Height(0), |head| head.final_height),
-        certificates: last.map_or(Ok(Vec::new()), |last| certificates(state, from, last))?,
+        certificates: last.map_or(Ok(Vec::new()), |last| certificates(state, from, last)).map_err(failed)?,
         batches: batches.into_iter().map(|batch| ExportedBatch::without(batch, shown)).collect(),
     })
 }
 
-fn certificates(state: &StateStore, from: Height, last: Height) -> Result<Vec<Certificate>, ReadError> {
+/// Certificates of a range of heights.
+pub(crate) fn certificates(state: &StateStore, from: Height, last: Height) -> Result<Vec<Certificate>, StateError> {
     let (mut found, mut next) = (Vec::new(), from);
-    while let Some(certificate) = state.certificate_from(next).map_err(failed)?.filter(|c| c.height <= last) {
+    while let Some(certificate) = state.certificate_from(next)?.filter(|c| c.height <= last) {
         next = certificate.height.next();
         found.push(certificate);
     }

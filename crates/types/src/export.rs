@@ -1,6 +1,6 @@
 //! A history on its way to whoever checks it: whole batches, or batches without the payloads that are not shown.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -10,7 +10,7 @@ use crate::certificate::Certificate;
 use crate::hash::{Hash32, keccak256};
 use crate::ids::{Address, Epoch, Height, MessageId, NetworkId, ProjectId, Sequence};
 use crate::members::MemberSet;
-use crate::message::{DecodeError, Message, leaf_of_hash, message_leaf};
+use crate::message::{DecodeError, Evidence, Message, leaf_of_hash, message_leaf};
 use crate::proto;
 use crate::task::Task;
 use crate::verify::{Fault, MessageOutline, Outline, PackKey, VerifyError};
@@ -49,6 +49,27 @@ pub struct ExportedBatch {
     pub tasks: Vec<Task>,
     /// The set that holds after it, where that is another.
     pub next_set: Option<MemberSet>,
+}
+
+/// Where the messages of a batch came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origins {
+    height: Height,
+    /// Messages whose evidence is not shown.
+    pub withheld: u64,
+    /// Who gave its word for a message, and for which one first.
+    words: BTreeMap<Address, (Sequence, MessageId)>,
+}
+
+impl Origins {
+    /// Checks that only members gave their word. `known` are the addresses of all members up to this batch: see
+    /// [`crate::verify::ChainVerifier::known`], which is asked before it takes the batch.
+    pub fn check(&self, known: &BTreeSet<Address>) -> Result<(), VerifyError> {
+        match self.words.iter().find(|(address, _)| !known.contains(address)) {
+            Some((_, (sequence, id))) => Err(Fault::Evidence { sequence: *sequence, id: *id }.at(self.height)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Batches from a height on, without a gap, with the certificates of their heights.
@@ -119,21 +140,24 @@ impl ExportedBatch {
         Outline::of_parts(self.header.clone(), leaves, messages, self.tasks.clone(), self.next_set.clone())
     }
 
-    /// Checks the evidence of the messages that have some here, and counts the others. See
-    /// [`crate::verify::check_evidence`].
-    pub fn check_evidence(&self, known: &BTreeSet<Address>) -> Result<u64, VerifyError> {
-        let mut withheld = 0;
+    /// Checks the signatures of the messages' evidence, where it is shown: nearly all the work of a check. Whether
+    /// those who gave their word were members is left to [`Origins::check`].
+    pub fn origins(&self) -> Result<Origins, VerifyError> {
+        let mut origins = Origins { height: self.header.height, withheld: 0, words: BTreeMap::new() };
         for (place, message) in (0_u64..).zip(&self.messages) {
             let ExportedMessage::Whole(OrderedMessage { id, message }) = message else {
-                withheld += 1;
+                origins.withheld += 1;
                 continue;
             };
-            if !message.evidence_holds(&message.content_id(), |address| known.contains(address)) {
-                let sequence = Sequence(self.header.first_sequence.0.saturating_add(place));
+            let sequence = Sequence(self.header.first_sequence.0.saturating_add(place));
+            if !message.evidence_holds(&message.content_id(), |_| true) {
                 return Err(Fault::Evidence { sequence, id: *id }.at(self.header.height));
             }
+            if let Evidence::Ingress { node, .. } = message.evidence {
+                origins.words.entry(node).or_insert((sequence, *id));
+            }
         }
-        Ok(withheld)
+        Ok(origins)
     }
 
     fn to_proto(&self) -> proto::ExportedBatch {

@@ -135,5 +135,5 @@ fn wrong_task(header: &BatchHeader, tasks: &[Task]) -> Option<Fault> {
 /// member. `known` are the addresses of all members up to this batch ([`crate::verify::ChainVerifier::known`], taken
 /// before the batch is). Costs one signature recovery a message.
 pub fn check_evidence(batch: &Batch, known: &BTreeSet<Address>) -> Result<(), VerifyError> {
-    ExportedBatch::from(batch.clone()).check_evidence(known).map(drop)
+    ExportedBatch::from(batch.clone()).origins()?.check(known)
 }
