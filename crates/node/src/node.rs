@@ -9,7 +9,7 @@ use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStor
 use lockstep_ledger::Members;
 use lockstep_network::{Channel, GossipInbox, Handle, Network, Options as NetworkOptions, Peer};
 use lockstep_outputs::{Options as PublisherOptions, Owner, ProgressSink, Publisher, TaskSigner};
-use lockstep_types::{Epoch, Member, NodeId};
+use lockstep_types::{Epoch, Member, NodeId, SigningKey};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -47,6 +47,7 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// A node that is up. [`Node::run`] keeps it so.
 pub struct Node {
     node: NodeId,
+    key: SigningKey,
     members: watch::Receiver<Arc<Members>>,
     supervisor: Supervisor,
     consensus: Consensus,
@@ -170,9 +171,9 @@ impl Node {
         let ports = Ports { submit: parts.ingress.clone(), read: Arc::new(reader) };
         let api = tokio::spawn(bound.run(ports, api_stop.clone()));
         tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
-        let (node, members) = (parts.opened.node, parts.tracker.members());
+        let (node, key, members) = (parts.opened.node, parts.opened.node_key.clone(), parts.tracker.members());
         let Parts { consensus, network, ingress, verify_threads, .. } = parts;
-        Ok(Self { node, members, supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
+        Ok(Self { node, key, members, supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
     }
 
     async fn start_parts(
@@ -267,7 +268,7 @@ impl Node {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), NodeError> {
         let mut status = self.consensus.status();
         let ingress = self.ingress.clone();
-        let departed = peers::departed(self.node, self.members.clone(), self.network.clone(), move || ingress.stop());
+        let departed = peers::departed(self.node, self.key.clone(), self.members.clone(), move || ingress.stop());
         let mut result = tokio::select! {
             () = stop.cancelled() => Ok(()),
             () = departed => Err(NodeError::Config(

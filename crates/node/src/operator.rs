@@ -224,7 +224,10 @@ impl Operator {
         let members = self.members();
         let same_store = |known: &KnownMember| known.member.incarnation == member.incarnation;
         if let Some((node, known)) = members.all().find(|(_, known)| same_store(known)) {
+            let leaving = members.pending().is_some_and(|p| p.proposal.change == Change::Remove(node));
             return match known.role {
+                // It asks whether it may go: not before the change is made.
+                MemberRole::Removed if leaving => Ok(Some(node)),
                 MemberRole::Removed => Err(format!("node {node} was removed from this network: join with a new home")),
                 _ => Ok(Some(node)),
             };
