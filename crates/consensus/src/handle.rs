@@ -197,7 +197,7 @@ impl Consensus {
         let log = LogStore::open(storage, writer)?;
         check_state_reaches_log(&state, &log)?;
         let machine = StateMachine::open(&options.genesis, state.clone(), observer)?;
-        let connector = Connector { transport: transport.clone(), state: state.clone() };
+        let connector = Connector { transport: transport.clone(), log: log.clone(), state: state.clone() };
         let raft = Raft::new(options.node.0, config, connector, log.clone(), machine)
             .await
             .map_err(|e| ConsensusError::Start(e.to_string()))?;

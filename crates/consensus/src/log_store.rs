@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::channel::oneshot;
@@ -83,6 +84,8 @@ pub struct LogStore {
     storage: Arc<dyn Storage>,
     writer: Arc<LogWriter>,
     tail: Arc<Mutex<Tail>>,
+    /// See [`LogStore::withhold`].
+    withheld: Arc<AtomicU64>,
 }
 
 fn io_error(error: StoreError) -> io::Error {
@@ -132,7 +135,7 @@ impl LogStore {
             committed: committed.as_ref().map(log_id_from),
             ..Tail::default()
         };
-        Ok(Self { storage, writer, tail: Arc::new(Mutex::new(tail)) })
+        Ok(Self { storage, writer, tail: Arc::new(Mutex::new(tail)), withheld: Arc::default() })
     }
 
     /// Position of the last entry; `None` in an empty log.
@@ -154,6 +157,17 @@ impl LogStore {
     /// Looks at how large the log is.
     pub(crate) fn size<T>(&self, look: impl FnOnce(&LogSize) -> T) -> T {
         look(&self.tail.lock().size)
+    }
+
+    /// Lets entries up to `upto` not be sent to members any more, although they are still there, so that openraft
+    /// purges them instead of waiting for a member that takes them too slowly.
+    pub(crate) fn withhold(&self, upto: Option<u64>) {
+        self.withheld.store(upto.map_or(0, |index| index + 1), Ordering::Relaxed);
+    }
+
+    /// Whether the entry at `index` is withheld.
+    pub(crate) fn is_withheld(&self, index: u64) -> bool {
+        index < self.withheld.load(Ordering::Relaxed)
     }
 
     /// Gives the disk back what purged entries still take. Blocks.

@@ -43,6 +43,8 @@ pub struct Wires {
     pub bulk_bytes: AtomicU64,
     /// Time that a piece takes.
     pub piece_ms: AtomicU64,
+    /// Requests of raft to this node take so long.
+    pub slow: Mutex<Option<(u64, Duration)>>,
 }
 
 impl Wires {
@@ -96,6 +98,10 @@ impl Connection for Wire {
             return Err(TransportError::Unreachable("cut".into()));
         };
         if !self.is_bulk {
+            let slow = self.wires.slow.lock().filter(|(node, _)| *node == self.to.0);
+            if let Some((_, time)) = slow {
+                tokio::time::sleep(time).await;
+            }
             return Ok(node.serve(self.from, request).await);
         }
         let asked = proto::BulkRequest::decode(request.clone()).ok().and_then(|request| request.kind);
