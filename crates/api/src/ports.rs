@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use lockstep_identity::DeviceRequest;
 use lockstep_types::{ContentId, Height, MessageId, Sequence, TaskId};
 
-use crate::views::{BatchView, BatchesView, MessageView, StatusView, TaskView};
+use crate::views::{BatchView, BatchesView, MembersView, MessageView, StatusView, TaskView};
 
 /// The ports that a server serves.
 #[derive(Clone)]
@@ -110,6 +110,9 @@ pub enum ReadError {
 pub trait Read: Send + Sync {
     /// The node and its view of the network. Does not wait, and costs little: it is polled.
     fn status(&self) -> StatusView;
+
+    /// Who belongs to the network, and which changes wait for approvals. Does not wait.
+    fn members(&self) -> MembersView;
 
     /// Batches from a height upwards, at most `limit`; fewer where there are no more, or to bound the answer's size
     /// (but at least one where there is one).

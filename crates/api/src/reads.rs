@@ -15,7 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::problem::Problem;
 use crate::routes::App;
-use crate::views::{BatchView, BatchesView, MessageView, StatusView, TaskView};
+use crate::views::{BatchView, BatchesView, MembersView, MessageView, StatusView, TaskView};
 
 /// Batches in a list when the reader does not say how many.
 const BATCHES_DEFAULT: usize = 20;
@@ -60,6 +60,10 @@ fn parse_id<T: FromStr<Err: ToString>>(text: Result<Path<String>, PathRejection>
 
 pub(crate) async fn status(State(app): State<Arc<App>>, _reading: Reading) -> Json<StatusView> {
     Json(app.ports.read.status())
+}
+
+pub(crate) async fn members(State(app): State<Arc<App>>, _reading: Reading) -> Json<MembersView> {
+    Json(app.ports.read.members())
 }
 
 #[derive(Debug, Deserialize)]

@@ -18,6 +18,7 @@ pub(crate) mod path {
     pub(crate) const MESSAGE: &str = "/message";
     pub(crate) const TASK: &str = "/task";
     pub(crate) const API_STATUS: &str = "/api/status";
+    pub(crate) const API_MEMBERS: &str = "/api/members";
     pub(crate) const API_BATCHES: &str = "/api/batches";
     pub(crate) const API_BATCH: &str = "/api/batches/{height}";
     pub(crate) const API_MESSAGE: &str = "/api/messages/{id}";
@@ -26,8 +27,21 @@ pub(crate) mod path {
     pub(crate) const LIVE: &str = "/livez";
     pub(crate) const READY: &str = "/readyz";
     pub(crate) const GRPC: &str = "/lockstep.v1.Sequencer/{method}";
-    pub(crate) const ALL: [&str; 12] =
-        [MESSAGE, TASK, GRPC, API_STATUS, API_BATCHES, API_BATCH, API_MESSAGE, API_TASK, METRICS, LIVE, READY, PAGE];
+    pub(crate) const ALL: [&str; 13] = [
+        MESSAGE,
+        TASK,
+        GRPC,
+        API_STATUS,
+        API_MEMBERS,
+        API_BATCHES,
+        API_BATCH,
+        API_MESSAGE,
+        API_TASK,
+        METRICS,
+        LIVE,
+        READY,
+        PAGE,
+    ];
 }
 
 /// What every handler shares.
@@ -49,6 +63,7 @@ pub(crate) fn router(options: Options, ports: Ports) -> Router {
         .route(path::MESSAGE, post(message::submit))
         .route(path::TASK, get(message::task))
         .route(path::API_STATUS, get(reads::status))
+        .route(path::API_MEMBERS, get(reads::members))
         .route(path::API_BATCHES, get(reads::batches))
         .route(path::API_BATCH, get(reads::batch))
         .route(path::API_MESSAGE, get(reads::message))

@@ -54,6 +54,12 @@ pub struct HeadView {
     pub hash: BatchHash,
     /// Sequence of the newest message up to it.
     pub sequence: Sequence,
+    /// Height of the newest certificate: this batch and all before it are final.
+    #[serde(default)]
+    pub final_height: Height,
+    /// Oldest height that is kept; 0 while all are.
+    #[serde(default)]
+    pub oldest_height: Height,
 }
 
 /// Another member.
@@ -76,11 +82,23 @@ pub struct OutputView {
     pub name: String,
     /// The last batch that it has whole.
     pub height: Height,
-    /// Batches behind the head.
+    /// Final batches that it does not have whole.
     pub lag: u64,
     /// Why it does not go on, where it does not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// Tasks that it never got, because they were forgotten first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gaps: Vec<GapView>,
+}
+
+/// Tasks that an output never got.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GapView {
+    /// The first of them.
+    pub first: TaskNumber,
+    /// The last of them.
+    pub last: TaskNumber,
 }
 
 /// `/api/status`.
@@ -100,6 +118,12 @@ pub struct StatusView {
     pub leader: Option<LeaderView>,
     /// Its newest batch.
     pub head: HeadView,
+    /// What an operator has to look at; empty when all is well.
+    #[serde(default)]
+    pub complaints: Vec<String>,
+    /// Rules of `apply` that hold now.
+    #[serde(default)]
+    pub rules_version: u32,
     /// The other members.
     pub peers: Vec<PeerView>,
     /// The outputs.
@@ -245,4 +269,83 @@ pub struct TaskView {
     pub time_ms: TimeMs,
     /// That batch.
     pub height: Height,
+}
+
+/// A member in [`MembersView`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberView {
+    /// Its id, never used again.
+    pub id: NodeId,
+    /// Its operator's name for it.
+    pub name: String,
+    /// What it may do.
+    pub role: lockstep_types::MemberRole,
+    /// Its EVM address.
+    pub address: Address,
+    /// Multiaddress for other nodes.
+    pub p2p: String,
+    /// URL of its HTTP interface.
+    pub http: String,
+    /// Height of the batch with which it was admitted; 0 at genesis.
+    pub admitted: Height,
+    /// Whether this node has a connection to it; true for itself.
+    pub connected: bool,
+}
+
+/// A proposal that waits for approvals, in [`MembersView`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProposalView {
+    /// Its digest, hex.
+    pub id: String,
+    /// What would change, for people.
+    pub change: String,
+    /// Who has approved it.
+    pub approvals: Vec<NodeId>,
+    /// How many approvals it needs.
+    pub needed: usize,
+    /// When it expires.
+    pub expires_ms: TimeMs,
+    /// The proposal itself (protobuf, hex), for whoever signs an approval.
+    pub record: String,
+}
+
+/// A newcomer that asks to join, in [`MembersView`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestView {
+    /// Names the request.
+    pub id: String,
+    /// The newcomer's name for itself.
+    pub name: String,
+    /// Its EVM address: compare it with what its operator says.
+    pub address: Address,
+    /// Multiaddress for other nodes.
+    pub p2p: String,
+    /// URL of its HTTP interface.
+    pub http: String,
+    /// Seconds since it first asked.
+    pub asked_seconds_ago: u64,
+    /// Its record (protobuf, hex), for whoever proposes to admit it.
+    pub record: String,
+}
+
+/// `/api/members`, and what an operator sees of membership.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MembersView {
+    /// The network's id.
+    pub network_id: lockstep_types::NetworkId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Hash of the set that holds from the next batch on.
+    pub members_hash: String,
+    /// How many changes were finished.
+    pub changes: u64,
+    /// Everyone who is or was a member.
+    pub members: Vec<MemberView>,
+    /// The change that is under way, for people.
+    pub pending: Option<String>,
+    /// Proposals that wait for approvals.
+    pub proposals: Vec<ProposalView>,
+    /// Newcomers that asked this node; told to its operator only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub requests: Vec<RequestView>,
 }

@@ -29,6 +29,8 @@ pub enum Command {
     Start(Start),
     /// Show how a node and its network are.
     Status(Status),
+    /// Show and change who belongs to the network.
+    Members(Members),
     /// Sign a message as a device, submit it, and print the answer.
     Submit(Submit),
     /// Sign a message as a device, and print the request body for curl.
@@ -77,6 +79,9 @@ pub struct Init {
     /// Take this genesis.
     #[arg(long, value_name = "FILE", conflicts_with = "network")]
     pub genesis: Option<PathBuf>,
+    /// Ask a running network to be admitted, at this address of a node (with /p2p/<peer id> its key is checked too).
+    #[arg(long, value_name = "MULTIADDR", conflicts_with_all = ["network", "genesis", "single"])]
+    pub join: Option<String>,
     /// Register a project (may be given several times); messages of others are refused.
     #[arg(long, value_name = "ID")]
     pub project: Vec<u64>,
@@ -97,6 +102,67 @@ pub struct Start {
     /// The node's directory.
     #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
     pub home: PathBuf,
+}
+
+/// Show and change who belongs to the network. The commands talk to the node that runs in the home.
+#[derive(Debug, ClapArgs)]
+pub struct Members {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: MembersCommand,
+}
+
+/// What to do with members. A change is made when a majority of the voters' operators have approved it.
+#[derive(Debug, Subcommand)]
+pub enum MembersCommand {
+    /// List members, proposals that wait for approvals, and newcomers that ask to join.
+    List {
+        /// The node's directory.
+        #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+        home: PathBuf,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Approve a proposal, or a newcomer's request, by its id (a unique beginning is enough).
+    Approve {
+        /// The node's directory; its key signs.
+        #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+        home: PathBuf,
+        /// Id of the proposal or request, from `members list`.
+        id: String,
+    },
+    /// Approve that the node of a member.json is admitted, as an observer.
+    Propose {
+        /// The node's directory; its key signs.
+        #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+        home: PathBuf,
+        /// The newcomer's member.json.
+        #[arg(long, value_name = "FILE")]
+        admit: PathBuf,
+    },
+    /// Approve that an observer becomes a voter.
+    Promote(OfMember),
+    /// Approve that a voter becomes an observer.
+    Demote(OfMember),
+    /// Approve that a member leaves, for good.
+    Remove(OfMember),
+    /// Ask the others to let this node go: approves its own removal.
+    Leave {
+        /// The node's directory; its key signs.
+        #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+        home: PathBuf,
+    },
+}
+
+/// A change of one member.
+#[derive(Debug, ClapArgs)]
+pub struct OfMember {
+    /// The node's directory; its key signs.
+    #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+    pub home: PathBuf,
+    /// Id of the member that changes, from `members list`.
+    pub node: u64,
 }
 
 /// Show how a node is.

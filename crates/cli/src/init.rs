@@ -4,14 +4,16 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context as _;
-use lockstep_node::config::{HttpConfig, OutputConfig, OutputKind, P2pConfig, PoolConfig, RaftConfig, Scope};
-use lockstep_node::home::MemberOptions;
-use lockstep_node::{Config, Home, NodeError};
+use lockstep_node::config::{
+    HttpConfig, OutputConfig, OutputKind, P2pConfig, PoolConfig, RaftConfig, Scope, UpgradeConfig,
+};
+use lockstep_node::home::{JoinFile, MemberOptions};
+use lockstep_node::{Config, Home, NodeError, ask_to_join};
 use lockstep_types::{Genesis, Member, NetworkParams, ProjectId, ProjectSettings, SigningKey};
 
 use crate::args::Init;
 
-pub fn run(options: &Init) -> anyhow::Result<()> {
+pub async fn run(options: &Init) -> anyhow::Result<()> {
     let home = Home::at(&options.home);
     if let Some(file) = &options.genesis {
         return install(&home, &Genesis::parse(&read(file)?).map_err(NodeError::from)?);
@@ -19,6 +21,9 @@ pub fn run(options: &Init) -> anyhow::Result<()> {
     if let Some(network) = &options.network {
         let members = options.member.iter().map(|file| member(file)).collect::<anyhow::Result<Vec<_>>>()?;
         return install(&home, &form(options, network, members)?);
+    }
+    if let Some(address) = &options.join {
+        return join(&home, options, address).await;
     }
     let member = make(&home, options)?;
     if options.single {
@@ -30,6 +35,26 @@ pub fn run(options: &Init) -> anyhow::Result<()> {
         home.file("member.json").display()
     );
     println!("  lockstep init --home {} --network NAME --member FILE --member FILE …", home.path().display());
+    Ok(())
+}
+
+/// Makes the node, unless it was made by an earlier try, and asks to join.
+async fn join(home: &Home, options: &Init, address: &str) -> anyhow::Result<()> {
+    if home.file("genesis.json").exists() {
+        println!("this node has asked already; it asks on by itself: lockstep start --home {}", home.path().display());
+        return Ok(());
+    }
+    let member = if home.file("member.json").exists() { home.member()? } else { make(home, options)? };
+    let answer = ask_to_join(&home.node_key()?, address, &member).await.with_context(|| {
+        format!("no network at {address}; the node in {} is made, run this again", home.path().display())
+    })?;
+    home.install_join(&answer.genesis, &JoinFile { bootstrap: vec![address.to_owned()] })?;
+    println!("network  {}", answer.genesis.network);
+    println!("id       {}   (compare it with what its operators say)", answer.genesis.id()?);
+    println!("node     {} {}", member.name, member.key()?.address());
+    println!("asked to join. A majority of the network's operators must now run `lockstep members list` and");
+    println!("`lockstep members approve ID`, each for a node of theirs; tell them this node's address.");
+    println!("start it, it waits to be admitted: lockstep start --home {}", home.path().display());
     Ok(())
 }
 
@@ -56,6 +81,7 @@ fn make(home: &Home, options: &Init) -> anyhow::Result<Member> {
         p2p: P2pConfig::at(listen),
         pool: PoolConfig::default(),
         raft: RaftConfig::default(),
+        upgrade: UpgradeConfig::default(),
         outputs: vec![OutputConfig {
             name: "tasks".parse()?,
             scope: Scope::Node,

@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod device;
 mod init;
+mod members;
 mod start;
 mod status;
 mod testnet;
@@ -49,9 +50,10 @@ fn run(args: Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(async {
         match args.command {
-            Command::Init(init) => init::run(&init),
+            Command::Init(init) => init::run(&init).await,
             Command::Start(options) => start::run(&options).await,
             Command::Status(options) => status::run(&options).await,
+            Command::Members(options) => members::run(options.command).await,
             Command::Submit(options) => device::submit(&options).await,
             Command::Sign(options) => device::sign(&options),
             Command::Bench(options) => bench::run(options).await,

@@ -41,7 +41,11 @@ pub fn stop_signal() -> anyhow::Result<CancellationToken> {
 
 pub async fn run(options: &Start) -> anyhow::Result<()> {
     let stop = stop_signal()?;
-    let node = Node::start(&Home::at(&options.home)).await?;
+    let home = Home::at(&options.home);
+    if !lockstep_node::wait_for_admission(&home, &stop).await? {
+        return Ok(());
+    }
+    let node = Node::start(&home).await?;
     node.run(stop).await?;
     Ok(())
 }

@@ -13,10 +13,16 @@ use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftE
 use openraft::{Config, ServerState, SnapshotPolicy};
 use prost::Message as _;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
+use crate::compaction::{Compaction, CompactionOptions};
 use crate::convert;
+use crate::log_size::LogSize;
 use crate::log_store::LogStore;
+use crate::pledges::{PledgeError, Pledges};
 use crate::raft_types::{Payload, Raft};
+use crate::receive::{self, Receiver};
+use crate::snapshot::SnapshotProgress;
 use crate::state_machine::{Observer, StateMachine};
 use crate::state_store::StateStore;
 use crate::transport::{Connector, Transport};
@@ -39,6 +45,8 @@ pub struct Options {
     pub election_timeout_ms: u64,
     /// How often a leader speaks when there is nothing to say.
     pub heartbeat_ms: u64,
+    /// How long the log may get.
+    pub compaction: CompactionOptions,
 }
 
 /// Raft could not be started.
@@ -53,6 +61,19 @@ pub enum ConsensusError {
     /// The log or state could not be read.
     #[error("the log or state cannot be read: {0}")]
     Io(#[from] io::Error),
+    /// What this node has bound itself to cannot be read.
+    #[error(transparent)]
+    Pledges(#[from] PledgeError),
+    /// The state on disk ends before the log begins: it is not the one that the log was purged for.
+    #[error(
+        "the state ends with entry {applied}, but the log begins behind entry {purged}: store/state was removed or replaced by an older copy; put it back, or join again under a new node id (`lockstep init` in a new home)"
+    )]
+    StateBehindLog {
+        /// Index of the newest entry in the state.
+        applied: u64,
+        /// Index of the newest entry that is not in the log any more.
+        purged: u64,
+    },
     /// raft refused to start.
     #[error("consensus cannot start: {0}")]
     Start(String),
@@ -98,12 +119,48 @@ pub struct RaftStatus {
     pub stopped: Option<String>,
 }
 
+/// What the log holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogFigures {
+    /// Bytes of its entries, about; what the disk gives them may be more until it was tidied up.
+    pub bytes: u64,
+    /// Its entries.
+    pub entries: u64,
+    /// Index of the newest entry that was purged; 0 where none was.
+    pub purged: u64,
+    /// Index of the newest entry in a snapshot; 0 where there is none.
+    pub snapshot: u64,
+}
+
 /// A running raft node. Clones share it.
 #[derive(Clone)]
 pub struct Consensus {
     raft: Raft,
+    log: LogStore,
     state: StateStore,
+    pledges: Pledges,
+    receiver: Arc<Receiver>,
+    compaction: CompactionOptions,
     status: watch::Receiver<RaftStatus>,
+}
+
+/// See [`Consensus::positions`]. It outlives raft, and holds nothing of it.
+#[derive(Clone)]
+pub struct Positions {
+    log: LogStore,
+    pledges: Pledges,
+}
+
+impl Positions {
+    /// Index of the last log entry.
+    pub fn last_index(&self) -> u64 {
+        self.log.last_index().unwrap_or(0)
+    }
+
+    /// Up to which index a member is known to have acknowledged committed entries.
+    pub fn acknowledged(&self, node: NodeId) -> u64 {
+        self.pledges.mark(node)
+    }
 }
 
 fn config(options: &Options) -> Result<Config, ConsensusError> {
@@ -113,7 +170,9 @@ fn config(options: &Options) -> Result<Config, ConsensusError> {
         election_timeout_min: options.election_timeout_ms,
         election_timeout_max: options.election_timeout_ms * 3 / 2,
         max_payload_entries: APPEND_ENTRIES_MAX,
+        // When a snapshot is made and what is purged then is decided in `compaction`.
         snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
         ..Config::default()
     };
@@ -134,19 +193,45 @@ impl Consensus {
         let config = Arc::new(config(&options)?);
         let storage: Arc<dyn Storage> = Arc::new(RocksStorage::open(&options.store.log_path(), Kind::Log)?);
         let writer = Arc::new(LogWriter::spawn(storage.clone())?);
+        let pledges = Pledges::open(storage.clone(), writer.clone())?;
         let log = LogStore::open(storage, writer)?;
+        check_state_reaches_log(&state, &log)?;
         let machine = StateMachine::open(&options.genesis, state.clone(), observer)?;
-        let raft = Raft::new(options.node.0, config, Connector(transport), log, machine)
+        let connector = Connector { transport: transport.clone(), state: state.clone() };
+        let raft = Raft::new(options.node.0, config, connector, log.clone(), machine)
             .await
             .map_err(|e| ConsensusError::Start(e.to_string()))?;
         let members: BTreeMap<u64, _> = options.genesis.nodes().map(|(id, _)| (id.0, openraft::EmptyNode {})).collect();
-        match raft.initialize(members).await {
+        // A node that joined later gets its log, or a snapshot, from the others.
+        let first = members.contains_key(&options.node.0);
+        match if first { raft.initialize(members).await } else { Ok(()) } {
             // Every first member initializes with the same set; a node with a log has been initialized before.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(error) => return Err(ConsensusError::Start(error.to_string())),
         }
         let status = watch_status(&raft);
-        Ok(Self { raft, state, status })
+        let parts = receive::Parts { raft: raft.clone(), log: log.clone(), state: state.clone(), transport };
+        let receiver = Arc::new(Receiver::new(parts));
+        Ok(Self { raft, log, state, pledges, receiver, compaction: options.compaction, status })
+    }
+
+    pub(crate) fn raft(&self) -> &Raft {
+        &self.raft
+    }
+
+    /// Where this node's log ends and what others acknowledged, for whoever has to judge a member's log.
+    pub fn positions(&self) -> Positions {
+        Positions { log: self.log.clone(), pledges: self.pledges.clone() }
+    }
+
+    /// Index of the last log entry.
+    pub fn last_index(&self) -> u64 {
+        self.log.last_index().unwrap_or(0)
+    }
+
+    /// What this node has bound itself to.
+    pub fn pledges(&self) -> &Pledges {
+        &self.pledges
     }
 
     /// Proposes a command and waits until it is committed and applied here.
@@ -166,7 +251,7 @@ impl Consensus {
 
     /// Answers a raft request of a member. The caller has made sure who it is.
     pub async fn serve(&self, from: NodeId, request: Bytes) -> Bytes {
-        let kind = match self.answer(request).await {
+        let kind = match self.answer(from, request).await {
             Ok(kind) => kind,
             Err(reason) => {
                 tracing::debug!(%from, %reason, "a raft request was not served");
@@ -176,7 +261,7 @@ impl Consensus {
         proto::RaftResponse { kind: Some(kind) }.encode_to_vec().into()
     }
 
-    async fn answer(&self, request: Bytes) -> Result<proto::raft_response::Kind, String> {
+    async fn answer(&self, from: NodeId, request: Bytes) -> Result<proto::raft_response::Kind, String> {
         use proto::raft_request::Kind as Request;
         use proto::raft_response::Kind as Response;
         let text = |e: &dyn std::fmt::Display| e.to_string();
@@ -203,6 +288,56 @@ impl Consensus {
                 accepted.map_err(|e| text(&e))?;
                 Ok(Response::Append(proto::AppendResponse::default()))
             }
+            Request::Offer(offer) => Ok(Response::Offer(self.receiver.offered(from, offer).map_err(|e| text(&e))?)),
+        }
+    }
+
+    /// Answers a request of a member on the snapshot channel: a piece of a copy of the state that it was offered. The
+    /// caller has made sure who it is.
+    pub async fn serve_bulk(&self, from: NodeId, request: Bytes) -> Bytes {
+        use proto::bulk_response::Kind;
+        let kind = match proto::BulkRequest::decode(request).map(|request| request.kind) {
+            Ok(Some(proto::bulk_request::Kind::Piece(piece))) => self.state.shelf().serve(piece).await,
+            Ok(None) => Kind::Failed("unknown kind".into()),
+            Err(error) => Kind::Failed(error.to_string()),
+        };
+        if let Kind::Failed(reason) | Kind::Gone(reason) = &kind {
+            tracing::debug!(%from, reason, "a piece of the state was not served");
+        }
+        proto::BulkResponse { kind: Some(kind) }.encode_to_vec().into()
+    }
+
+    /// Keeps the log short until `stop`: makes snapshots of the state and purges what they contain.
+    pub async fn run_compaction(&self, stop: CancellationToken) {
+        let (raft, log, state) = (&self.raft, &self.log, &self.state);
+        let sweep = || {
+            if let Err(error) = self.receiver.sweep() {
+                tracing::warn!(%error, "what was received of a copy of the state was not removed");
+            }
+        };
+        Compaction { raft, log, state, options: self.compaction }.run(stop, sweep).await;
+    }
+
+    /// How far the transfer of the state to this node is; `None` while there is none.
+    pub fn snapshot_progress(&self) -> watch::Receiver<Option<SnapshotProgress>> {
+        self.receiver.progress()
+    }
+
+    /// Transfers of the state from this node, the leader, to others.
+    pub fn snapshots_sent(&self) -> Vec<SnapshotProgress> {
+        self.state.shelf().outgoing()
+    }
+
+    /// What the log holds.
+    pub fn log_figures(&self) -> LogFigures {
+        let metrics = self.raft.data_metrics();
+        let data = metrics.borrow_watched();
+        let purged = data.purged.map_or(0, |id| id.index);
+        LogFigures {
+            bytes: self.log.size(LogSize::bytes),
+            entries: data.last_log.map_or(0, |id| id.index).saturating_sub(purged),
+            purged,
+            snapshot: data.snapshot.map_or(0, |id| id.index),
         }
     }
 
@@ -217,7 +352,8 @@ impl Consensus {
         let metrics = self.raft.data_metrics();
         let data = metrics.borrow_watched();
         let committed = data.local_committed.max(data.cluster_committed).map_or(0, |id| id.index);
-        data.last_applied.is_some_and(|applied| applied.index + CAUGHT_UP_ENTRIES >= committed)
+        let is_behind_the_log = self.receiver.progress().borrow().is_some();
+        !is_behind_the_log && data.last_applied.is_some_and(|applied| applied.index + CAUGHT_UP_ENTRIES >= committed)
     }
 
     /// Asks the most advanced of `candidates` to take over, if this node leads; tells whom it asked.
@@ -237,12 +373,22 @@ impl Consensus {
 
     /// Stops raft, then writes the state to disk.
     pub async fn shutdown(&self) {
+        self.receiver.stop().await;
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop cleanly");
         }
         if let Err(error) = self.state.flush() {
             tracing::warn!(%error, "the state was not written at shutdown; it is made again from the log");
         }
+    }
+}
+
+/// A purge never goes beyond what is in the state on disk, so only a state that was meddled with fails here.
+fn check_state_reaches_log(state: &StateStore, log: &LogStore) -> Result<(), ConsensusError> {
+    let applied = state.applied().map_err(io::Error::other)?.0.map_or(0, |id| id.index);
+    match log.purged_index() {
+        Some(purged) if purged > applied => Err(ConsensusError::StateBehindLog { applied, purged }),
+        _ => Ok(()),
     }
 }
 

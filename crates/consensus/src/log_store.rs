@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 
 use crate::convert::{decode_entry, entry_to, log_id_from, log_id_to, vote_from, vote_to};
+use crate::log_size::LogSize;
 use crate::raft_types::{Entry, LogId, TypeConfig, Vote};
 
 /// Newest entries kept in memory, for replication and `apply`; older ones are read from disk.
@@ -40,6 +41,7 @@ struct Tail {
     purged: Option<LogId>,
     vote: Option<Vote>,
     committed: Option<LogId>,
+    size: LogSize,
 }
 
 impl Tail {
@@ -59,6 +61,7 @@ impl Tail {
             self.entries.pop_back();
         }
         self.synced = self.synced.min(index.unwrap_or(0));
+        self.size.truncated(index.unwrap_or(0));
     }
 
     fn drop_synced(&mut self, bytes_max: usize, purged: Option<u64>) {
@@ -117,7 +120,11 @@ impl LogStore {
         let newest = newest.into_iter().next().map(|(_, value)| decode_entry(value)).transpose();
         let last = newest.map_err(|e| damaged("the newest log entry", e))?.map(|entry| entry.log_id);
         let purged = purged.as_ref().map(log_id_from);
+        let (start, end) = (keys::log::entry(0), keys::end_of(keys::log::ENTRY));
+        let bytes = storage.approximate_bytes(Table::Log, &start, &end).map_err(io_error)?;
+        let (before, newest) = (purged.map_or(0, |id| id.index), last.or(purged).map_or(0, |id| id.index));
         let tail = Tail {
+            size: LogSize::found(before, newest, bytes),
             synced: last.map_or(0, |id| id.index),
             last: last.or(purged),
             purged,
@@ -133,6 +140,31 @@ impl LogStore {
         self.tail.lock().last.map(|id| id.index)
     }
 
+    /// Position of the newest entry that was purged; `None` where none was.
+    pub(crate) fn purged_index(&self) -> Option<u64> {
+        self.tail.lock().purged.map(|id| id.index)
+    }
+
+    /// Position up to which entries are on disk, or were purged because the state on disk has them.
+    pub(crate) fn durable_index(&self) -> u64 {
+        let tail = self.tail.lock();
+        tail.synced.max(tail.purged.map_or(0, |id| id.index))
+    }
+
+    /// Looks at how large the log is.
+    pub(crate) fn size<T>(&self, look: impl FnOnce(&LogSize) -> T) -> T {
+        look(&self.tail.lock().size)
+    }
+
+    /// Gives the disk back what purged entries still take. Blocks.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub(crate) fn reclaim(&self) -> Result<(), StoreError> {
+        let Some(purged) = self.tail.lock().purged else { return Ok(()) };
+        self.storage.reclaim(Table::Log, &keys::log::entry(0), &keys::log::entry(purged.index))
+    }
+
     async fn write_synced(&self, batch: WriteBatch) -> io::Result<()> {
         let (done, result) = oneshot::channel();
         // The receiver is gone only if the caller was dropped; then nobody waits for the answer.
@@ -142,6 +174,18 @@ impl LogStore {
 
     /// Reads entries from `start` on, up to the read limits, without a gap.
     fn read(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        let entries = self.read_from_first(start, end)?;
+        // Entries that were purged are missing by right; behind them there is no hole.
+        let purged = self.tail.lock().purged;
+        match entries.first() {
+            Some(first) if first.log_id.index > start && purged.is_some_and(|id| id.index < start) => {
+                Err(damaged("the log", format!("entry {start} is missing")))
+            }
+            _ => Ok(entries),
+        }
+    }
+
+    fn read_from_first(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         let (mut entries, mut bytes) = (Vec::new(), 0);
         let tail_first = {
             let tail = self.tail.lock();
@@ -180,7 +224,7 @@ impl LogStore {
             if self.has_entry_before(start)? {
                 return Err(damaged("the log", format!("entry {start} is missing")));
             }
-            return self.read(tail_first, end);
+            return self.read_from_first(tail_first, end);
         }
         Ok(entries)
     }
@@ -233,7 +277,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.read(start, end)
+        let entries = self.read(start, end)?;
+        // Purged while a member was to get them: without `start`, what follows must not be sent as if it came next.
+        // Nothing is sent then, and openraft turns to a snapshot.
+        let was_purged = entries.first().is_some_and(|first| first.log_id.index != start);
+        Ok(if was_purged { Vec::new() } else { entries })
     }
 
     /// Reads in pieces, so that a long replay after a restart holds a few MiB at a time.
@@ -309,6 +357,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 let bytes = record.len();
                 batch.put(Table::Log, keys::log::entry(last), record);
                 tail.push(entry, bytes);
+                tail.size.appended(last, bytes as u64);
             }
         }
         let tail = self.tail.clone();
@@ -349,6 +398,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         tail.purged = Some(upto);
         tail.last = tail.last.max(Some(upto));
         tail.drop_synced(TAIL_BYTES_MAX, Some(upto.index));
+        tail.size.purged(upto.index);
         Ok(())
     }
 }

@@ -4,19 +4,23 @@ use std::io;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
-use lockstep_ledger::{Applied, Command, Ledger, LedgerParts, Write};
-use lockstep_types::{DecodeError, Genesis, GenesisError};
+use lockstep_ledger::{Applied, Command, Ledger, LedgerParts, Members, RULES_NEWEST, Target, Write};
+use lockstep_types::{DecodeError, Genesis, GenesisError, NodeId};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 
-use crate::raft_types::{LogId, Payload, StoredMembership, TypeConfig};
-use crate::state_store::{ReadError, SnapshotDirectory, StateStore};
+use crate::raft_types::{LogId, Membership, Payload, StoredMembership, TypeConfig};
+use crate::shelf::{KeptCopy, SnapshotDirectory};
+use crate::snapshot::SnapshotMeta;
+use crate::state_store::{ReadError, StateStore};
 
 type Snapshot = openraft::alias::SnapshotOf<TypeConfig, SnapshotDirectory>;
-type SnapshotMeta = openraft::alias::SnapshotMetaOf<TypeConfig>;
 
 /// Told of every applied entry, in order, on the node that applied it.
 pub trait Observer: Send + Sync + 'static {
+    /// The state was loaded from disk, at the start or because a snapshot took its place.
+    fn loaded(&self, ledger: &Ledger);
+
     /// What followed from an entry is stored and can be read. Must be quick: the next entry waits.
     fn applied(&self, ledger: &Ledger, applied: &Applied);
 }
@@ -29,11 +33,17 @@ pub struct StateMachine {
     applied: Option<LogId>,
     membership: StoredMembership,
     constants: LedgerParts,
-    snapshot: Option<Snapshot>,
 }
 
 fn io_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
     io::Error::other(error)
+}
+
+/// A uniform configuration of raft; `None` for a joint one.
+fn uniform(membership: &Membership) -> Option<Target> {
+    let [voters] = &membership.get_joint_config()[..] else { return None };
+    let observers = membership.nodes().map(|(id, _)| *id).filter(|id| !voters.contains(id));
+    Some(Target { voters: voters.iter().copied().map(NodeId).collect(), observers: observers.map(NodeId).collect() })
 }
 
 /// The parts of a ledger that never change, from the genesis.
@@ -42,7 +52,7 @@ fn constants(genesis: &Genesis) -> Result<LedgerParts, GenesisError> {
         network: genesis.id()?,
         epoch: lockstep_types::Epoch(0),
         params: genesis.params.clone(),
-        voters: genesis.voters_hash()?,
+        members: Members::genesis(genesis)?,
         head: None,
         groups: Vec::new(),
         progress: Default::default(),
@@ -52,6 +62,7 @@ fn constants(genesis: &Genesis) -> Result<LedgerParts, GenesisError> {
 fn load(state: &StateStore, constants: &LedgerParts) -> Result<Ledger, ReadError> {
     Ok(Ledger::new(LedgerParts {
         head: state.head()?,
+        members: state.members(&constants.network)?.unwrap_or_else(|| constants.members.clone()),
         groups: state.groups()?,
         progress: state.progress()?,
         ..constants.clone()
@@ -67,13 +78,20 @@ impl StateMachine {
         let constants = constants(genesis).map_err(io_error)?;
         let ledger = load(&state, &constants).map_err(io_error)?;
         let (applied, membership) = state.applied().map_err(io_error)?;
-        observer.applied(&ledger, &Applied::default());
-        Ok(Self { ledger, state, observer, applied, membership, constants, snapshot: None })
+        observer.loaded(&ledger);
+        Ok(Self { ledger, state, observer, applied, membership, constants })
     }
 
     fn apply_command(&mut self, payload: Payload) -> io::Result<Applied> {
         match Command::decode(payload.0) {
-            Ok(command) => self.ledger.apply(&self.state, command).map_err(io_error),
+            Ok(Command::Rules(found)) if found > RULES_NEWEST => {
+                Err(io_error(DecodeError::Newer { what: "the network's rules", found, known: RULES_NEWEST }))
+            }
+            Ok(command) => {
+                let applied = self.ledger.apply(&self.state, command).map_err(io_error)?;
+                // Nothing of the entry is stored: the node stops here, at every start, until its state is mended.
+                applied.diverged.clone().map_or(Ok(applied), |divergence| Err(io_error(divergence)))
+            }
             // An entry of a newer Lockstep: applying nothing would make this node differ from its peers.
             Err(error @ DecodeError::Newer { .. }) => Err(io_error(error)),
             Err(error) => {
@@ -93,6 +111,9 @@ impl StateMachine {
             EntryPayload::Blank => {}
             EntryPayload::Normal(payload) => applied = self.apply_command(payload)?,
             EntryPayload::Membership(new) => {
+                if let Some(raft) = uniform(&new) {
+                    applied = self.ledger.apply_raft_members(&raft);
+                }
                 self.membership = StoredMembership::new(Some(log_id), new);
                 membership = Some(&self.membership);
             }
@@ -104,24 +125,36 @@ impl StateMachine {
         drop::<Vec<Write>>(std::mem::take(&mut applied.writes));
         Ok(())
     }
-
-    fn snapshot_meta(&self) -> SnapshotMeta {
-        SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
-    }
 }
 
-fn name_of(meta: &SnapshotMeta) -> String {
-    meta.last_log_id.map_or("empty".into(), |id| format!("{}-{}", *id.leader_id, id.index))
+fn snapshot_of(copy: &KeptCopy) -> Snapshot {
+    Snapshot { meta: copy.meta.clone(), snapshot: copy.directory.clone() }
 }
 
-/// Builds a snapshot that was cut when the builder was made.
-pub struct SnapshotBuilder(Option<io::Result<Snapshot>>);
+/// Builds a snapshot, beside the application of entries.
+pub struct SnapshotBuilder {
+    state: StateStore,
+    is_needed: bool,
+}
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotDirectory;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        self.0.take().unwrap_or_else(|| Err(io::Error::other("a builder makes one snapshot")))
+        let state = self.state.clone();
+        let made = tokio::task::spawn_blocking(move || state.make_copy()).await.map_err(io_error)?;
+        match (made, self.state.shelf().current()) {
+            (Ok(_), Some(copy)) => Ok(snapshot_of(&copy)),
+            (Ok(_), None) => Err(io::Error::other("the copy of the state is gone")),
+            (Err(error), _) if self.is_needed => Err(io_error(error)),
+            (Err(error), current) => {
+                // openraft would stop the node. One snapshot less costs only space: the log is kept until one is made.
+                tracing::error!(%error, "no snapshot of the state could be made; the log is not purged until one is");
+                let nothing =
+                    Snapshot { meta: SnapshotMeta::default(), snapshot: SnapshotDirectory::received("".into()) };
+                Ok(current.map_or(nothing, |copy| snapshot_of(&copy)))
+            }
+        }
     }
 }
 
@@ -147,28 +180,25 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<SnapshotBuilder> {
+        Some(SnapshotBuilder { state: self.state.clone(), is_needed: force })
+    }
+
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        let meta = self.snapshot_meta();
-        let cut = self.state.checkpoint(&name_of(&meta)).map_err(io_error);
-        let cut = cut.map(|snapshot| Snapshot { meta, snapshot });
-        if let Ok(snapshot) = &cut {
-            self.snapshot = Some(Snapshot { meta: snapshot.meta.clone(), snapshot: snapshot.snapshot.clone() });
-        }
-        SnapshotBuilder(Some(cut))
+        SnapshotBuilder { state: self.state.clone(), is_needed: true }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotDirectory) -> io::Result<()> {
-        self.state.install(&snapshot, &name_of(meta)).map_err(io_error)?;
+        let (state, offered) = (self.state.clone(), meta.clone());
+        let installed = tokio::task::spawn_blocking(move || state.install(&snapshot, &offered));
+        installed.await.map_err(io_error)?.map_err(io_error)?;
         self.ledger = load(&self.state, &self.constants).map_err(io_error)?;
         (self.applied, self.membership) = (meta.last_log_id, meta.last_membership.clone());
-        let kept = self.state.checkpoint(&name_of(meta)).map_err(io_error)?;
-        self.snapshot = Some(Snapshot { meta: meta.clone(), snapshot: kept });
-        self.observer.applied(&self.ledger, &Applied::default());
+        self.observer.loaded(&self.ledger);
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
-        let copy = |s: &Snapshot| Snapshot { meta: s.meta.clone(), snapshot: s.snapshot.clone() };
-        Ok(self.snapshot.as_ref().map(copy))
+        Ok(self.state.shelf().current().as_deref().map(snapshot_of))
     }
 }

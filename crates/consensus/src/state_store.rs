@@ -2,23 +2,27 @@
 //! interfaces need. Clones share the store.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use lockstep_ledger::{GroupKey, Head, Occurrence, Occurrences, OpenGroup, Write};
+use lockstep_ledger::{Gap, GroupKey, Head, History, Horizon, Members, Occurrence, OpenGroup, Write};
 use lockstep_store::home::StoreHome;
 use lockstep_store::{
     Direction, Durability, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, WriteBatch, keys,
 };
 use lockstep_types::{
-    Batch, ContentId, DecodeError, Height, MessageId, OutputName, Sequence, Task, TaskId, TaskNumber, proto,
+    Batch, BatchHeader, Certificate, ContentId, DecodeError, Height, MessageId, NetworkId, OutputName, Sequence, Task,
+    TaskId, TaskNumber, proto,
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 
 use crate::convert::{decode_stored_membership, encode_stored_membership, log_id_from, log_id_to};
 use crate::raft_types::{LogId, StoredMembership};
+use crate::shelf::{Shelf, SnapshotDirectory};
+use crate::snapshot::SnapshotMeta;
 
 /// State could not be read.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -31,10 +35,6 @@ pub enum ReadError {
     Damaged(#[from] DecodeError),
 }
 
-/// A directory with a consistent copy of the state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SnapshotDirectory(pub PathBuf);
-
 /// Most groups and outputs that are loaded at start; the network's own limits are below.
 const LOAD_ITEMS_MAX: usize = 10_000_000;
 
@@ -44,6 +44,15 @@ pub struct StateStore {
     home: StoreHome,
     /// Replaced as a whole when a snapshot is installed.
     storage: Arc<RwLock<Arc<RocksStorage>>>,
+    copies: Arc<Copies>,
+}
+
+/// Copies of the state, and what keeps the making of one and the change to another state apart.
+#[derive(Default)]
+struct Copies {
+    shelf: Shelf,
+    changing: Mutex<()>,
+    made: AtomicU64,
 }
 
 fn number(bytes: &[u8]) -> Result<u64, DecodeError> {
@@ -57,7 +66,17 @@ impl StateStore {
     /// With a sentence for the operator.
     pub fn open(home: &StoreHome) -> Result<Self, StoreError> {
         let storage = RocksStorage::open(&home.state_path()?, Kind::State)?;
-        Ok(Self { home: home.clone(), storage: Arc::new(RwLock::new(Arc::new(storage))) })
+        // Only now: an open state is locked against a second process on this home.
+        home.remove_leftovers()?;
+        Ok(Self { home: home.clone(), storage: Arc::new(RwLock::new(Arc::new(storage))), copies: Arc::default() })
+    }
+
+    pub(crate) fn shelf(&self) -> &Shelf {
+        &self.copies.shelf
+    }
+
+    pub(crate) fn home(&self) -> &StoreHome {
+        &self.home
     }
 
     fn storage(&self) -> Arc<RocksStorage> {
@@ -88,11 +107,7 @@ impl StateStore {
     }
 
     pub(crate) fn applied(&self) -> Result<(Option<LogId>, StoredMembership), ReadError> {
-        let storage = self.storage();
-        let applied = storage.get(Table::Index, keys::APPLIED)?;
-        let applied = applied.map(|b| proto::LogId::decode(b).map_err(|e| DecodeError::malformed("position", e)));
-        let membership = storage.get(Table::Index, keys::MEMBERSHIP)?.map(decode_stored_membership).transpose()?;
-        Ok((applied.transpose()?.as_ref().map(log_id_from), membership.unwrap_or_default()))
+        applied_in(&self.storage())
     }
 
     /// The ledger's head; `None` before the first batch.
@@ -115,6 +130,58 @@ impl StateStore {
         self.load(keys::GROUP)?.into_iter().map(|(_, value)| Ok(OpenGroup::decode(value)?)).collect()
     }
 
+    /// The members; `None` before the first change of them.
+    pub fn members(&self, network: &NetworkId) -> Result<Option<Members>, ReadError> {
+        let record = self.storage().get(Table::Index, keys::MEMBERS)?;
+        Ok(record.map(|record| Members::decode(record, network)).transpose()?)
+    }
+
+    /// The first certificate at or above a height.
+    pub fn certificate_from(&self, height: Height) -> Result<Option<Certificate>, ReadError> {
+        let found = self.storage().scan(Scan {
+            table: Table::Chain,
+            start: keys::certificate(height),
+            end: keys::end_of(keys::CERTIFICATE),
+            direction: Direction::Up,
+            items_max: 1,
+            bytes_max: usize::MAX,
+        })?;
+        Ok(found.into_iter().next().map(|(_, record)| Certificate::decode(record)).transpose()?)
+    }
+
+    /// Every batch after which the member set changed, from a height on, with its certificate where it has one yet.
+    pub fn boundaries(&self, from: Height, items_max: usize) -> Result<Vec<(Batch, Option<Certificate>)>, ReadError> {
+        let storage = self.storage();
+        let batches = storage.scan(Scan {
+            table: Table::Chain,
+            start: keys::boundary(from),
+            end: keys::end_of(keys::BOUNDARY),
+            direction: Direction::Up,
+            items_max,
+            bytes_max: usize::MAX,
+        })?;
+        let with_certificate = |(_, record): Pair| {
+            let batch = Batch::decode(record)?;
+            let certificate = storage.get(Table::Chain, &keys::boundary_certificate(batch.header.height))?;
+            Ok((batch, certificate.map(Certificate::decode).transpose()?))
+        };
+        batches.into_iter().map(with_certificate).collect()
+    }
+
+    /// Tasks that an output never got, because they were forgotten before it had them.
+    pub fn gaps(&self, output: &OutputName) -> Result<Vec<Gap>, ReadError> {
+        let start = keys::gap(output, TaskNumber(0));
+        let end = keys::gap(output, TaskNumber(u64::MAX));
+        let (table, direction) = (Table::Index, Direction::Up);
+        let pairs =
+            self.storage().scan(Scan { table, start, end, direction, items_max: 1024, bytes_max: usize::MAX })?;
+        let gap = |(key, value): Pair| {
+            let first = TaskNumber(number(&key[key.len() - 8..])?);
+            Ok(Gap { first, last: TaskNumber(number(&value)?) })
+        };
+        pairs.into_iter().map(gap).collect()
+    }
+
     /// How far each output is known to be.
     pub fn progress(&self) -> Result<BTreeMap<OutputName, TaskNumber>, ReadError> {
         let bad = |_| DecodeError::malformed("output name", "not a name");
@@ -123,6 +190,19 @@ impl StateStore {
             Ok((name.parse().map_err(bad)?, TaskNumber(number(&value)?)))
         };
         self.load(keys::PROGRESS)?.into_iter().map(pair).collect()
+    }
+
+    /// Removes what the ledger has forgotten from disk, up to a horizon that is not above the ledger's.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn forget(&self, horizon: &Horizon) -> Result<(), StoreError> {
+        self.storage().forget_before(horizon.height, horizon.sequence, horizon.task_number)
+    }
+
+    /// Bytes on disk.
+    pub fn bytes_on_disk(&self) -> u64 {
+        self.storage().bytes_on_disk()
     }
 
     /// The batch at a height.
@@ -184,9 +264,11 @@ impl StateStore {
         if let Some(place) = self.storage().get(Table::Index, &keys::message_place(id))? {
             return Ok(Some(Sequence(number(&place)?)));
         }
-        // A content's first occurrence has the content id for its message id, and no entry of its own.
+        // A content's first occurrence has the content id for its message id, and no entry of its own. After older ones
+        // were forgotten it has another id; who asks by the content id means the newest.
         let occurrence = self.occurrence(&ContentId(id.0))?;
-        Ok(occurrence.filter(|occurrence| occurrence.count == 1).map(|occurrence| occurrence.sequence))
+        let named = |o: &Occurrence| o.count == 1 || o.since.0 > 0;
+        Ok(occurrence.filter(named).map(|occurrence| occurrence.sequence))
     }
 
     /// The number of the task with this id.
@@ -205,31 +287,58 @@ impl StateStore {
         Ok(self.batch_of_task(number)?.and_then(|batch| batch.task_at(number).cloned()))
     }
 
-    /// Makes a consistent copy in a new directory.
-    pub(crate) fn checkpoint(&self, name: &str) -> Result<SnapshotDirectory, StoreError> {
-        let parent = self.home.snapshots_path();
-        let path = parent.join(name);
-        let prepare = || -> std::io::Result<()> {
-            std::fs::create_dir_all(&parent)?;
-            if path.exists() { std::fs::remove_dir_all(&path) } else { Ok(()) }
-        };
-        prepare().map_err(|e| StoreError::Failed(format!("{}: {e}", path.display())))?;
-        self.storage().checkpoint(&path)?;
-        Ok(SnapshotDirectory(path))
+    /// Makes a consistent copy and puts it on the shelf. What is in a copy is on the disk, and in the state on the disk
+    /// too. Blocks, while entries go on being applied: the copy itself tells up to where it goes.
+    pub(crate) fn make_copy(&self) -> Result<SnapshotMeta, ReadError> {
+        let _no_change = self.copies.changing.lock();
+        self.make_copy_of(&self.storage())
     }
 
-    /// Replaces the state by a received copy, by one synced switch.
-    pub(crate) fn install(&self, received: &SnapshotDirectory, name: &str) -> Result<(), StoreError> {
+    fn make_copy_of(&self, storage: &RocksStorage) -> Result<SnapshotMeta, ReadError> {
+        let parent = self.home.snapshots_path();
+        let path = parent.join(format!("copy-{}", self.copies.made.fetch_add(1, Ordering::Relaxed)));
+        let failed = |e: std::io::Error| StoreError::Failed(format!("{}: {e}", path.display()));
+        std::fs::create_dir_all(&parent).map_err(failed)?;
+        let directory = SnapshotDirectory::made(path.clone());
+        storage.checkpoint(&path)?;
+        let (last_log_id, last_membership) = applied_in(&RocksStorage::open_to_read(&path)?)?;
+        let meta = SnapshotMeta { last_log_id, last_membership };
+        self.copies.shelf.put(meta.clone(), directory);
+        Ok(meta)
+    }
+
+    /// Replaces the state by a received copy, by one synced switch. Blocks.
+    pub(crate) fn install(&self, received: &SnapshotDirectory, meta: &SnapshotMeta) -> Result<(), ReadError> {
+        let _no_copy = self.copies.changing.lock();
         let old = self.home.state_path()?;
-        let path = self.home.switch_state(&received.0, name)?;
+        let name = meta.last_log_id.map_or("empty".into(), |id| format!("{}-{}", *id.leader_id, id.index));
+        let path = self.home.switch_state(received.path(), &name)?;
         let opened = Arc::new(RocksStorage::open(&path, Kind::State)?);
-        *self.storage.write() = opened;
+        *self.storage.write() = opened.clone();
         if old != path {
             // Readers may still hold the old store: its files live until they are closed, only the names go.
             let _ = std::fs::remove_dir_all(&old);
         }
-        Ok(())
+        self.copies.shelf.begin_lineage();
+        self.make_copy_of(&opened).map(drop)
     }
+}
+
+fn applied_in(storage: &RocksStorage) -> Result<(Option<LogId>, StoredMembership), ReadError> {
+    let applied = storage.get(Table::Index, keys::APPLIED)?;
+    let applied = applied.map(|b| proto::LogId::decode(b).map_err(|e| DecodeError::malformed("position", e)));
+    let membership = storage.get(Table::Index, keys::MEMBERSHIP)?.map(decode_stored_membership).transpose()?;
+    Ok((applied.transpose()?.as_ref().map(log_id_from), membership.unwrap_or_default()))
+}
+
+/// Looks whether a received copy is a whole store, and of the entry and membership that it was offered with.
+pub(crate) fn check_copy(path: &Path, meta: &SnapshotMeta) -> Result<(), ReadError> {
+    let (last_log_id, last_membership) = applied_in(&RocksStorage::open_to_read(path)?)?;
+    if (last_log_id, &last_membership) == (meta.last_log_id, &meta.last_membership) {
+        return Ok(());
+    }
+    Err(DecodeError::malformed("received state", "it is not of the entry and membership that it was offered with")
+        .into())
 }
 
 fn put(batch: &mut WriteBatch, write: &Write) {
@@ -244,9 +353,22 @@ fn put(batch: &mut WriteBatch, write: &Write) {
         Write::Group(key, Some(group)) => batch.put(Table::Index, keys::group(&key.encode()), group.encode(key)),
         Write::Group(key, None) => batch.delete(Table::Index, keys::group(&key.encode())),
         Write::Progress(output, number) => batch.put(Table::Index, keys::progress(output), be(number.0)),
+        Write::Gap(output, gap) => batch.put(Table::Index, keys::gap(output, gap.first), be(gap.last.0)),
+        Write::Members(members) => batch.put(Table::Index, keys::MEMBERS.to_vec(), members.encode()),
+        Write::Certificate { certificate, boundary } => {
+            let record = Bytes::from(certificate.encode());
+            batch.put(Table::Chain, keys::certificate(certificate.height), record.clone());
+            if *boundary {
+                batch.put(Table::Chain, keys::boundary_certificate(certificate.height), record);
+            }
+        }
         Write::Batch(made) => {
             let header = &made.header;
-            batch.put(Table::Chain, keys::batch(header.height), made.encode());
+            let record = Bytes::from(made.encode());
+            if made.next_set.is_some() {
+                batch.put(Table::Chain, keys::boundary(header.height), record.clone());
+            }
+            batch.put(Table::Chain, keys::batch(header.height), record);
             if !made.messages.is_empty() {
                 batch.put(Table::Chain, keys::first_sequence(header.first_sequence), be(header.height.0));
             }
@@ -258,8 +380,12 @@ fn put(batch: &mut WriteBatch, write: &Write) {
     }
 }
 
-impl Occurrences for StateStore {
+impl History for StateStore {
     type Error = ReadError;
+
+    fn header(&self, height: Height) -> Result<Option<BatchHeader>, ReadError> {
+        Ok(self.batch(height)?.map(|batch| batch.header))
+    }
 
     fn occurrences(&self, ids: &[ContentId]) -> Result<Vec<Option<Occurrence>>, ReadError> {
         let keys: Vec<_> = ids.iter().map(keys::occurrence).collect();

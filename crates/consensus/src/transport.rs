@@ -17,8 +17,10 @@ use openraft::raft::{
 use prost::Message as _;
 
 use crate::convert;
+use crate::offer::Offering;
 use crate::raft_types::{TypeConfig, Vote};
-use crate::state_store::SnapshotDirectory;
+use crate::shelf::SnapshotDirectory;
+use crate::state_store::StateStore;
 
 /// A request to a member was not answered.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -35,6 +37,10 @@ pub enum TransportError {
 pub trait Transport: Send + Sync + 'static {
     /// A connection of its own to a member; made when it is first used.
     fn connect(&self, target: NodeId) -> Box<dyn Connection>;
+
+    /// As [`Transport::connect`], for pieces of a copy of the state: the other end is
+    /// [`Consensus::serve_bulk`](crate::Consensus::serve_bulk).
+    fn connect_bulk(&self, target: NodeId) -> Box<dyn Connection>;
 }
 
 /// Requests to one member, one at a time. A call that is dropped half-way, or fails, must not let its answer pass
@@ -49,17 +55,23 @@ pub trait Connection: Send + Sync + 'static {
 /// append may well exceed; giving up then would send the same entries again and make it busier still.
 const ANSWER_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 
-pub(crate) struct Connector(pub Arc<dyn Transport>);
+pub(crate) struct Connector {
+    pub transport: Arc<dyn Transport>,
+    pub state: StateStore,
+}
 
 pub(crate) struct Link {
+    target: NodeId,
     connection: Box<dyn Connection>,
+    state: StateStore,
 }
 
 impl RaftNetworkFactory<TypeConfig> for Connector {
     type Network = Link;
 
     async fn new_client(&mut self, target: u64, _node: &openraft::EmptyNode) -> Link {
-        Link { connection: self.0.connect(NodeId(target)) }
+        let target = NodeId(target);
+        Link { target, connection: self.transport.connect(target), state: self.state.clone() }
     }
 }
 
@@ -71,7 +83,11 @@ fn malformed(error: &DecodeError) -> RpcError {
 }
 
 impl Link {
-    async fn call(&mut self, kind: proto::raft_request::Kind, option: &RPCOption) -> Result<Response, RpcError> {
+    pub(crate) async fn call(
+        &mut self,
+        kind: proto::raft_request::Kind,
+        option: &RPCOption,
+    ) -> Result<Response, RpcError> {
         let request = proto::RaftRequest { kind: Some(kind) }.encode_to_vec();
         let answer =
             self.connection.call(request.into(), option.soft_ttl().max(ANSWER_TIMEOUT_MIN)).await.map_err(|error| {
@@ -134,14 +150,13 @@ impl RaftNetworkV2<TypeConfig> for Link {
 
     async fn full_snapshot(
         &mut self,
-        _vote: Vote,
-        _snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotDirectory>,
-        _cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        _option: RPCOption,
+        vote: Vote,
+        snapshot: openraft::alias::SnapshotOf<TypeConfig, SnapshotDirectory>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        // The log is never purged in this version, so every member can be brought forward from it alone.
-        let reason = "snapshots are not sent between members in this version";
-        Err(StreamingError::Unreachable(Unreachable::from_string(reason)))
+        let (target, state) = (self.target, self.state.clone());
+        Offering { target, state, vote, directory: snapshot.snapshot }.run(self, cancel, &option).await
     }
 
     async fn transfer_leader(

@@ -15,6 +15,8 @@ use openraft::type_config::TypeConfigExt;
 struct Silent;
 
 impl Observer for Silent {
+    fn loaded(&self, _ledger: &Ledger) {}
+
     fn applied(&self, _ledger: &Ledger, _applied: &Applied) {}
 }
 

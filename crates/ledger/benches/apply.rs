@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use lockstep_ledger::{Command, Ledger, LedgerParts, Occurrence, Occurrences, Write, encode_batch};
+use lockstep_ledger::{Command, History, Ledger, LedgerParts, Members, Occurrence, Write, encode_batch};
 use lockstep_types::{
-    Address, Api, ContentId, Epoch, Evidence, Message, NetworkId, NetworkParams, ProjectId, Signature, TimeMs,
-    VerifiedMessage,
+    Address, Api, BatchHeader, ContentId, Epoch, Evidence, Height, Message, NetworkId, NetworkParams, ProjectId,
+    Signature, TimeMs, VerifiedMessage,
 };
 
 const MESSAGES: u64 = 256;
@@ -19,8 +19,11 @@ const PAYLOAD_BYTES: usize = 256;
 #[derive(Default)]
 struct View(HashMap<ContentId, Occurrence>);
 
-impl Occurrences for View {
+impl History for View {
     type Error = Infallible;
+    fn header(&self, _height: Height) -> Result<Option<BatchHeader>, Infallible> {
+        Ok(None)
+    }
     fn occurrences(&self, ids: &[ContentId]) -> Result<Vec<Option<Occurrence>>, Infallible> {
         Ok(ids.iter().map(|id| self.0.get(id).copied()).collect())
     }
@@ -49,7 +52,7 @@ fn ledger() -> Ledger {
         network: NetworkId([7; 32]),
         epoch: Epoch(0),
         params: NetworkParams { allow_unknown_projects: true, ..NetworkParams::default() },
-        voters: [1; 32],
+        members: Members::default(),
         head: None,
         groups: Vec::new(),
         progress: Default::default(),

@@ -5,21 +5,34 @@ use std::collections::BTreeMap;
 
 use lockstep_types::message::PROJECT_VERSION_BYTES_MAX;
 use lockstep_types::{
-    Api, Batch, BatchHash, BatchHeader, ContentId, Epoch, Height, Message, MessageId, NetworkId, NetworkParams, NodeId,
-    OrderedMessage, OutputName, Sequence, Task, TaskId, TaskNumber, TimeMs,
+    Api, Approval, Batch, BatchHash, BatchHeader, Certificate, ContentId, Epoch, Hash32, Height, MemberSet, Message,
+    MessageId, NetworkId, NetworkParams, NodeId, OrderedMessage, OutputName, Sequence, Task, TaskId, TaskNumber,
+    TimeMs,
 };
 
 use crate::command::{Command, GroupClosing, ProposedBatch};
-use crate::effects::{Effects, Head, Occurrence, Write};
+use crate::effects::{Effects, Gap, Head, Horizon, Occurrence, Write};
 use crate::groups::{GroupChange, GroupKey, Groups, OpenGroup};
+use crate::members::{ApprovalError, Approved, Members, Target};
 
-/// Version of the rules in this file. A change that alters any result gets a new number, activated by a log entry.
-pub const RULES_VERSION: u32 = 1;
+/// Rules of `apply` that every network begins with. A change that alters any result gets a new number, and holds from
+/// a log entry on that the leader proposes once every voter knows it ([`Command::Rules`]):
+///
+/// 1. The first.
+/// 2. Progress of outputs is left out of the effects digest: it says nothing about the order.
+pub const RULES_FIRST: u32 = 1;
+/// The newest rules that this program knows.
+pub const RULES_NEWEST: u32 = 2;
+/// From these rules on progress of outputs is left out of the effects digest.
+const RULES_WITHOUT_PROGRESS: u32 = 2;
 
 /// What `apply` reads of earlier state.
-pub trait Occurrences {
+pub trait History {
     /// Why a read failed: the disk, never the data.
     type Error;
+
+    /// The header of the batch at a height that is not below the horizon; `None` above the head.
+    fn header(&self, height: Height) -> Result<Option<BatchHeader>, Self::Error>;
 
     /// The newest occurrence of each id, in order; `None` where the content was never ordered. The answer reflects
     /// all writes of earlier entries.
@@ -81,6 +94,20 @@ pub struct Applied {
     pub writes: Vec<Write>,
     /// Groups that began or ended.
     pub groups: Vec<GroupChange>,
+    /// A majority of voters certified another batch than this node has: this node's state is wrong.
+    pub diverged: Option<Divergence>,
+    /// Why an approval did not count.
+    pub refused: Option<ApprovalError>,
+}
+
+/// A certificate that contradicts this node's own chain.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this node has batch {own} at height {}, but a majority of voters certified {}: its state is damaged", .certificate.height, .certificate.hash)]
+pub struct Divergence {
+    /// Hash of this node's batch.
+    pub own: BatchHash,
+    /// The certificate of the others.
+    pub certificate: Certificate,
 }
 
 impl Applied {
@@ -107,8 +134,8 @@ pub struct LedgerParts {
     pub epoch: Epoch,
     /// Its parameters.
     pub params: NetworkParams,
-    /// Hash of its voter set.
-    pub voters: [u8; 32],
+    /// Stored members; those of the genesis where nothing is stored.
+    pub members: Members,
     /// Stored head; `None` at genesis.
     pub head: Option<Head>,
     /// Stored open groups.
@@ -123,7 +150,7 @@ pub struct Ledger {
     network: NetworkId,
     epoch: Epoch,
     params: NetworkParams,
-    voters: [u8; 32],
+    members: Members,
     head: Head,
     groups: Groups,
     progress: BTreeMap<OutputName, TaskNumber>,
@@ -141,7 +168,7 @@ impl Ledger {
             network: parts.network,
             epoch: parts.epoch,
             params: parts.params,
-            voters: parts.voters,
+            members: parts.members,
             groups,
             progress: parts.progress,
         }
@@ -167,13 +194,37 @@ impl Ledger {
         &self.progress
     }
 
+    /// Who belongs to the network.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// The network.
+    pub fn network(&self) -> &NetworkId {
+        &self.network
+    }
+
+    /// Its epoch.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Whether an approval would count, by the state now and the clock `now`.
+    pub fn check_approval(&self, approval: &Approval, now: TimeMs) -> Result<(), ApprovalError> {
+        self.members.check(approval, &self.network, self.epoch, now.max(self.head.time_ms))
+    }
+
     /// Applies one committed command.
     ///
     /// # Errors
     /// Only if `view` cannot be read; then nothing has changed, and the node must stop.
-    pub fn apply<V: Occurrences>(&mut self, view: &V, command: Command) -> Result<Applied, ApplyError<V::Error>> {
+    pub fn apply<V: History>(&mut self, view: &V, command: Command) -> Result<Applied, ApplyError<V::Error>> {
         match command {
             Command::Batch(batch) => self.apply_batch(view, batch),
+            Command::Certificate(certificate) => self.apply_certificate(view, certificate),
+            Command::Approval { time_ms, approval } => Ok(self.apply_approval(time_ms, *approval)),
+            Command::Horizon(oldest) => self.apply_horizon(view, oldest),
+            Command::Rules(version) => Ok(self.apply_rules(version)),
             Command::OutputProgress { output, task_number } => Ok(self.apply_progress(output, task_number)),
         }
     }
@@ -187,16 +238,115 @@ impl Ledger {
         let mut effects = Effects::default();
         effects.progress(&output, task_number);
         self.progress.insert(output, task_number);
+        if self.head.rules_version >= RULES_WITHOUT_PROGRESS {
+            return Applied { writes: effects.writes, ..Applied::default() };
+        }
+        self.roll(effects)
+    }
+
+    /// The effects of an entry that makes no batch.
+    fn roll(&mut self, mut effects: Effects) -> Applied {
         self.head.effects = effects.roll(&self.head.effects);
         effects.writes.push(Write::Head(self.head.clone()));
         Applied { writes: effects.writes, ..Applied::default() }
     }
 
-    fn apply_batch<V: Occurrences>(
+    fn apply_rules(&mut self, version: u32) -> Applied {
+        if version <= self.head.rules_version {
+            return Applied::default();
+        }
+        // A node that does not know them is stopped by its state machine before it comes here.
+        self.head.rules_version = version;
+        let mut effects = Effects::default();
+        effects.rules(version);
+        self.roll(effects)
+    }
+
+    fn apply_certificate<V: History>(
         &mut self,
         view: &V,
-        proposal: ProposedBatch,
+        certificate: Certificate,
     ) -> Result<Applied, ApplyError<V::Error>> {
+        let height = certificate.height;
+        // Late, ahead of this log, or past a change of the set that the set before has not certified yet.
+        let skips = self.members.boundary().is_some_and(|boundary| height > boundary);
+        if height <= self.head.final_height || height > self.head.height || skips {
+            return Ok(Applied::default());
+        }
+        if certificate.verify(self.members.set_at(height)).is_err() {
+            return Ok(Applied::default());
+        }
+        let Some(header) = view.header(height).map_err(ApplyError)? else { return Ok(Applied::default()) };
+        let own = header.hash();
+        if own != certificate.hash {
+            return Ok(Applied { diverged: Some(Divergence { own, certificate }), ..Applied::default() });
+        }
+        self.head.final_height = height;
+        let mut writes = vec![Write::Certificate { certificate, boundary: header.is_boundary() }];
+        if self.members.certified(height) {
+            writes.push(Write::Members(Box::new(self.members.clone())));
+        }
+        // Not among the effects: whose signatures were the first is no matter of the order.
+        writes.push(Write::Head(self.head.clone()));
+        Ok(Applied { writes, ..Applied::default() })
+    }
+
+    fn apply_approval(&mut self, time_ms: TimeMs, approval: Approval) -> Applied {
+        let now = time_ms.max(self.head.time_ms);
+        if let Err(reason) = self.members.check(&approval, &self.network, self.epoch, now) {
+            return Applied { refused: Some(reason), ..Applied::default() };
+        }
+        let (before, height) = (self.members.hash(), self.head.height.next());
+        match self.members.count(approval, &self.network, now, height) {
+            Approved::Waiting => {
+                let mut effects = Effects::default();
+                effects.members(&self.members);
+                self.roll(effects)
+            }
+            Approved::Made => {
+                let mut building = Building::new(self, now, 0);
+                building.members_before = before;
+                building.effects.members(&building.ledger.members);
+                building.next_set = Some(building.ledger.members.set().clone());
+                building.finish()
+            }
+        }
+    }
+
+    /// Raft has a uniform configuration. It comes from the log like a command.
+    pub fn apply_raft_members(&mut self, raft: &Target) -> Applied {
+        if !self.members.raft_is(raft) {
+            return Applied::default();
+        }
+        let mut effects = Effects::default();
+        effects.members(&self.members);
+        self.roll(effects)
+    }
+
+    fn apply_horizon<V: History>(&mut self, view: &V, oldest: Height) -> Result<Applied, ApplyError<V::Error>> {
+        // What is not final may still be needed to find out who is wrong.
+        if oldest <= self.head.horizon.height || oldest > self.head.final_height {
+            return Ok(Applied::default());
+        }
+        let Some(header) = view.header(oldest).map_err(ApplyError)? else { return Ok(Applied::default()) };
+        let open = self.groups.iter().map(|(_, group)| group.first_sequence()).min();
+        if open.is_some_and(|open| open < header.first_sequence) {
+            return Ok(Applied::default());
+        }
+        let (sequence, task_number) = (header.first_sequence, header.first_task_number);
+        self.head.horizon = Horizon { height: oldest, sequence, task_number };
+        let mut effects = Effects::default();
+        effects.horizon(self.head.horizon);
+        let last_forgotten = TaskNumber(task_number.0 - 1);
+        for (output, last) in self.progress.iter_mut().filter(|(_, last)| **last < last_forgotten) {
+            effects.gap(output, Gap { first: last.next(), last: last_forgotten });
+            effects.progress(output, last_forgotten);
+            *last = last_forgotten;
+        }
+        Ok(self.roll(effects))
+    }
+
+    fn apply_batch<V: History>(&mut self, view: &V, proposal: ProposedBatch) -> Result<Applied, ApplyError<V::Error>> {
         let ids: Vec<ContentId> = proposal.messages.iter().map(Message::content_id).collect();
         // The only fallible step comes first: from here on the ledger changes.
         let earlier = view.occurrences(&ids).map_err(ApplyError)?;
@@ -227,6 +377,10 @@ struct Building<'a> {
     groups: Vec<GroupChange>,
     /// Groups whose stored form is out of date.
     touched: BTreeMap<GroupKey, ()>,
+    /// Hash of the members who certify this batch.
+    members_before: Hash32,
+    /// The members from the next batch on, where they change.
+    next_set: Option<MemberSet>,
 }
 
 impl<'a> Building<'a> {
@@ -244,6 +398,8 @@ impl<'a> Building<'a> {
             fresh: BTreeMap::new(),
             groups: Vec::new(),
             touched: BTreeMap::new(),
+            members_before: ledger.members.hash(),
+            next_set: None,
             ledger,
         }
     }
@@ -268,10 +424,14 @@ impl<'a> Building<'a> {
             Ok(window_ms) => window_ms,
             Err(rejection) => return self.outcomes.push((id, Outcome::Rejected(rejection))),
         };
-        let before = self.fresh.get(&id).copied().or(before);
+        let kept = self.ledger.head.horizon.height;
+        let before = self.fresh.get(&id).copied().or(before).filter(|before| before.height >= kept);
         if let Some(first) = before.filter(|first| self.time_ms.0.saturating_sub(first.time_ms.0) < window_ms) {
-            let message_id = MessageId::of_occurrence(&id, first.count);
-            let outcome = Outcome::Duplicate { message_id, sequence: first.sequence, height: first.height };
+            let outcome = Outcome::Duplicate {
+                message_id: first.message_id(&id),
+                sequence: first.sequence,
+                height: first.height,
+            };
             return self.outcomes.push((id, outcome));
         }
         self.order(message, id, before);
@@ -280,14 +440,18 @@ impl<'a> Building<'a> {
     fn order(&mut self, message: Message, id: ContentId, before: Option<Occurrence>) {
         let sequence = self.ledger.head.next_sequence;
         self.ledger.head.next_sequence = sequence.next();
-        let count = before.map_or(1, |before| before.count + 1);
-        let occurrence = Occurrence { count, sequence, height: self.height, time_ms: self.time_ms };
-        let message_id = MessageId::of_occurrence(&id, count);
-        if let Some(before) = before {
-            // The occurrence record names the newest place only; older and repeated ids get an entry of their own.
-            if before.count == 1 {
-                self.effects.message_place(MessageId::of_occurrence(&id, 1), before.sequence);
-            }
+        let (count, since) = match before {
+            Some(before) => (before.count + 1, before.since),
+            None => (1, self.ledger.head.horizon.height),
+        };
+        let occurrence = Occurrence { count, since, sequence, height: self.height, time_ms: self.time_ms };
+        let message_id = occurrence.message_id(&id);
+        // The occurrence record names the newest place only, and it alone is found by the content id. Every other id
+        // gets an entry of its own.
+        if let Some(first) = before.filter(|before| before.message_id(&id).0 == id.0) {
+            self.effects.message_place(first.message_id(&id), first.sequence);
+        }
+        if message_id.0 != id.0 {
             self.effects.message_place(message_id, sequence);
         }
         self.effects.occurrence(id, occurrence);
@@ -362,7 +526,7 @@ impl<'a> Building<'a> {
 
     fn finish(mut self) -> Applied {
         let Self { ledger, .. } = self;
-        if self.messages.is_empty() && self.tasks.is_empty() {
+        if self.messages.is_empty() && self.tasks.is_empty() && self.next_set.is_none() {
             return Applied { outcomes: self.outcomes, ..Applied::default() };
         }
         for key in self.touched.keys() {
@@ -370,7 +534,7 @@ impl<'a> Building<'a> {
         }
         let effects = self.effects.roll(&ledger.head.effects);
         let header = BatchHeader {
-            rules_version: RULES_VERSION,
+            rules_version: ledger.head.rules_version,
             network: ledger.network,
             epoch: ledger.epoch,
             height: self.height,
@@ -382,16 +546,17 @@ impl<'a> Building<'a> {
             first_task_number: self.first_task_number,
             task_count: self.tasks.len() as u64,
             tasks_root: Batch::tasks_root(&self.tasks),
-            voters: ledger.voters,
+            members: self.members_before,
+            next_members: ledger.members.hash(),
             effects,
         };
         let hash: BatchHash = header.hash();
-        let batch = Batch { header, messages: self.messages, tasks: self.tasks };
+        let batch = Batch { header, messages: self.messages, tasks: self.tasks, next_set: self.next_set };
         ledger.head = Head { height: self.height, hash, time_ms: self.time_ms, effects, ..ledger.head.clone() };
         let mut writes = self.effects.writes;
         writes.push(Write::Batch(Box::new(batch)));
         writes.push(Write::Head(ledger.head.clone()));
-        Applied { outcomes: self.outcomes, writes, groups: self.groups }
+        Applied { outcomes: self.outcomes, writes, groups: self.groups, ..Applied::default() }
     }
 }
 

@@ -10,11 +10,17 @@ use proptest::prelude::*;
 use super::*;
 use crate::command::GroupClosing;
 
-#[derive(Default)]
-struct View(HashMap<ContentId, Occurrence>);
+#[path = "apply_tests/life.rs"]
+mod life;
 
-impl Occurrences for View {
+#[derive(Default)]
+struct View(HashMap<ContentId, Occurrence>, BTreeMap<Height, BatchHeader>);
+
+impl History for View {
     type Error = Infallible;
+    fn header(&self, height: Height) -> Result<Option<BatchHeader>, Infallible> {
+        Ok(self.1.get(&height).cloned())
+    }
     fn occurrences(&self, ids: &[ContentId]) -> Result<Vec<Option<Occurrence>>, Infallible> {
         Ok(ids.iter().map(|id| self.0.get(id).copied()).collect())
     }
@@ -33,12 +39,28 @@ fn params(group_messages_max: u64) -> NetworkParams {
     NetworkParams { allow_unknown_projects: true, default_project, ..NetworkParams::default() }
 }
 
+/// Three members, whose keys are 32 bytes of 1, 2 and 3, in the order of their public keys.
+fn genesis() -> lockstep_types::Genesis {
+    let member = |n: u8| lockstep_types::Member {
+        name: format!("node-{n}"),
+        public_key: format!("{:?}", key(n).public()),
+        incarnation: lockstep_types::Incarnation([n; 16]),
+        p2p: "/ip4/127.0.0.1/tcp/1".into(),
+        http: "http://127.0.0.1:1".into(),
+    };
+    lockstep_types::Genesis::new("test", (1..=3).map(member).collect(), NetworkParams::default()).unwrap()
+}
+
+fn key(n: u8) -> SigningKey {
+    SigningKey::from_bytes([n; 32]).unwrap()
+}
+
 fn parts(params: NetworkParams) -> LedgerParts {
     LedgerParts {
         network: NetworkId([7; 32]),
         epoch: Epoch(0),
         params,
-        voters: [1; 32],
+        members: Members::genesis(&genesis()).unwrap(),
         head: None,
         groups: Vec::new(),
         progress: BTreeMap::new(),
@@ -56,9 +78,13 @@ impl Node {
         for write in &applied.writes {
             match write {
                 Write::Occurrence(id, occurrence) => {
+                    assert_eq!(Occurrence::decode(&occurrence.encode()).unwrap(), *occurrence);
                     self.view.0.insert(*id, *occurrence);
                 }
-                Write::Batch(batch) => self.batches.push((**batch).clone()),
+                Write::Batch(batch) => {
+                    self.view.1.insert(batch.header.height, batch.header.clone());
+                    self.batches.push((**batch).clone());
+                }
                 Write::Group(key, Some(group)) => {
                     self.groups.insert(key.clone(), group.clone());
                 }
@@ -87,6 +113,7 @@ impl Node {
         let stored = LedgerParts {
             head: Some(self.ledger.head.clone()),
             groups: self.groups.clone().into_iter().collect(),
+            members: Members::decode(self.ledger.members.encode().into(), &self.ledger.network).unwrap(),
             progress: self.ledger.progress.clone(),
             ..parts(params)
         };

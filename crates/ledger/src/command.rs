@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_types::{
-    Address, DecodeError, Message, OutputName, ProjectId, Sequence, TaskNumber, TimeMs, VerifiedMessage, proto,
+    Address, Approval, Certificate, DecodeError, Height, Message, OutputName, ProjectId, Sequence, TaskNumber, TimeMs,
+    VerifiedMessage, proto,
 };
 use prost::Message as _;
 
@@ -18,6 +19,19 @@ pub const COMMAND_VERSION: u32 = 1;
 pub enum Command {
     /// Order these messages, close these groups.
     Batch(ProposedBatch),
+    /// The newest batches are final.
+    Certificate(Certificate),
+    /// A voter approves a change of membership.
+    Approval {
+        /// The leader's clock.
+        time_ms: TimeMs,
+        /// The approval.
+        approval: Box<Approval>,
+    },
+    /// Batches below this height are forgotten.
+    Horizon(Height),
+    /// Other rules of `apply` hold from the next entry on.
+    Rules(u32),
     /// An output has everything up to this task.
     OutputProgress {
         /// The output.
@@ -77,6 +91,27 @@ impl Command {
         }))
     }
 
+    /// Encodes a certificate.
+    pub fn encode_certificate(certificate: &Certificate) -> Bytes {
+        encode(proto::command::Kind::Certificate(certificate.to_proto()))
+    }
+
+    /// Encodes an approval.
+    pub fn encode_approval(time_ms: TimeMs, approval: &Approval) -> Bytes {
+        let approval = Some(approval.to_proto());
+        encode(proto::command::Kind::Approval(proto::TimedApproval { time_ms: time_ms.0, approval }))
+    }
+
+    /// Encodes a horizon.
+    pub fn encode_horizon(oldest: Height) -> Bytes {
+        encode(proto::command::Kind::Horizon(proto::Horizon { oldest_height: oldest.0 }))
+    }
+
+    /// Encodes a change of rules.
+    pub fn encode_rules(version: u32) -> Bytes {
+        encode(proto::command::Kind::Rules(proto::Rules { version }))
+    }
+
     /// Reads an entry's payload; messages share `bytes`' buffer.
     ///
     /// # Errors
@@ -88,12 +123,23 @@ impl Command {
         if command.version > COMMAND_VERSION {
             return Err(DecodeError::Newer { what: "log entry", found: command.version, known: COMMAND_VERSION });
         }
-        match command.kind.ok_or_else(|| bad("unknown kind"))? {
+        let newer = DecodeError::Newer { what: "log entry", found: COMMAND_VERSION + 1, known: COMMAND_VERSION };
+        // A kind that this program does not know: applying nothing would make this node differ from its peers.
+        match command.kind.ok_or(newer)? {
             proto::command::Kind::Batch(batch) => {
                 let messages = batch.messages.into_iter().map(Message::from_proto).collect::<Result<_, _>>()?;
                 let closings = batch.closings.into_iter().map(decode_closing).collect::<Result<_, _>>()?;
                 Ok(Self::Batch(ProposedBatch { time_ms: TimeMs(batch.time_ms), messages, closings }))
             }
+            proto::command::Kind::Certificate(certificate) => {
+                Ok(Self::Certificate(Certificate::from_proto(certificate)?))
+            }
+            proto::command::Kind::Approval(timed) => {
+                let approval = Approval::from_proto(timed.approval.ok_or_else(|| bad("the approval is missing"))?)?;
+                Ok(Self::Approval { time_ms: TimeMs(timed.time_ms), approval: Box::new(approval) })
+            }
+            proto::command::Kind::Horizon(horizon) => Ok(Self::Horizon(Height(horizon.oldest_height))),
+            proto::command::Kind::Rules(rules) => Ok(Self::Rules(rules.version)),
             proto::command::Kind::OutputProgress(progress) => Ok(Self::OutputProgress {
                 output: progress.output.parse().map_err(|_| bad("bad output name"))?,
                 task_number: TaskNumber(progress.task_number),

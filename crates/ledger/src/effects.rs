@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use lockstep_types::{
-    Address, Batch, BatchHash, ContentId, DecodeError, Height, MessageId, OutputName, Sequence, TaskId, TaskNumber,
-    TimeMs, keccak256, proto,
+    Address, Batch, BatchHash, Certificate, ContentId, DecodeError, Hash32, Height, MessageId, OutputName, Sequence,
+    TaskId, TaskNumber, TimeMs, keccak256, proto,
 };
 use prost::Message as _;
 
 use crate::groups::{GroupKey, OpenGroup};
+use crate::members::Members;
 
 const EFFECTS_DOMAIN: &[u8] = b"lockstep/effects/v1";
 /// Version of the stored [`Head`].
@@ -18,6 +19,8 @@ pub const HEAD_VERSION: u32 = 1;
 pub struct Occurrence {
     /// 1 for the first time, 2 for the second, …
     pub count: u64,
+    /// Oldest height that was kept when the count began: 0 if nothing had been forgotten yet.
+    pub since: Height,
     /// Its place in the order.
     pub sequence: Sequence,
     /// The batch it is in.
@@ -27,10 +30,15 @@ pub struct Occurrence {
 }
 
 impl Occurrence {
-    /// The stored record: four big-endian numbers.
-    pub fn encode(&self) -> [u8; 32] {
-        let mut out = [0; 32];
-        let numbers = [self.count, self.sequence.0, self.height.0, self.time_ms.0];
+    /// Id of the message at this place.
+    pub fn message_id(&self, content: &ContentId) -> MessageId {
+        MessageId::of_occurrence(content, self.count, self.since)
+    }
+
+    /// The stored record: five big-endian numbers. The height comes first, for the filter that drops old records.
+    pub fn encode(&self) -> [u8; 40] {
+        let mut out = [0; 40];
+        let numbers = [self.height.0, self.count, self.sequence.0, self.time_ms.0, self.since.0];
         for (place, number) in out.chunks_exact_mut(8).zip(numbers) {
             place.copy_from_slice(&number.to_be_bytes());
         }
@@ -39,19 +47,40 @@ impl Occurrence {
 
     /// Reads a stored record.
     pub fn decode(record: &[u8]) -> Result<Self, DecodeError> {
-        let record: &[u8; 32] = record.try_into().map_err(|_| DecodeError::malformed("occurrence", "not 32 bytes"))?;
+        let record: &[u8; 40] = record.try_into().map_err(|_| DecodeError::malformed("occurrence", "not 40 bytes"))?;
         let number = |at: usize| {
             let mut bytes = [0; 8];
             bytes.copy_from_slice(&record[at * 8..at * 8 + 8]);
             u64::from_be_bytes(bytes)
         };
         Ok(Self {
-            count: number(0),
-            sequence: Sequence(number(1)),
-            height: Height(number(2)),
+            height: Height(number(0)),
+            count: number(1),
+            sequence: Sequence(number(2)),
             time_ms: TimeMs(number(3)),
+            since: Height(number(4)),
         })
     }
+}
+
+/// The oldest batch that is kept. Zeros while everything is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Horizon {
+    /// Its height.
+    pub height: Height,
+    /// Its first message.
+    pub sequence: Sequence,
+    /// Its first task.
+    pub task_number: TaskNumber,
+}
+
+/// Tasks that an output never got, because they were forgotten first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The first of them.
+    pub first: TaskNumber,
+    /// The last of them.
+    pub last: TaskNumber,
 }
 
 /// The part of the state that every batch changes.
@@ -69,6 +98,12 @@ pub struct Head {
     pub next_task_number: TaskNumber,
     /// Rolling digest of all effects so far.
     pub effects: [u8; 32],
+    /// Rules of `apply` for the next entry.
+    pub rules_version: u32,
+    /// Height of the newest certificate: this batch and all before it are final.
+    pub final_height: Height,
+    /// What is kept.
+    pub horizon: Horizon,
 }
 
 impl Head {
@@ -81,6 +116,9 @@ impl Head {
             next_sequence: Sequence(1),
             next_task_number: first_task_number,
             effects: [0; 32],
+            rules_version: crate::apply::RULES_FIRST,
+            final_height: Height(0),
+            horizon: Horizon::default(),
         }
     }
 
@@ -99,6 +137,11 @@ impl Head {
             next_sequence: self.next_sequence.0,
             next_task_number: self.next_task_number.0,
             effects: Bytes::copy_from_slice(&self.effects),
+            rules_version: self.rules_version,
+            final_height: self.final_height.0,
+            oldest_height: self.horizon.height.0,
+            oldest_sequence: self.horizon.sequence.0,
+            oldest_task_number: self.horizon.task_number.0,
         }
         .encode_to_vec()
     }
@@ -116,6 +159,13 @@ impl Head {
             next_sequence: Sequence(head.next_sequence),
             next_task_number: TaskNumber(head.next_task_number),
             effects: head.effects[..].try_into().map_err(|_| DecodeError::malformed("head", "effects"))?,
+            rules_version: head.rules_version,
+            final_height: Height(head.final_height),
+            horizon: Horizon {
+                height: Height(head.oldest_height),
+                sequence: Sequence(head.oldest_sequence),
+                task_number: TaskNumber(head.oldest_task_number),
+            },
         })
     }
 }
@@ -135,6 +185,18 @@ pub enum Write {
     Group(GroupKey, Option<OpenGroup>),
     /// An output has everything up to this task.
     Progress(OutputName, TaskNumber),
+    /// Tasks that an output never got.
+    Gap(OutputName, Gap),
+    /// The members after a change of them.
+    Members(Box<Members>),
+    /// The certificate that made its height final. It is kept for ever where `boundary` is set: the member set
+    /// changes after that batch.
+    Certificate {
+        /// The certificate.
+        certificate: Certificate,
+        /// Whether the member set changes after its batch.
+        boundary: bool,
+    },
     /// A batch's record.
     Batch(Box<Batch>),
     /// The new head. Always the last write.
@@ -187,6 +249,29 @@ impl Effects {
         let name = output.as_str().as_bytes();
         self.tag(6, &[&(name.len() as u64).to_be_bytes(), name, &number.0.to_be_bytes()]);
         self.writes.push(Write::Progress(output.clone(), number));
+    }
+
+    /// A change of membership was counted, made or finished: `state` is a digest of the record.
+    pub fn members(&mut self, members: &Members) {
+        let state: Hash32 = keccak256(&[&members.encode()]);
+        self.tag(7, &[&state]);
+        self.writes.push(Write::Members(Box::new(members.clone())));
+    }
+
+    pub fn horizon(&mut self, horizon: Horizon) {
+        let numbers = [horizon.height.0, horizon.sequence.0, horizon.task_number.0].map(u64::to_be_bytes);
+        self.tag(8, &[numbers.as_flattened()]);
+    }
+
+    pub fn gap(&mut self, output: &OutputName, gap: Gap) {
+        let name = output.as_str().as_bytes();
+        let numbers = [gap.first.0, gap.last.0].map(u64::to_be_bytes);
+        self.tag(9, &[&(name.len() as u64).to_be_bytes(), name, numbers.as_flattened()]);
+        self.writes.push(Write::Gap(output.clone(), gap));
+    }
+
+    pub fn rules(&mut self, version: u32) {
+        self.tag(10, &[&version.to_be_bytes()]);
     }
 
     fn tag(&mut self, tag: u8, parts: &[&[u8]]) {

@@ -2,16 +2,21 @@
 //! follows from it ([`Ledger::apply`]).
 //!
 //! Nothing here knows of tokio, clocks, randomness or files: time is an argument, earlier state is read through the
-//! one-method port [`Occurrences`], and results come back as data ([`Applied`]) for the caller to store and announce.
+//! small port [`History`], and results come back as data ([`Applied`]) for the caller to store and announce.
 
 mod apply;
 mod command;
 mod effects;
 mod groups;
+mod members;
 mod pool;
 
-pub use apply::{Applied, ApplyError, Ledger, LedgerParts, Occurrences, Outcome, RULES_VERSION, Rejection};
+pub use apply::{Applied, ApplyError, History, Ledger, LedgerParts, Outcome, RULES_FIRST, RULES_NEWEST, Rejection};
 pub use command::{COMMAND_VERSION, Command, GroupClosing, ProposedBatch, encode_batch};
-pub use effects::{Head, Occurrence, Write};
+pub use effects::{Gap, Head, Horizon, Occurrence, Write};
 pub use groups::{GroupChange, GroupKey, OpenGroup};
+pub use members::{
+    ApprovalError, KnownMember, MEMBERS_MAX, Members, OpenProposal, PROPOSAL_LIFE_MS_MAX, PROPOSALS_MAX, Pending,
+    Target,
+};
 pub use pool::{Inserted, Pool, PoolLimits};

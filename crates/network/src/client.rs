@@ -17,13 +17,12 @@ use crate::metrics;
 
 /// Pause before a stream is opened again that ended before its `Hello`; twice as long each time.
 const REOPEN_PAUSE: Duration = Duration::from_millis(2);
-/// After a failed write the peer's refusal may be on its way already: how long to look for it.
-const REFUSAL_GRACE: Duration = Duration::from_millis(100);
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// The member is not connected, or not known: nothing was sent. Back off; the network dials it by itself.
+    /// The member is not connected, or not known, or this node is still starting: nothing was sent. Back off; the
+    /// network dials it by itself.
     #[error("node {0} is not connected")]
     Unreachable(NodeId),
     /// No answer in time; the request may have been carried out. Ask again, or elsewhere.
@@ -102,7 +101,7 @@ impl Client {
         if bytes > max {
             return Err(CallError::TooLarge { bytes, max });
         }
-        if !self.shared.connected(self.target) {
+        if !self.shared.connected(self.target) || self.shared.log.get().is_none() {
             self.stream = None;
             return Err(CallError::Unreachable(self.target));
         }
@@ -114,7 +113,7 @@ impl Client {
                 Some(stream) => stream,
                 None => self.open().await?,
             };
-            let answer = exchange(&mut stream, parts, max).await?;
+            let answer = frame::exchange(&mut stream, parts, max).await?;
             Ok((stream, answer))
         };
         match tokio::time::timeout(timeout, exchange).await {
@@ -152,32 +151,43 @@ impl Client {
     }
 
     async fn try_open(&mut self, peer: PeerId) -> Result<Stream, CallError> {
+        let log = self.shared.log.get().ok_or(CallError::Unreachable(self.target))?;
+        // Before the member is asked anything, so that its log cannot end below it unless something was lost.
+        let acknowledged = log.acknowledged(self.target);
         let protocol = self.shared.identity.protocol(self.channel);
         let mut stream = self.control.open_stream(peer, protocol).await.map_err(|error| match error {
             OpenStreamError::UnsupportedProtocol(protocol) => CallError::Refused(format!(
-                "node {} does not serve {protocol}: it is still starting, or belongs to another network",
+                "node {} does not serve {protocol} here: it is still starting, this node is not a member there, or it \
+                 belongs to another network",
                 self.target
             )),
             other => CallError::Closed(other.to_string()),
         })?;
-        let hello = Bytes::from(self.shared.identity.hello().encode_to_vec());
-        let answer = exchange(&mut stream, &[hello], HELLO_BYTES_MAX).await?;
-        let hello = proto::Hello::decode(answer).map_err(|error| CallError::Closed(error.to_string()))?;
+        let hello = frame::read(&mut stream, HELLO_BYTES_MAX).await?;
+        if let Err(reason) = self.check(&hello, acknowledged)? {
+            // It is told, because it may never ask us itself. The refusal is all that it gets, and it may be gone.
+            let _ = frame::refuse(&mut stream, &reason).await;
+            return Err(CallError::Refused(reason));
+        }
+        let own = Bytes::from(self.shared.identity.hello(log.last_index()).encode_to_vec());
+        match frame::exchange(&mut stream, &[own], 0).await {
+            Ok(_accepted) => {
+                self.shared.refusals.clear(self.target);
+                Ok(stream)
+            }
+            Err(FrameError::Refused(reason)) => {
+                self.shared.refused_by(self.target, &reason);
+                Err(CallError::Refused(reason))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What is wrong with the member's `Hello`.
+    fn check(&self, hello: &Bytes, acknowledged: u64) -> Result<Result<(), String>, CallError> {
+        let hello = proto::Hello::decode(&hello[..]).map_err(|error| CallError::Closed(error.to_string()))?;
         let directory = self.shared.directory.read();
         let member = directory.get(self.target).ok_or(CallError::Unreachable(self.target))?;
-        self.shared.identity.check(&hello, member).map_err(CallError::Refused)?;
-        Ok(stream)
+        Ok(self.shared.identity.check(&hello, member, acknowledged))
     }
-}
-
-/// Writes one frame and reads one. A peer that refuses a request stops reading it, so a failed write looks for the
-/// refusal before it is reported.
-async fn exchange(stream: &mut Stream, parts: &[Bytes], max: u64) -> Result<Bytes, FrameError> {
-    if let Err(error) = frame::write(stream, parts).await {
-        return match tokio::time::timeout(REFUSAL_GRACE, frame::read(stream, max)).await {
-            Ok(Err(refused @ FrameError::Refused(_))) => Err(refused),
-            _ => Err(error),
-        };
-    }
-    frame::read(stream, max).await
 }

@@ -1,11 +1,16 @@
 //! Which node has which key and store: written by the swarm task, read by streams.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use libp2p::PeerId;
 use lockstep_types::NodeId;
+use parking_lot::RwLock;
 
 use crate::options::Member;
+
+/// The directory as the swarm task, its behaviours and the streams share it. Only the swarm task writes to it.
+pub(crate) type SharedDirectory = Arc<RwLock<Directory>>;
 
 /// The other members, found by node id and by peer id. Each node id has one peer id and the other way round.
 #[derive(Debug, Default)]
@@ -29,6 +34,10 @@ impl Directory {
 
     pub fn by_peer(&self, peer: &PeerId) -> Option<&Member> {
         self.members.get(self.nodes.get(peer)?)
+    }
+
+    pub fn is_member(&self, peer: &PeerId) -> bool {
+        self.nodes.contains_key(peer)
     }
 
     /// Adds or replaces a member and returns those that it replaces: its former self, and another node with the

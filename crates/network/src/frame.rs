@@ -2,6 +2,7 @@
 //! whose bytes are its reason as text and after which the stream ends.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, FutureExt};
@@ -13,6 +14,9 @@ const REFUSAL_BIT: u32 = 1 << 31;
 const WRITE_CHUNK: usize = 16 << 10;
 /// First allocation for a frame's body; it doubles as bytes arrive, so that a length alone costs nothing.
 const READ_CHUNK: usize = 64 << 10;
+
+/// After a failed write the peer's refusal may be on its way already: how long to look for it.
+const REFUSAL_GRACE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FrameError {
@@ -105,6 +109,22 @@ pub(crate) async fn write<S: AsyncWrite + Unpin>(stream: &mut S, parts: &[Bytes]
 pub(crate) async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, reason: &str) -> Result<(), FrameError> {
     let reason = Bytes::copy_from_slice(&reason.as_bytes()[..reason.len().min(REFUSAL_BYTES_MAX as usize)]);
     write_with(stream, REFUSAL_BIT | reason.len() as u32, &[reason]).await
+}
+
+/// Writes one frame and reads one of at most `max` bytes. A peer that refuses a request stops reading it, so a failed
+/// write looks for the refusal before it is reported. Not cancel safe.
+pub(crate) async fn exchange<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    parts: &[Bytes],
+    max: u64,
+) -> Result<Bytes, FrameError> {
+    if let Err(error) = write(stream, parts).await {
+        return match tokio::time::timeout(REFUSAL_GRACE, read(stream, max)).await {
+            Ok(Err(refused @ FrameError::Refused(_))) => Err(refused),
+            _ => Err(error),
+        };
+    }
+    read(stream, max).await
 }
 
 async fn write_with<S: AsyncWrite + Unpin>(stream: &mut S, header: u32, parts: &[Bytes]) -> Result<(), FrameError> {

@@ -1,21 +1,24 @@
 //! The part of the network that the rest of the node holds.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use libp2p::PeerId;
 use lockstep_types::NodeId;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::client::Client;
-use crate::directory::Directory;
+use crate::directory::SharedDirectory;
 use crate::hello::{Channel, Identity};
-use crate::limits::COMPLAINT_INTERVAL;
+use crate::join::{self, JoinService};
+use crate::join_streams::Sink;
+use crate::limits::{COMPLAINT_INTERVAL, CONTROL_BYTES_MAX, JOIN_STREAMS_MAX, SNAPSHOT_BYTES_MAX};
+use crate::log_view::LogView;
 use crate::metrics;
 use crate::options::{Member, NetworkError, Peer};
 use crate::server::{self, ServeError, Service};
@@ -46,12 +49,19 @@ pub(crate) enum Command {
     Remove(NodeId),
 }
 
+/// Each member with the addresses at which it may be dialed.
+pub(crate) type KnownAddresses = Vec<(NodeId, Vec<String>)>;
+
 /// What streams share with the swarm task. Locks are held for look-ups only.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub identity: Identity,
-    pub directory: RwLock<Directory>,
+    pub directory: SharedDirectory,
+    pub log: OnceLock<Arc<dyn LogView>>,
+    pub refusals: Refusals,
     pub peers: watch::Sender<Arc<[PeerState]>>,
+    /// Written by the swarm task when it learns something.
+    pub addresses: Mutex<KnownAddresses>,
+    pub join: Sink,
     pub raft_bytes_max: u64,
     pub bundle_bytes_max: u64,
     pub gossip_bytes_max: u64,
@@ -66,11 +76,30 @@ impl Shared {
         match channel {
             Channel::Raft => self.raft_bytes_max,
             Channel::Bundle => self.bundle_bytes_max,
+            Channel::Control => CONTROL_BYTES_MAX,
+            Channel::Snapshot => SNAPSHOT_BYTES_MAX,
+        }
+    }
+
+    /// Takes note that a member refuses this node.
+    pub fn refused_by(&self, node: NodeId, reason: &str) {
+        if self.directory.read().get(node).is_some() {
+            self.refusals.0.lock().insert(node, reason.to_owned());
         }
     }
 
     pub fn connected(&self, node: NodeId) -> bool {
         self.peers.borrow().iter().any(|peer| peer.node == node && peer.connected)
+    }
+}
+
+/// Why members refuse this node: for each the last reason, until a stream between the two begins. Of members only.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals(Mutex<BTreeMap<NodeId, String>>);
+
+impl Refusals {
+    pub fn clear(&self, node: NodeId) {
+        self.0.lock().remove(&node);
     }
 }
 
@@ -121,6 +150,34 @@ impl Handle {
         Ok(())
     }
 
+    /// Answers requests to join, of strangers too, until the network stops.
+    pub fn serve_join<S: JoinService>(&self, service: S) -> Result<(), ServeError> {
+        let (sink, streams) = mpsc::channel(JOIN_STREAMS_MAX);
+        self.shared.join.set(sink).map_err(|_| ServeError::AlreadyServed("join"))?;
+        self.shared.tasks.spawn(join::accept(self.shared.clone(), streams, service));
+        Ok(())
+    }
+
+    /// Tells the network how to know how far logs reach; until then it neither opens nor takes streams. Set once: a
+    /// second one has no effect.
+    pub fn set_log_view(&self, log: Arc<dyn LogView>) {
+        let _ = self.shared.log.set(log);
+    }
+
+    /// The members that refuse this node as it is, by node id, each with its last reason: this node's store was lost
+    /// or restored from an older copy, or it is set up for another network. A member is left out once a stream
+    /// between the two began, and so is one that only could not take the stream.
+    pub fn refusals(&self) -> Vec<(NodeId, String)> {
+        self.shared.refusals.0.lock().iter().map(|(node, reason)| (*node, reason.clone())).collect()
+    }
+
+    /// Where each other member may be dialed, by node id, the best address first: what the member list, this node's
+    /// configuration and the members themselves say, and where they answered. To be kept on disk and given back as
+    /// [`Options::address_book`](crate::Options::address_book).
+    pub fn known_addresses(&self) -> Vec<(NodeId, Vec<String>)> {
+        self.shared.addresses.lock().clone()
+    }
+
     /// Gossips `bytes` to all members that can be reached. A hint: whatever keeps it from going out is counted
     /// (nobody connected, queue full, the same content within a minute, too large), and the caller has another way.
     pub fn publish(&self, bytes: Bytes) {
@@ -147,13 +204,13 @@ impl Handle {
     }
 
     /// Adds a member or changes it; a member with the same key under another node id is replaced. Where key or
-    /// incarnation differ from before, its connections are closed, so that every stream says `Hello` anew. Takes
-    /// effect shortly after it returns; waits while very many changes are under way.
+    /// incarnation differ from before, its connections are closed, so that every stream says `Hello` anew; so are
+    /// those that it opened as a stranger, so that it gets streams and gossip on the next ones. Takes effect shortly after it returns; waits while very many changes are under way.
     pub async fn set_member(&self, peer: Peer) -> Result<(), NetworkError> {
         Ok(self.commands.send(Command::Set(peer.try_into()?)).await.map_err(|_| StoppedError)?)
     }
 
-    /// Removes a member and closes its connections.
+    /// Removes a member and closes its connections. It is a stranger then.
     pub async fn remove_member(&self, node: NodeId) -> Result<(), StoppedError> {
         self.commands.send(Command::Remove(node)).await.map_err(|_| StoppedError)
     }

@@ -1,4 +1,8 @@
 //! Protocol ids, and the `Hello` with which both ends of a stream say who they are.
+//!
+//! The end that answers speaks first. So each end notes what the other has acknowledged *before* the other looks up
+//! where its own log ends, and an acknowledgement that is under way on another stream never makes a good log look too
+//! short.
 
 use bytes::Bytes;
 use libp2p::StreamProtocol;
@@ -6,8 +10,10 @@ use lockstep_types::{Epoch, Incarnation, NetworkId, NodeId, proto};
 
 use crate::options::Member;
 
-/// Version of the wire format that this program speaks.
-pub(crate) const WIRE_VERSION: u32 = 1;
+/// Version of streams between members and of their `Hello`.
+pub(crate) const WIRE_VERSION: u32 = 2;
+/// Protocol id of requests to join. Without the network's id, which a newcomer does not know yet.
+pub(crate) const JOIN_PROTOCOL: StreamProtocol = StreamProtocol::new("/lockstep/join/1");
 
 /// A kind of stream between members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,6 +22,10 @@ pub enum Channel {
     Raft,
     /// Bundles of device messages for the leader.
     Bundle,
+    /// What members tell each other beside the log: votes for certificates, marks, approvals.
+    Control,
+    /// Snapshots, in pieces.
+    Snapshot,
 }
 
 impl Channel {
@@ -24,6 +34,8 @@ impl Channel {
         match self {
             Self::Raft => "raft",
             Self::Bundle => "bundle",
+            Self::Control => "control",
+            Self::Snapshot => "snapshot",
         }
     }
 }
@@ -48,31 +60,38 @@ impl Identity {
 
     /// Protocol id of gossip; also the name of its one topic.
     pub fn gossip_protocol(&self) -> String {
-        format!("{}/gossip/{WIRE_VERSION}", self.prefix())
+        format!("{}/gossip/1", self.prefix())
     }
 
     /// What identify says for the protocol family, so that nodes of different networks notice.
     pub fn identify_protocol(&self) -> String {
-        format!("{}/id/{WIRE_VERSION}", self.prefix())
+        format!("{}/id/1", self.prefix())
+    }
+
+    /// Protocol id of Kademlia, through which members are found that moved.
+    pub fn kad_protocol(&self) -> StreamProtocol {
+        self.stream_protocol("kad/1")
     }
 
     fn stream_protocol(&self, rest: &str) -> StreamProtocol {
         StreamProtocol::try_from_owned(format!("{}/{rest}", self.prefix())).expect("a protocol id starts with a slash")
     }
 
-    pub fn hello(&self) -> proto::Hello {
+    /// What this node says of itself, with its log ending at `last_index`.
+    pub fn hello(&self, last_index: u64) -> proto::Hello {
         proto::Hello {
             version: WIRE_VERSION,
             network: Bytes::copy_from_slice(self.network.as_bytes()),
             epoch: self.epoch.0,
             node: self.node.0,
             incarnation: Bytes::copy_from_slice(self.incarnation.as_bytes()),
+            last_index,
         }
     }
 
-    /// Compares what a peer says with what is known of the member whose key its connection proved. The error is a
-    /// sentence that is sent to the peer and logged.
-    pub fn check(&self, hello: &proto::Hello, member: &Member) -> Result<(), String> {
+    /// Compares what a peer says with what is known of the member whose key its connection proved, and which has
+    /// acknowledged the log up to `acknowledged`. The error is a sentence that is sent to the peer and logged.
+    pub fn check(&self, hello: &proto::Hello, member: &Member, acknowledged: u64) -> Result<(), String> {
         if hello.version != WIRE_VERSION {
             return Err(format!("wire version {} is not spoken here, {WIRE_VERSION} is", hello.version));
         }
@@ -91,6 +110,13 @@ impl Identity {
                 member.node,
                 member.incarnation,
                 hex::encode(&hello.incarnation)
+            ));
+        }
+        if hello.last_index < acknowledged {
+            return Err(format!(
+                "node {}'s log ends at {}, but it acknowledged {acknowledged}: its disk was restored from an older copy; \
+                 join again under a new node id (`lockstep init --join` in a new home)",
+                member.node, hello.last_index
             ));
         }
         Ok(())
@@ -118,20 +144,21 @@ mod tests {
             address: None,
             incarnation: Incarnation([2; 16]),
         };
-        let good = identity(2).hello();
-        assert_eq!(identity(1).check(&good, &member), Ok(()));
+        let good = identity(2).hello(7);
+        assert_eq!(identity(1).check(&good, &member, 7), Ok(()));
         type Change = fn(&mut proto::Hello);
-        let changes: [(&str, Change); 5] = [
+        let changes: [(&str, Change); 6] = [
             ("version", |h| h.version += 1),
             ("network", |h| h.network = Bytes::from_static(&[2; 32])),
             ("epoch", |h| h.epoch += 1),
             ("node", |h| h.node += 1),
             ("incarnation", |h| h.incarnation.clear()),
+            ("node 2's log ends at 6, but it acknowledged 7", |h| h.last_index -= 1),
         ];
         for (word, change) in changes {
             let mut hello = good.clone();
             change(&mut hello);
-            assert!(identity(1).check(&hello, &member).is_err_and(|reason| reason.contains(word)), "{word}");
+            assert!(identity(1).check(&hello, &member, 7).is_err_and(|reason| reason.contains(word)), "{word}");
         }
     }
 }

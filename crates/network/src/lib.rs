@@ -15,24 +15,39 @@
 //! Consumers define the ports that they need over [`Client`] and [`Service`]; a simulated network stands behind the
 //! same ports, and nothing of libp2p appears in this crate's interface.
 
+mod addresses;
+mod ask;
 mod behaviour;
 mod client;
 mod directory;
+mod doors;
 mod frame;
 mod gossip;
 mod handle;
 mod hello;
+mod hints;
+mod join;
+mod join_streams;
+mod lifetime;
 pub mod limits;
 mod links;
+mod listen;
+mod log_view;
+mod lookup;
+mod members_only;
 pub mod metrics;
 mod network;
 mod options;
 mod server;
+mod transport;
 
+pub use ask::{AskError, ask};
 pub use client::{CallError, Client};
 pub use gossip::{GossipInbox, GossipMessage, GossipTicket};
 pub use handle::{Handle, PeerState, StoppedError};
 pub use hello::Channel;
+pub use join::JoinService;
+pub use log_view::LogView;
 pub use network::Network;
 pub use options::{NetworkError, Options, Peer, peer_id_of};
 pub use server::{ServeError, Service};

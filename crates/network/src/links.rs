@@ -1,7 +1,10 @@
-//! When to dial whom and which connection to give up: one link for each other member, with its connections and its
-//! back-off. Pure: time and randomness are arguments.
+//! When to dial whom and where, and which connection to give up: one link for each other member, with its addresses,
+//! its connections and its back-off. Pure: time and randomness are arguments.
+//!
+//! A member's addresses are dialed in rounds, one after the other, until one answers. After a round without success
+//! comes a pause, and the time to ask others where the member is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use libp2p::swarm::ConnectionId;
@@ -9,7 +12,8 @@ use libp2p::{Multiaddr, PeerId};
 use lockstep_types::NodeId;
 use tokio::time::Instant;
 
-use crate::limits::{REDIAL_MAX, REDIAL_MIN, SILENCE_MAX};
+use crate::addresses::{Addresses, Origin, is_loopback, usable};
+use crate::limits::{DIAL_STAGGER, REDIAL_MAX, REDIAL_MIN, SILENCE_MAX};
 use crate::options::Member;
 
 #[derive(Debug)]
@@ -25,13 +29,32 @@ struct Connection {
 pub(crate) struct Link {
     pub peer: PeerId,
     pub name: String,
-    address: Option<Multiaddr>,
+    pub addresses: Addresses,
     connections: Vec<Connection>,
-    dialing: Option<ConnectionId>,
+    /// What is left of this round.
+    round: VecDeque<Multiaddr>,
+    dialing: Vec<ConnectionId>,
     dial_at: Instant,
     pause: Duration,
     /// Round trip of the last ping.
     pub rtt: Option<Duration>,
+}
+
+/// What to do about a member that is not connected.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// Dial it there.
+    Dial(NodeId, PeerId, Multiaddr),
+    /// Nobody said where it is: ask.
+    Find(PeerId),
+}
+
+/// What a failed dial was.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Failed {
+    pub node: NodeId,
+    /// Set where it was the last of a round: time to ask where the member is.
+    pub find: Option<PeerId>,
 }
 
 impl Link {
@@ -39,9 +62,10 @@ impl Link {
         Self {
             peer: member.peer,
             name: member.name.clone(),
-            address: member.address.clone(),
+            addresses: Addresses::default(),
             connections: Vec::new(),
-            dialing: None,
+            round: VecDeque::new(),
+            dialing: Vec::new(),
             dial_at: now,
             pause: REDIAL_MIN,
             rtt: None,
@@ -57,9 +81,46 @@ impl Link {
         self.connections.last().map(|connection| &connection.remote)
     }
 
+    /// Where the other end of one connection is.
+    pub fn remote_of(&self, connection: ConnectionId) -> Option<&Multiaddr> {
+        self.connections.iter().find(|c| c.id == connection).map(|c| &c.remote)
+    }
+
     fn dial_due(&self) -> Option<Instant> {
-        let wanted = self.address.is_some() && self.dialing.is_none() && !self.connected();
+        // At the end of a round the dials that are still under way decide what is next.
+        let wanted = !self.connected() && (!self.round.is_empty() || self.dialing.is_empty());
         wanted.then_some(self.dial_at)
+    }
+
+    /// Starts a pause after a round; each is twice as long as the one before.
+    fn rest(&mut self, now: Instant, jitter: f64) {
+        self.dial_at = now + self.pause.mul_f64(jitter);
+        self.pause = (self.pause * 2).min(REDIAL_MAX);
+    }
+
+    /// Puts an address before the others and dials it at once.
+    fn dial_next(&mut self, address: Multiaddr, now: Instant) {
+        if !self.connected() {
+            self.round.retain(|other| *other != address);
+            self.round.push_front(address);
+            self.dial_at = now;
+        }
+    }
+
+    fn due(&mut self, node: NodeId, now: Instant) -> Due {
+        if self.round.is_empty() {
+            self.round.extend(self.addresses.iter().cloned());
+        }
+        match self.round.pop_front() {
+            Some(address) => {
+                self.dial_at = now + DIAL_STAGGER;
+                Due::Dial(node, self.peer, address)
+            }
+            None => {
+                self.rest(now, 1.0);
+                Due::Find(self.peer)
+            }
+        }
     }
 }
 
@@ -72,6 +133,10 @@ impl Links {
         self.0.iter().map(|(node, link)| (*node, link))
     }
 
+    pub fn get(&self, node: NodeId) -> Option<&Link> {
+        self.0.get(&node)
+    }
+
     /// Adds a member, or takes over its new name and address and dials it at once where it is not connected.
     pub fn set(&mut self, member: &Member, now: Instant) {
         let link = self.0.entry(member.node).or_insert_with(|| Link::new(member, now));
@@ -79,12 +144,37 @@ impl Links {
             *link = Link::new(member, now);
         }
         link.name.clone_from(&member.name);
-        link.address.clone_from(&member.address);
         (link.dial_at, link.pause) = (now, REDIAL_MIN);
+        if link.addresses.list(member.address.clone())
+            && let Some(address) = &member.address
+        {
+            link.dial_next(address.clone(), now);
+        }
     }
 
     pub fn remove(&mut self, node: NodeId) {
         self.0.remove(&node);
+    }
+
+    /// Takes note of addresses of a member, the best first, and dials new ones where it is not connected. True where
+    /// something was learned.
+    pub fn learn(&mut self, node: NodeId, addresses: Vec<Multiaddr>, origin: Origin, now: Instant) -> bool {
+        let loopback = self.on_one_machine();
+        let Some(link) = self.0.get_mut(&node) else { return false };
+        let (peer, mut learned) = (link.peer, false);
+        for address in addresses.into_iter().rev().filter_map(|address| usable(address, &peer, loopback)) {
+            if link.addresses.add(address.clone(), origin) {
+                learned = true;
+                link.dial_next(address, now);
+            }
+        }
+        learned
+    }
+
+    /// Whether any member is known to be at a loopback address.
+    fn on_one_machine(&self) -> bool {
+        let places = |link: &Link| link.addresses.listed().into_iter().chain(link.remote()).any(is_loopback);
+        self.0.values().any(places)
     }
 
     /// The earliest moment at which a dial is due or a connection has been silent for too long.
@@ -110,35 +200,41 @@ impl Links {
         }
     }
 
-    /// Members to dial now. Each counts as being dialed until [`Links::dial_failed`] or [`Links::opened`].
-    pub fn due(&mut self, now: Instant) -> Vec<(PeerId, Multiaddr, NodeId)> {
-        let due = self.0.iter().filter(|(_, link)| link.dial_due().is_some_and(|at| at <= now));
-        due.filter_map(|(node, link)| Some((link.peer, link.address.clone()?, *node))).collect()
+    /// What is to be done now. Each dial counts as under way once [`Links::dialing`] named it, and until
+    /// [`Links::dial_failed`] or [`Links::opened`].
+    pub fn due(&mut self, now: Instant) -> Vec<Due> {
+        let due = self.0.iter_mut().filter(|(_, link)| link.dial_due().is_some_and(|at| at <= now));
+        due.map(|(node, link)| link.due(*node, now)).collect()
     }
 
-    /// Notes that the dial of a member goes by this connection id.
+    /// Notes that a dial of a member goes by this connection id.
     pub fn dialing(&mut self, node: NodeId, connection: ConnectionId) {
         if let Some(link) = self.0.get_mut(&node) {
-            link.dialing = Some(connection);
+            link.dialing.push(connection);
         }
     }
 
-    /// Notes that one of our dials failed, and puts the next one off: twice as long as the last time, times
-    /// `jitter` from 0.5 to 1. Says which member it was for.
-    pub fn dial_failed(&mut self, connection: ConnectionId, now: Instant, jitter: f64) -> Option<NodeId> {
-        let (node, link) = self.0.iter_mut().find(|(_, link)| link.dialing == Some(connection))?;
-        link.dialing = None;
-        link.dial_at = now + link.pause.mul_f64(jitter);
-        link.pause = (link.pause * 2).min(REDIAL_MAX);
-        Some(*node)
+    /// Notes that one of our dials failed. The next address follows at once; after the last one comes a pause, times
+    /// `jitter` from 0.5 to 1.
+    pub fn dial_failed(&mut self, connection: ConnectionId, now: Instant, jitter: f64) -> Option<Failed> {
+        let (node, link) = self.0.iter_mut().find(|(_, link)| link.dialing.contains(&connection))?;
+        link.dialing.retain(|id| *id != connection);
+        let mut find = None;
+        if !link.round.is_empty() {
+            link.dial_at = now;
+        } else if link.dialing.is_empty() {
+            link.rest(now, jitter);
+            find = Some(link.peer);
+        }
+        Some(Failed { node: *node, find })
     }
 
     /// Notes a new connection. True where the member was not connected before.
     pub fn opened(&mut self, node: NodeId, connection: ConnectionId, remote: Multiaddr, now: Instant) -> bool {
         let Some(link) = self.0.get_mut(&node) else { return false };
-        if link.dialing == Some(connection) {
-            link.dialing = None;
-        }
+        // What becomes of other dials does not matter any more.
+        link.dialing.clear();
+        link.round.clear();
         link.pause = REDIAL_MIN;
         link.connections.push(Connection { id: connection, remote, heard: now });
         link.connections.len() == 1
@@ -164,6 +260,23 @@ mod tests {
 
     use super::*;
 
+    const NODE: NodeId = NodeId(2);
+
+    /// Dials what is due, in order.
+    fn dial(links: &mut Links, first_id: usize, now: Instant) -> Vec<String> {
+        let mut dialed = Vec::new();
+        for (id, due) in (first_id..).zip(links.due(now)) {
+            match due {
+                Due::Dial(node, _, address) => {
+                    links.dialing(node, ConnectionId::new_unchecked(id));
+                    dialed.push(address.to_string());
+                }
+                Due::Find(_) => dialed.push("find".into()),
+            }
+        }
+        dialed
+    }
+
     fn member(address: Option<&str>) -> Member {
         Member {
             node: NodeId(2),
@@ -180,11 +293,10 @@ mod tests {
         links.set(&member(Some("/ip4/127.0.0.1/tcp/1")), now);
         let mut pauses = Vec::new();
         for i in 0..8 {
-            assert_eq!(links.due(now).len(), 1);
-            let id = ConnectionId::new_unchecked(i);
-            links.dialing(NodeId(2), id);
+            assert_eq!(dial(&mut links, i, now), ["/ip4/127.0.0.1/tcp/1"]);
             assert!(links.due(now).is_empty(), "one dial at a time");
-            assert_eq!(links.dial_failed(id, now, 1.0), Some(NodeId(2)));
+            let failed = links.dial_failed(ConnectionId::new_unchecked(i), now, 1.0).unwrap();
+            assert!(failed.node == NODE && failed.find.is_some());
             let next = links.next_due().unwrap();
             pauses.push((next - now).as_millis());
             now = next;
@@ -216,9 +328,48 @@ mod tests {
     }
 
     #[test]
-    fn a_member_without_address_is_never_dialed() {
+    fn a_member_without_address_is_looked_up_in_growing_intervals() {
         let (mut links, now) = (Links::default(), Instant::now());
         links.set(&member(None), now);
-        assert_eq!(links.next_due(), None);
+        assert_eq!(dial(&mut links, 0, now), ["find"]);
+        assert_eq!(links.next_due(), Some(now + REDIAL_MIN));
+        assert_eq!(dial(&mut links, 0, now + REDIAL_MIN), ["find"]);
+        assert_eq!(links.next_due(), Some(now + REDIAL_MIN * 3));
+    }
+
+    #[test]
+    fn addresses_are_dialed_one_after_the_other_and_new_ones_at_once() {
+        let (mut links, now) = (Links::default(), Instant::now());
+        let [one, two, three] = [1, 2, 3].map(|port| format!("/ip4/127.0.0.1/tcp/{port}"));
+        links.set(&member(Some(&one)), now);
+        assert!(links.learn(NODE, vec![two.parse().unwrap()], Origin::Said, now));
+        assert_eq!(dial(&mut links, 1, now), [&*two], "the newest first");
+        assert_eq!(links.next_due(), Some(now + DIAL_STAGGER), "the next waits for it a while");
+        let failed = links.dial_failed(ConnectionId::new_unchecked(1), now, 1.0).unwrap();
+        assert_eq!(failed.find, None);
+        assert_eq!(dial(&mut links, 2, now), [&*one]);
+        assert_eq!(links.next_due(), None, "the round ends with its last dial");
+        assert!(links.dial_failed(ConnectionId::new_unchecked(2), now, 1.0).unwrap().find.is_some());
+        assert_eq!(links.next_due(), Some(now + REDIAL_MIN));
+        assert!(links.learn(NODE, vec![three.parse().unwrap()], Origin::Heard, now));
+        assert_eq!(dial(&mut links, 3, now), [&*three], "hearing of an address ends the pause");
+        assert!(!links.learn(NODE, vec![three.parse().unwrap()], Origin::Heard, now));
+        links.opened(NODE, ConnectionId::new_unchecked(3), Multiaddr::empty(), now);
+        assert!(links.learn(NODE, vec![three.parse().unwrap()], Origin::Proven, now));
+        links.closed(NODE, ConnectionId::new_unchecked(3), now);
+        assert_eq!(dial(&mut links, 4, now), [&*three], "where it answered last comes first");
+    }
+
+    #[test]
+    fn a_dial_without_an_answer_does_not_keep_the_next_address_waiting() {
+        let (mut links, now) = (Links::default(), Instant::now());
+        links.set(&member(Some("/ip4/10.0.0.1/tcp/1")), now);
+        links.learn(NODE, vec!["/ip4/10.0.0.2/tcp/1".parse().unwrap()], Origin::Said, now);
+        links.learn(NODE, vec!["/ip4/127.0.0.1/tcp/1".parse().unwrap()], Origin::Said, now);
+        assert_eq!(dial(&mut links, 1, now), ["/ip4/10.0.0.2/tcp/1"], "loopback is not taken from afar");
+        let later = now + DIAL_STAGGER;
+        assert_eq!(dial(&mut links, 2, later), ["/ip4/10.0.0.1/tcp/1"]);
+        assert!(links.dial_failed(ConnectionId::new_unchecked(2), later, 1.0).unwrap().find.is_none());
+        assert!(links.dial_failed(ConnectionId::new_unchecked(1), later, 1.0).unwrap().find.is_some());
     }
 }

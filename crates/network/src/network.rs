@@ -1,7 +1,6 @@
 //! The swarm task: connections, members and gossip. It never waits for anything but its next event.
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,32 +8,36 @@ use futures::StreamExt;
 use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
 use libp2p::gossipsub::PublishError;
-use libp2p::multiaddr::Protocol;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, gossipsub, identify, ping};
 use lockstep_types::NodeId;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::behaviour::{self, Behaviour, BehaviourEvent};
+use crate::addresses::{Origin, at_host_of};
+use crate::behaviour::{self, Behaviour, BehaviourEvent, Protocols, ProtocolsEvent};
 use crate::directory::Directory;
 use crate::gossip::{self, Deliveries, GossipInbox, Verdict};
-use crate::handle::{Command, Complaints, Handle, PeerState, Shared};
+use crate::handle::{Command, Complaints, Handle, PeerState, Refusals, Shared};
 use crate::hello::Identity;
-use crate::limits::{COMMANDS_MAX, CONNECT_TIMEOUT, PUBLISH_QUEUE_MAX};
-use crate::links::Links;
+use crate::hints::Hints;
+use crate::limits::{ADDRESSES_PER_MESSAGE_MAX, COMMANDS_MAX, CONNECT_TIMEOUT, PUBLISH_QUEUE_MAX};
+use crate::links::{Due, Links};
+use crate::listen::listen_addresses;
+use crate::lookup::Found;
 use crate::metrics;
-use crate::options::{Member, NetworkError, Options, multiaddr};
+use crate::options::{Member, NetworkError, Options, split_peer};
 
 /// The network before and while it runs. [`Network::run`] is its one task.
 pub struct Network {
     swarm: Swarm<Behaviour>,
     shared: Arc<Shared>,
     links: Links,
+    hints: Hints,
     topic: gossipsub::IdentTopic,
     deliveries: Deliveries,
     verdicts: mpsc::Receiver<Verdict>,
@@ -54,15 +57,22 @@ impl Network {
             incarnation: options.incarnation,
         };
         let addresses = listen_addresses(&options.listen)?;
+        let hints = Hints::new(&options)?;
         let peers: Vec<PeerId> = members.iter().map(|member| member.peer).collect();
-        let swarm = behaviour::swarm(&options, &identity, &peers)?;
+        let directory = Arc::new(RwLock::new(Directory::new(&members)));
+        let join = Arc::new(OnceLock::new());
+        let swarm = behaviour::swarm(&options, &identity, &peers, &directory, join.clone())?;
         let (inbox, deliveries, verdicts) = gossip::inbox(options.gossip_bytes_max);
         let (commands, commands_out) = mpsc::channel(COMMANDS_MAX);
         let (publish, publish_out) = mpsc::channel(PUBLISH_QUEUE_MAX);
         let topic = gossip::topic(&identity);
         let shared = Arc::new(Shared {
             identity,
-            directory: RwLock::new(Directory::new(&members)),
+            directory,
+            log: OnceLock::new(),
+            refusals: Refusals::default(),
+            addresses: Mutex::default(),
+            join,
             peers: watch::Sender::new(Arc::from([])),
             raft_bytes_max: options.raft_bytes_max,
             bundle_bytes_max: options.bundle_bytes_max,
@@ -71,23 +81,23 @@ impl Network {
             tasks: TaskTracker::new(),
             stopped: CancellationToken::new(),
         });
-        let mut links = Links::default();
-        for member in &members {
-            links.set(member, Instant::now());
-        }
         let mut network = Self {
             swarm,
             shared: shared.clone(),
-            links,
+            links: Links::default(),
+            hints,
             topic,
             deliveries,
             verdicts,
             commands: commands_out,
             publish: publish_out,
         };
+        for member in &members {
+            network.link(member);
+        }
         network.tell_peers();
         let listening = network.listen(addresses).await?;
-        let control = network.swarm.behaviour().streams.new_control();
+        let control = network.of_members().streams.new_control();
         let handle = Handle { shared, control, commands, publish, listening: listening.into() };
         Ok((network, handle, inbox))
     }
@@ -144,16 +154,34 @@ impl Network {
         shared.tasks.wait().await;
     }
 
+    fn of_members(&mut self) -> &mut Protocols {
+        self.swarm.behaviour_mut().of_members()
+    }
+
     fn dial_due(&mut self) {
-        for (peer, address, node) in self.links.due(Instant::now()) {
-            // A new port for each dial: one bound to the listening port would meet the peer's own dial half way.
-            let dial = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(vec![address]);
-            let dial = dial.allocate_new_port().build();
-            let connection = dial.connection_id();
-            self.links.dialing(node, connection);
-            if let Err(error) = self.swarm.dial(dial) {
-                self.dial_failed(connection, &error);
+        for due in self.links.due(Instant::now()) {
+            match due {
+                Due::Dial(node, peer, address) => self.dial(node, peer, address),
+                Due::Find(peer) => self.find(peer),
             }
+        }
+    }
+
+    fn dial(&mut self, node: NodeId, peer: PeerId, address: Multiaddr) {
+        // A new port for each dial: one bound to the listening port would meet the peer's own dial half way.
+        let dial = DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(vec![address]);
+        let dial = dial.allocate_new_port().build();
+        let connection = dial.connection_id();
+        self.links.dialing(node, connection);
+        if let Err(error) = self.swarm.dial(dial) {
+            self.dial_failed(connection, &error);
+        }
+    }
+
+    /// Asks the others where a member is.
+    fn find(&mut self, peer: PeerId) {
+        if self.links.iter().any(|(_, link)| link.connected()) {
+            self.of_members().lookup.find(peer);
         }
     }
 
@@ -174,14 +202,26 @@ impl Network {
     fn dial_failed(&mut self, connection: ConnectionId, error: &DialError) {
         // Behaviours also dial, without addresses; those failures say nothing.
         let jitter = rand::random_range(0.5..1.0);
-        let Some(node) = self.links.dial_failed(connection, Instant::now(), jitter) else { return };
+        let Some(failed) = self.links.dial_failed(connection, Instant::now(), jitter) else { return };
         metrics::connection("dial_failed");
+        let node = failed.node;
         match error {
-            DialError::WrongPeerId { obtained, address } if self.shared.complaints.due(*obtained, "wrong key") => {
-                tracing::warn!(%node, %address, %obtained, "another key answers at this member's address");
+            DialError::WrongPeerId { obtained, address } if self.is_listed(node, address) => {
+                if self.shared.complaints.due(*obtained, "wrong key") {
+                    tracing::warn!(%node, %address, %obtained, "another key answers at this member's address");
+                }
             }
             _ => tracing::debug!(%node, %error, "dial failed"),
         }
+        if let Some(peer) = failed.find {
+            self.find(peer);
+        }
+    }
+
+    /// Whether the member list, and not only hearsay, says that a member is there.
+    fn is_listed(&self, node: NodeId, address: &Multiaddr) -> bool {
+        let listed = self.links.get(node).and_then(|link| link.addresses.listed());
+        listed.is_some_and(|listed| split_peer(address.clone()).0 == *listed)
     }
 
     fn on_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
@@ -212,31 +252,82 @@ impl Network {
     }
 
     fn on_behaviour(&mut self, event: BehaviourEvent) {
+        let event = match event {
+            BehaviourEvent::Members(event) => event,
+            BehaviourEvent::Doors(never) | BehaviourEvent::Join(never) => match never {},
+        };
         match event {
-            BehaviourEvent::Ping(ping::Event { peer, connection, result }) => self.on_ping(peer, connection, result),
-            BehaviourEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
+            ProtocolsEvent::Ping(ping::Event { peer, connection, result }) => self.on_ping(peer, connection, result),
+            ProtocolsEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
                 let from = self.node_of(&propagation_source);
                 let refused = self.deliveries.deliver(message_id, propagation_source, from, message.data);
                 if let Some(verdict) = refused {
                     self.judge(verdict);
                 }
             }
-            BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
-                let own = self.shared.identity.identify_protocol();
-                if info.protocol_version != own && self.shared.complaints.due(peer_id, "other network") {
-                    let theirs = info.protocol_version;
-                    tracing::warn!(%peer_id, theirs, own, "a member's key speaks for another network");
+            ProtocolsEvent::Identify(identify::Event::Received { peer_id, connection_id, info }) => {
+                self.on_identified(peer_id, connection_id, info);
+            }
+            ProtocolsEvent::Lookup(Found { peer, addresses }) => {
+                if let Some(node) = self.node_of(&peer) {
+                    self.learn(node, addresses, Origin::Heard);
                 }
             }
             _ => {}
         }
     }
 
-    fn on_opened(&mut self, peer: PeerId, connection: ConnectionId, endpoint: ConnectedPoint) {
-        metrics::connection("opened");
+    /// A member said who it is and where it listens.
+    fn on_identified(&mut self, peer: PeerId, connection: ConnectionId, info: identify::Info) {
+        let own = self.shared.identity.identify_protocol();
+        if info.protocol_version != own {
+            if self.shared.complaints.due(peer, "other network") {
+                let theirs = info.protocol_version;
+                tracing::warn!(%peer, theirs, own, "a member's key speaks for another network");
+            }
+            return;
+        }
         let Some(node) = self.node_of(&peer) else { return };
+        let said = info.listen_addrs.into_iter().take(ADDRESSES_PER_MESSAGE_MAX);
+        let seen = self.links.get(node).and_then(|link| link.remote_of(connection)).cloned();
+        let mut addresses: Vec<Multiaddr> = Vec::new();
+        for said in said {
+            let way_in = seen.as_ref().and_then(|seen| at_host_of(seen, &split_peer(said.clone()).0));
+            addresses.extend(way_in.into_iter().chain([said]));
+        }
+        addresses.truncate(ADDRESSES_PER_MESSAGE_MAX);
+        self.learn(node, addresses, Origin::Said);
+    }
+
+    fn learn(&mut self, node: NodeId, addresses: Vec<Multiaddr>, origin: Origin) {
+        if self.links.learn(node, addresses, origin, Instant::now()) {
+            tracing::debug!(%node, ?origin, "learned addresses of a member");
+            self.tell_addresses(node);
+        }
+    }
+
+    /// Lets others, and the node's address book, know where a member is.
+    fn tell_addresses(&mut self, node: NodeId) {
+        if let Some(link) = self.links.get(node) {
+            let (peer, addresses) = (link.peer, link.addresses.to_tell().cloned().collect::<Vec<_>>());
+            self.of_members().lookup.tell(&peer, addresses);
+        }
+        let texts = |link: &crate::links::Link| link.addresses.to_tell().map(ToString::to_string).collect();
+        *self.shared.addresses.lock() = self.links.iter().map(|(node, link)| (node, texts(link))).collect();
+    }
+
+    fn on_opened(&mut self, peer: PeerId, connection: ConnectionId, endpoint: ConnectedPoint) {
+        let Some(node) = self.node_of(&peer) else {
+            metrics::connection("stranger");
+            tracing::debug!(%peer, remote = %endpoint.get_remote_address(), "a stranger connected");
+            return;
+        };
+        metrics::connection("opened");
         tracing::debug!(%node, remote = %endpoint.get_remote_address(), "connected");
         self.links.opened(node, connection, endpoint.get_remote_address().clone(), Instant::now());
+        if let ConnectedPoint::Dialer { address, .. } = endpoint {
+            self.learn(node, vec![address], Origin::Proven);
+        }
         self.tell_peers();
     }
 
@@ -287,21 +378,33 @@ impl Network {
                 self.part(&old);
             }
         }
-        self.swarm.behaviour_mut().allowed.allow_peer(member.peer);
-        self.swarm.behaviour_mut().gossip.add_explicit_peer(&member.peer);
-        self.links.set(&member, Instant::now());
+        self.swarm.behaviour_mut().doors.close_strange(member.peer);
+        self.of_members().gossip.add_explicit_peer(&member.peer);
+        self.link(&member);
     }
 
-    /// Forgets a member and closes its connections, also where it is allowed again before the swarm gets to it.
+    /// Begins to look after the connections to a member.
+    fn link(&mut self, member: &Member) {
+        let now = Instant::now();
+        self.links.set(member, now);
+        self.links.learn(member.node, self.hints.of(member), Origin::Said, now);
+        self.tell_addresses(member.node);
+    }
+
+    /// Forgets a member and closes its connections, also where it is a member again before the swarm gets to it.
     fn part(&mut self, member: &Member) {
         self.links.remove(member.node);
-        self.swarm.behaviour_mut().gossip.remove_explicit_peer(&member.peer);
-        self.swarm.behaviour_mut().allowed.disallow_peer(member.peer);
+        self.shared.refusals.clear(member.node);
+        let protocols = self.of_members();
+        protocols.gossip.remove_explicit_peer(&member.peer);
+        protocols.lookup.forget(&member.peer);
+        self.swarm.behaviour_mut().doors.close(member.peer);
+        self.tell_addresses(member.node);
     }
 
     fn publish(&mut self, bytes: Bytes) {
         let topic = self.topic.clone();
-        let result = match self.swarm.behaviour_mut().gossip.publish(topic, bytes) {
+        let result = match self.of_members().gossip.publish(topic, bytes) {
             Ok(_) => "sent",
             Err(PublishError::NoPeersSubscribedToTopic) => "no_peers",
             Err(PublishError::Duplicate) => "duplicate",
@@ -317,7 +420,7 @@ impl Network {
 
     fn judge(&mut self, verdict: Verdict) {
         let Verdict { message, from, acceptance } = verdict;
-        self.swarm.behaviour_mut().gossip.report_message_validation_result(&message, &from, acceptance);
+        self.of_members().gossip.report_message_validation_result(&message, &from, acceptance);
     }
 
     fn node_of(&self, peer: &PeerId) -> Option<NodeId> {
@@ -352,38 +455,5 @@ impl Drop for Network {
         self.shared.stopped.cancel();
         self.shared.tasks.close();
         self.shared.peers.send_replace(Arc::from([]));
-    }
-}
-
-/// Reads the addresses and makes sure that each port is free. libp2p would share a port with another process of the
-/// same user (SO_REUSEPORT), and each would get some of the connections.
-fn listen_addresses(listen: &[String]) -> Result<Vec<Multiaddr>, NetworkError> {
-    let mut addresses = Vec::new();
-    for text in listen {
-        let address = multiaddr(text, "the listening address")?;
-        if let Some(socket) = tcp_socket(&address) {
-            TcpListener::bind(socket).map_err(|error| NetworkError::Listen {
-                address: text.clone(),
-                reason: match error.kind() {
-                    std::io::ErrorKind::AddrInUse => format!("port {} is in use by another program", socket.port()),
-                    _ => error.to_string(),
-                },
-            })?;
-        }
-        addresses.push(address);
-    }
-    Ok(addresses)
-}
-
-fn tcp_socket(address: &Multiaddr) -> Option<SocketAddr> {
-    let mut parts = address.iter();
-    let ip: IpAddr = match parts.next()? {
-        Protocol::Ip4(ip) => ip.into(),
-        Protocol::Ip6(ip) => ip.into(),
-        _ => return None,
-    };
-    match parts.next()? {
-        Protocol::Tcp(port) if port != 0 => Some((ip, port).into()),
-        _ => None,
     }
 }

@@ -1,11 +1,12 @@
 //! What a node tells this crate at start, and what can be wrong with it.
 
 use libp2p::identity::{self, secp256k1};
+use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
 use lockstep_types::{Epoch, Incarnation, NetworkId, NodeId, PublicKey, SigningKey};
 
 use crate::handle::StoppedError;
-use crate::limits;
+use crate::limits::{self, BOOTSTRAP_MAX};
 
 /// Everything that [`Network::bind`](crate::Network::bind) needs.
 #[derive(Debug, Clone)]
@@ -24,6 +25,15 @@ pub struct Options {
     pub members: Vec<Peer>,
     /// Multiaddresses to listen on; may be empty for a node that only dials.
     pub listen: Vec<String>,
+    /// Multiaddresses at which others reach this node, where those that it listens on are not it (port mapping, a
+    /// proxy). Members are told these instead of the listening ones; empty: the listening ones.
+    pub advertise: Vec<String>,
+    /// Further addresses of members from the configuration, each ending in `/p2p/<peer id>`. Those of keys that are
+    /// not a member's are kept until they are.
+    pub bootstrap: Vec<String>,
+    /// What [`Handle::known_addresses`](crate::Handle::known_addresses) told before the last stop. What cannot be
+    /// read is left aside.
+    pub address_book: Vec<(NodeId, Vec<String>)>,
     /// Largest gossip message in bytes.
     pub gossip_bytes_max: u64,
     /// Largest frame on the raft channel in bytes, below 2 GiB.
@@ -43,6 +53,9 @@ impl Options {
             incarnation,
             members: Vec::new(),
             listen: Vec::new(),
+            advertise: Vec::new(),
+            bootstrap: Vec::new(),
+            address_book: Vec::new(),
             gossip_bytes_max: limits::GOSSIP_BYTES_MAX,
             raft_bytes_max: limits::RAFT_BYTES_MAX,
             bundle_bytes_max: limits::BUNDLE_BYTES_MAX,
@@ -97,6 +110,15 @@ pub(crate) fn peer_id(key: &PublicKey) -> PeerId {
     identity::PublicKey::from(key).to_peer_id()
 }
 
+/// The key in a peer id, which holds a secp256k1 key whole. `None` for other kinds of keys: nodes have none.
+pub(crate) fn public_key(peer: &PeerId) -> Option<PublicKey> {
+    const WHOLE: u64 = 0;
+    let hash = peer.as_ref();
+    let encoded = (hash.code() == WHOLE).then(|| hash.digest())?;
+    let key = identity::PublicKey::try_decode_protobuf(encoded).ok()?.try_into_secp256k1().ok()?;
+    PublicKey::from_sec1(&key.to_bytes()).ok()
+}
+
 pub(crate) fn keypair(key: &SigningKey) -> identity::Keypair {
     let secret = secp256k1::SecretKey::try_from_bytes(key.secret_bytes()).expect("SigningKey holds a valid scalar");
     secp256k1::Keypair::from(secret).into()
@@ -129,7 +151,39 @@ pub(crate) fn multiaddr(text: &str, whose: &str) -> Result<Multiaddr, NetworkErr
     })
 }
 
+/// Takes the peer id off the end of an address.
+pub(crate) fn split_peer(mut address: Multiaddr) -> (Multiaddr, Option<PeerId>) {
+    let peer = match address.iter().last() {
+        Some(Protocol::P2p(peer)) => {
+            address.pop();
+            Some(peer)
+        }
+        _ => None,
+    };
+    (address, peer)
+}
+
 impl Options {
+    /// The bootstrap addresses with their peers.
+    pub(crate) fn bootstrap(&self) -> Result<Vec<(PeerId, Multiaddr)>, NetworkError> {
+        if self.bootstrap.len() > BOOTSTRAP_MAX {
+            return Err(NetworkError::Options(format!("more than {BOOTSTRAP_MAX} bootstrap addresses")));
+        }
+        let read = |text: &String| {
+            let (address, peer) = split_peer(multiaddr(text, "a bootstrap address")?);
+            let peer = peer.ok_or_else(|| {
+                NetworkError::Options(format!("the bootstrap address {text} does not end in /p2p/ and a peer id"))
+            })?;
+            Ok((peer, address))
+        };
+        self.bootstrap.iter().map(read).collect()
+    }
+
+    /// The addresses that others are told, where they are not those to listen on.
+    pub(crate) fn advertised(&self) -> Result<Vec<Multiaddr>, NetworkError> {
+        self.advertise.iter().map(|text| Ok(split_peer(multiaddr(text, "the advertised address")?).0)).collect()
+    }
+
     /// The other members, checked against each other and against this node.
     pub(crate) fn others(&self) -> Result<Vec<Member>, NetworkError> {
         let own = peer_id(&self.key.public());
@@ -159,5 +213,18 @@ impl Options {
             }
         }
         Ok(others)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_id_gives_back_its_key_and_other_kinds_of_keys_give_none() {
+        let key = SigningKey::from_bytes([5; 32]).unwrap().public();
+        assert_eq!(public_key(&peer_id(&key)), Some(key));
+        assert_eq!(public_key(&identity::Keypair::generate_ed25519().public().to_peer_id()), None);
+        assert_eq!(public_key(&PeerId::random()), None);
     }
 }

@@ -112,12 +112,8 @@ async fn talk<S: Service>(
     mut stream: Stream,
     service: &S,
 ) -> Result<(), FrameError> {
-    let hello = in_time(HELLO_TIMEOUT, frame::read(&mut stream, HELLO_BYTES_MAX)).await?;
-    let member = match check(shared, peer, &hello) {
-        Ok(_) if !has_place => Err(format!("{INBOUND_STREAMS_PER_PEER_MAX} streams are open already")),
-        other => other,
-    };
-    let node = match member {
+    let greeting = in_time(HELLO_TIMEOUT, greet(shared, peer, has_place, &mut stream)).await?;
+    let node = match greeting {
         Ok(node) => node,
         Err(reason) => {
             if shared.complaints.due(peer, "refused by us") {
@@ -127,8 +123,9 @@ async fn talk<S: Service>(
             return in_time(HELLO_TIMEOUT, frame::refuse(&mut stream, &reason)).await;
         }
     };
-    let hello = Bytes::from(shared.identity.hello().encode_to_vec());
-    in_time(HELLO_TIMEOUT, frame::write(&mut stream, &[hello])).await?;
+    // An empty frame: accepted.
+    in_time(HELLO_TIMEOUT, frame::write(&mut stream, &[])).await?;
+    shared.refusals.clear(node);
     let max = shared.frame_max(channel);
     loop {
         let request = match frame::read(&mut stream, max).await {
@@ -139,6 +136,10 @@ async fn talk<S: Service>(
             }
             Err(error) => return Err(error),
         };
+        // A connection may take a while to close after its member was removed.
+        if shared.directory.read().by_peer(&peer).is_none_or(|member| member.node != node) {
+            return in_time(HELLO_TIMEOUT, frame::refuse(&mut stream, "not a member any more")).await;
+        }
         let answer = service.handle(node, request).await;
         let bytes = answer.len() as u64;
         if bytes > max {
@@ -150,12 +151,34 @@ async fn talk<S: Service>(
     }
 }
 
-fn check(shared: &Shared, peer: PeerId, hello: &Bytes) -> Result<NodeId, String> {
-    let hello = proto::Hello::decode(&hello[..]).map_err(|error| format!("not a Hello: {error}"))?;
-    let directory = shared.directory.read();
-    let member = directory.by_peer(&peer).ok_or("not a member")?;
-    shared.identity.check(&hello, member)?;
-    Ok(member.node)
+/// Says who we are, hears who the peer is, and tells which member that is, or why it is refused. What speaks against
+/// the stream and not against the member is said before our `Hello`: the peer takes no note of that.
+async fn greet(
+    shared: &Shared,
+    peer: PeerId,
+    has_place: bool,
+    stream: &mut Stream,
+) -> Result<Result<NodeId, String>, FrameError> {
+    if !has_place {
+        return Ok(Err(format!("{INBOUND_STREAMS_PER_PEER_MAX} streams are open already")));
+    }
+    let Some(log) = shared.log.get() else { return Ok(Err("this node is still starting".into())) };
+    let Some(member) = shared.directory.read().by_peer(&peer).cloned() else { return Ok(Err("not a member".into())) };
+    // Before our Hello, to which the peer's is the answer: its log cannot end below it unless something was lost.
+    let acknowledged = log.acknowledged(member.node);
+    let own = Bytes::from(shared.identity.hello(log.last_index()).encode_to_vec());
+    let hello = match frame::exchange(stream, &[own], HELLO_BYTES_MAX).await {
+        Err(FrameError::Refused(reason)) => {
+            shared.refused_by(member.node, &reason);
+            return Err(FrameError::Refused(reason));
+        }
+        other => other?,
+    };
+    let checked = match proto::Hello::decode(&hello[..]) {
+        Ok(hello) => shared.identity.check(&hello, &member, acknowledged),
+        Err(error) => Err(format!("not a Hello: {error}")),
+    };
+    Ok(checked.map(|()| member.node))
 }
 
 async fn in_time<T>(

@@ -4,39 +4,18 @@
 mod support;
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_network::Handle;
 use lockstep_types::NodeId;
-use support::{DEADLINE, Node, cluster, connected, options, peer};
+use support::{DEADLINE, Node, cluster, connected, options, peer, warm_up};
 
-/// Takes messages, each accepted, until one says `end`; counts how often each came.
-async fn collect(node: &mut Node, end: &[u8]) -> HashMap<Bytes, u32> {
-    let mut seen = HashMap::new();
-    loop {
+/// Takes messages, each accepted, until all of `wanted` came; counts how often each came in `seen`.
+async fn collect(node: &mut Node, wanted: &[Bytes], seen: &mut HashMap<Bytes, u32>) {
+    while !wanted.iter().all(|bytes| seen.contains_key(bytes)) {
         let message = tokio::time::timeout(DEADLINE, node.inbox.next()).await.expect("gossip arrives").unwrap();
         assert!(message.from.is_some());
         message.ticket.accept();
-        *seen.entry(message.bytes.clone()).or_default() += 1;
-        if message.bytes == end {
-            return seen;
-        }
-    }
-}
-
-/// Publishes fresh messages until each of `others` got one: subscriptions have arrived then.
-async fn warm_up(from: &Handle, others: &mut [Node]) {
-    for node in others {
-        let mut n = 0_u64;
-        loop {
-            n += 1;
-            from.publish(Bytes::from(format!("warm up {n} for {}", node.address())));
-            if let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(50), node.inbox.next()).await {
-                break;
-            }
-            assert!(n < 400, "no subscription arrived");
-        }
+        *seen.entry(message.bytes).or_default() += 1;
     }
 }
 
@@ -45,24 +24,30 @@ async fn gossip_reaches_all_others_once_each() {
     let mut nodes = cluster(4).await;
     let first = nodes[0].handle.clone();
     warm_up(&first, &mut nodes[1..]).await;
-    for i in 0..200_u32 {
-        let bytes = Bytes::from(format!("message {i}"));
-        first.publish(bytes.clone());
-        first.publish(bytes);
-        // A queue that overflows would be right to drop; this test is about delivery.
-        if i % 50 == 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
+    let mut seen = vec![HashMap::new(); 3];
+    // In portions: a queue that overflows would be right to drop, and this test is about delivery.
+    for portion in 0..4_u32 {
+        let messages: Vec<Bytes> = (0..50).map(|i| format!("message {portion}.{i}").into()).collect();
+        for bytes in &messages {
+            first.publish(bytes.clone());
+            first.publish(bytes.clone());
+        }
+        for (node, seen) in nodes[1..].iter_mut().zip(&mut seen) {
+            collect(node, &messages, seen).await;
         }
     }
-    // Every copy that others pass on has to arrive before the end does.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    first.publish(Bytes::from_static(b"end"));
-    for node in &mut nodes[1..] {
-        let seen = collect(node, b"end").await;
-        for i in 0..200_u32 {
-            assert_eq!(seen.get(format!("message {i}").as_bytes()), Some(&1), "message {i}");
-        }
-        assert!(seen.values().all(|times| *times == 1));
+    // Each node's last word follows the copies that it passed on.
+    let ends: Vec<Bytes> = (0..4).map(|n| format!("end of node {n}").into()).collect();
+    for (node, end) in nodes.iter().zip(&ends) {
+        node.handle.publish(end.clone());
+    }
+    for (n, (node, seen)) in (1..).zip(nodes[1..].iter_mut().zip(&mut seen)) {
+        let of_others: Vec<Bytes> =
+            ends.iter().enumerate().filter(|(e, _)| *e != n).map(|(_, end)| end.clone()).collect();
+        collect(node, &of_others, seen).await;
+        assert_eq!(seen.keys().filter(|bytes| bytes.starts_with(b"message")).count(), 200);
+        let repeated: Vec<_> = seen.iter().filter(|(_, times)| **times != 1).collect();
+        assert!(repeated.is_empty(), "{repeated:?}");
     }
 }
 
@@ -96,7 +81,8 @@ async fn only_what_is_accepted_is_passed_on() {
             _ => drop(message),
         }
     }
-    let seen = collect(&mut nodes[2], b"accepted").await;
+    let mut seen = HashMap::new();
+    collect(&mut nodes[2], &[Bytes::from_static(b"accepted")], &mut seen).await;
     assert!(bad.iter().all(|text| !seen.contains_key(*text)), "{seen:?}");
 }
 
@@ -114,8 +100,29 @@ async fn a_message_of_the_largest_size_passes() {
     let mut nodes = cluster(2).await;
     let first = nodes[0].handle.clone();
     warm_up(&first, &mut nodes[1..]).await;
-    let large = vec![9; 1 << 20];
-    first.publish(Bytes::from(large.clone()));
-    let seen = collect(&mut nodes[1], &large).await;
-    assert_eq!(seen.get(&large[..]), Some(&1));
+    let large = [Bytes::from(vec![9; 1 << 20])];
+    first.publish(large[0].clone());
+    collect(&mut nodes[1], &large, &mut HashMap::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn gossip_follows_members_that_come_go_and_come_back() {
+    let mut nodes = cluster(2).await;
+    let mut late = [Node::start(options(3)).await];
+    let first = nodes[0].handle.clone();
+    for round in 0..2 {
+        late[0].handle.set_member(peer(1, Some(nodes[0].address()))).await.unwrap();
+        nodes[0].handle.set_member(peer(3, None)).await.unwrap();
+        warm_up(&first, &mut late).await;
+        first.remove_member(NodeId(3)).await.unwrap();
+        connected(&first, 1).await;
+        let word = [Bytes::from(format!("round {round} is over"))];
+        first.publish(word[0].clone());
+        collect(&mut nodes[1], &word, &mut HashMap::new()).await;
+        late[0].handle.remove_member(NodeId(1)).await.unwrap();
+        connected(&late[0].handle, 0).await;
+        while let Some(Some(message)) = futures::FutureExt::now_or_never(late[0].inbox.next()) {
+            assert_ne!(message.bytes, word[0], "a removed member gets no gossip");
+        }
+    }
 }

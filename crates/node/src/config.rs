@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use lockstep_ledger::PoolLimits;
+use lockstep_consensus::CompactionOptions;
+use lockstep_ledger::{PoolLimits, RULES_FIRST, RULES_NEWEST};
 use lockstep_types::OutputName;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,9 @@ pub struct Config {
     /// Timing of consensus.
     #[serde(default)]
     pub raft: RaftConfig,
+    /// How far the network may be taken.
+    #[serde(default)]
+    pub upgrade: UpgradeConfig,
     /// Stores that this node feeds.
     #[serde(default, rename = "output", skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputConfig>,
@@ -101,7 +105,7 @@ impl Default for PoolConfig {
     }
 }
 
-/// Timing of consensus.
+/// Timing of consensus, and how long its log may get.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RaftConfig {
@@ -109,11 +113,44 @@ pub struct RaftConfig {
     pub election_timeout_ms: u64,
     /// How often a leader speaks when there is nothing to say.
     pub heartbeat_ms: u64,
+    /// Bytes of log entries since the last snapshot; with more, a snapshot is made and the log purged.
+    pub log_bytes_max: u64,
+    /// Log entries since the last snapshot; as `log_bytes_max`.
+    pub log_entries_max: u64,
+    /// Newest log entries that are kept although a snapshot contains them, at most half of `log_bytes_max`.
+    pub log_kept_entries: u64,
 }
 
 impl Default for RaftConfig {
     fn default() -> Self {
-        Self { election_timeout_ms: 700, heartbeat_ms: 200 }
+        let CompactionOptions { log_bytes_max, log_entries_max, log_kept_entries } = CompactionOptions::default();
+        Self { election_timeout_ms: 700, heartbeat_ms: 200, log_bytes_max, log_entries_max, log_kept_entries }
+    }
+}
+
+impl RaftConfig {
+    /// How long the log may get.
+    pub fn compaction(&self) -> CompactionOptions {
+        CompactionOptions {
+            log_bytes_max: self.log_bytes_max,
+            log_entries_max: self.log_entries_max,
+            log_kept_entries: self.log_kept_entries,
+        }
+    }
+}
+
+/// How far the network may be taken by new versions of the program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UpgradeConfig {
+    /// Newest rules of `apply` that this operator agrees to; they hold once every member agrees. Lower it to hold an
+    /// upgrade back.
+    pub rules_max: u32,
+}
+
+impl Default for UpgradeConfig {
+    fn default() -> Self {
+        Self { rules_max: RULES_NEWEST }
     }
 }
 
@@ -224,6 +261,12 @@ impl Config {
         if raft.heartbeat_ms == 0 || raft.election_timeout_ms < 3 * raft.heartbeat_ms {
             return Err(bad("election_timeout_ms must be at least three times heartbeat_ms".into()));
         }
+        if !(RULES_FIRST..=RULES_NEWEST).contains(&config.upgrade.rules_max) {
+            return Err(bad(format!("rules_max must be from {RULES_FIRST} to {RULES_NEWEST}")));
+        }
+        if raft.log_bytes_max == 0 || raft.log_entries_max == 0 {
+            return Err(bad("log_bytes_max and log_entries_max must be at least 1".into()));
+        }
         if config.pool.messages_max == 0 || config.pool.bytes_max == 0 || config.http.connections_max == 0 {
             return Err(bad("limits must be at least 1".into()));
         }
@@ -259,6 +302,7 @@ mod tests {
             p2p: P2pConfig::at("/ip4/127.0.0.1/tcp/9100".into()),
             pool: PoolConfig::default(),
             raft: RaftConfig::default(),
+            upgrade: UpgradeConfig::default(),
             outputs: vec![
                 OutputConfig {
                     name: "tasks".parse().unwrap(),

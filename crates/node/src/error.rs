@@ -23,6 +23,9 @@ pub enum NodeError {
     /// The HTTP interface cannot start.
     #[error(transparent)]
     Api(#[from] lockstep_api::ApiError),
+    /// The state cannot be read.
+    #[error(transparent)]
+    State(#[from] lockstep_consensus::ReadError),
     /// Consensus cannot start.
     #[error(transparent)]
     Consensus(#[from] ConsensusError),

@@ -6,6 +6,9 @@
 //! task.key       the key that tasks are signed with, hex (0600); operators of one network share it
 //! member.json    its public part, for the other operators
 //! genesis.json   the network
+//! join.json      where a newcomer asks to join
+//! admitted.json  the id that it got, and the members that it found
+//! admin.sock     where the operator's commands reach the running node
 //! store/         log and state
 //! ```
 
@@ -37,6 +40,37 @@ pub struct MemberOptions {
     pub node_key: Option<SigningKey>,
 }
 
+/// `join.json`: where a newcomer asks.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JoinFile {
+    /// Multiaddresses of members, as the operator gave them.
+    pub bootstrap: Vec<String>,
+}
+
+/// `admitted.json`: under which id a newcomer was admitted, and whom it found.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Admitted {
+    /// Its id.
+    pub node: NodeId,
+    /// Members at that time.
+    pub members: Vec<(NodeId, Member)>,
+}
+
+/// A home that waits to be admitted.
+#[derive(Debug, Clone)]
+pub struct Waiting {
+    /// Where to ask.
+    pub join: JoinFile,
+    /// Who asks.
+    pub member: Member,
+    /// Its key.
+    pub key: SigningKey,
+    /// The network.
+    pub genesis: Genesis,
+}
+
 /// A home that was read and found whole.
 #[derive(Debug)]
 pub struct Opened {
@@ -50,6 +84,8 @@ pub struct Opened {
     pub genesis: Genesis,
     /// This node's id in it.
     pub node: NodeId,
+    /// Members as this node found them when it joined; empty for a first member.
+    pub found: Vec<(NodeId, Member)>,
     /// Log and state.
     pub store: StoreHome,
 }
@@ -148,6 +184,62 @@ impl Home {
         Ok(member)
     }
 
+    /// Keeps what a newcomer needs until it is admitted.
+    ///
+    /// # Errors
+    /// If the files cannot be written, or are there.
+    pub fn install_join(&self, genesis: &Genesis, join: &JoinFile) -> Result<(), NodeError> {
+        let text = serde_json::to_string_pretty(join).map_err(|e| config_error(&self.path, e))?;
+        self.write_new("join.json", &(text + "\n"), 0o644)?;
+        self.write_new("genesis.json", &genesis.to_text()?, 0o644)
+    }
+
+    /// What a newcomer that is not admitted yet has to ask; `None` for a member.
+    ///
+    /// # Errors
+    /// If the files cannot be read.
+    pub fn waiting(&self) -> Result<Option<Waiting>, NodeError> {
+        if !self.file("join.json").exists() || self.file("admitted.json").exists() {
+            return Ok(None);
+        }
+        let join =
+            serde_json::from_str(&self.read("join.json")?).map_err(|e| config_error(&self.file("join.json"), e))?;
+        let member = self.member()?;
+        let genesis = Genesis::parse(&self.read("genesis.json")?)?;
+        Ok(Some(Waiting { join, member, key: self.read_key("node.key")?, genesis }))
+    }
+
+    /// This node's public part.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn member(&self) -> Result<Member, NodeError> {
+        let file = self.file("member.json");
+        serde_json::from_str(&self.read("member.json")?).map_err(|e| config_error(&file, e))
+    }
+
+    /// This node's key.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn node_key(&self) -> Result<SigningKey, NodeError> {
+        self.read_key("node.key")
+    }
+
+    /// Keeps the id under which a newcomer was admitted.
+    ///
+    /// # Errors
+    /// If the file cannot be written, or is there.
+    pub fn install_admission(&self, admitted: &Admitted) -> Result<(), NodeError> {
+        let text = serde_json::to_string_pretty(admitted).map_err(|e| config_error(&self.path, e))?;
+        self.write_new("admitted.json", &(text + "\n"), 0o644)
+    }
+
+    /// Where the operator's commands reach the running node.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.file("admin.sock")
+    }
+
     /// Puts a genesis into the home.
     ///
     /// # Errors
@@ -172,7 +264,10 @@ impl Home {
             let network = &genesis.network;
             config_error(
                 &self.path,
-                format!("the key in node.key ({}) is no member of network {network}", key.address()),
+                format!(
+                    "the key in node.key ({}) is no first member of network {network}; to join it, make a new home with `lockstep init --join ADDRESS`",
+                    key.address()
+                ),
             )
         })
     }
@@ -194,14 +289,25 @@ impl Home {
             return Err(config_error(&self.file("genesis.json"), hint));
         }
         let genesis = Genesis::parse(&self.read("genesis.json")?)?;
-        let (node, member) = self.member_of(&genesis, &node_key)?;
+        let admitted = self.file("admitted.json").exists().then(|| self.read("admitted.json")).transpose()?;
+        let (node, member, found) = match admitted {
+            Some(text) => {
+                let file = self.file("admitted.json");
+                let admitted: Admitted = serde_json::from_str(&text).map_err(|e| config_error(&file, e))?;
+                (admitted.node, self.member()?, admitted.members)
+            }
+            None => {
+                let (node, member) = self.member_of(&genesis, &node_key)?;
+                (node, member, Vec::new())
+            }
+        };
         let store = StoreHome::open(&self.file("store"))?;
         if store.incarnation() != member.incarnation {
             let reason = "the store is not the one that this member joined with; a member that lost its store must join under a new id";
             return Err(config_error(&self.file("store"), reason));
         }
         store.bind(&genesis.id()?)?;
-        Ok(Opened { config, node_key, task_key, genesis, node, store })
+        Ok(Opened { config, node_key, task_key, genesis, node, found, store })
     }
 }
 
@@ -231,6 +337,7 @@ mod tests {
             p2p: P2pConfig::at("/ip4/127.0.0.1/tcp/9100".into()),
             pool: PoolConfig::default(),
             raft: RaftConfig::default(),
+            upgrade: Default::default(),
             outputs: Vec::new(),
         }
     }
@@ -261,7 +368,7 @@ mod tests {
         let member = a.create(&config(), options("a"), None).unwrap();
         b.create(&config(), options("b"), None).unwrap();
         let genesis = Genesis::new("net", vec![member.clone()], NetworkParams::default()).unwrap();
-        assert!(b.install_genesis(&genesis).unwrap_err().to_string().contains("is no member"));
+        assert!(b.install_genesis(&genesis).unwrap_err().to_string().contains("is no first member"));
         a.install_genesis(&genesis).unwrap();
         a.open().unwrap();
 

@@ -1,4 +1,4 @@
-//! What comes from other members: bundles for the leader, gossip, and raft's own messages.
+//! What comes from other members: bundles for the leader, gossip, raft's own messages, and requests for the state.
 
 use bytes::Bytes;
 use lockstep_consensus::Consensus;
@@ -43,6 +43,17 @@ pub(crate) struct RaftService {
 impl Service for RaftService {
     async fn handle(&self, from: NodeId, request: Bytes) -> Bytes {
         self.consensus.serve(from, request).await
+    }
+}
+
+/// Answers requests for pieces of a copy of the state.
+pub(crate) struct SnapshotService {
+    pub consensus: Consensus,
+}
+
+impl Service for SnapshotService {
+    async fn handle(&self, from: NodeId, request: Bytes) -> Bytes {
+        self.consensus.serve_bulk(from, request).await
     }
 }
 

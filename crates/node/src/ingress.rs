@@ -9,9 +9,10 @@ use lockstep_consensus::StateStore;
 use lockstep_identity::DeviceRequest;
 use lockstep_ledger::{Outcome, Rejection};
 use lockstep_types::{NetworkParams, Sequence, TaskId};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::certify::Conflict;
 use crate::verify::{Job, Verifier};
 
 /// When a full pool or an election is worth another try.
@@ -24,11 +25,24 @@ pub struct Ingress {
     params: NetworkParams,
     hold: Duration,
     stopping: AtomicBool,
+    conflict: watch::Receiver<Option<Conflict>>,
 }
 
 impl Ingress {
-    pub(crate) fn new(verifier: Verifier, state: StateStore, params: NetworkParams, hold: Duration) -> Self {
-        Self { verifier, state, params, hold, stopping: AtomicBool::new(false) }
+    pub(crate) fn new(
+        verifier: Verifier,
+        state: StateStore,
+        params: NetworkParams,
+        hold: Duration,
+        conflict: watch::Receiver<Option<Conflict>>,
+    ) -> Self {
+        Self { verifier, state, params, hold, stopping: AtomicBool::new(false), conflict }
+    }
+
+    /// Why nothing is acknowledged any more, if a voter signed two batches at one height.
+    pub(crate) fn conflict(&self) -> Option<String> {
+        let conflict = self.conflict.borrow();
+        conflict.as_ref().map(|c| format!("node {} signed two batches at height {}", c.node, c.height))
     }
 
     /// From now on every new message is refused with [`SubmitError::Stopping`].
@@ -43,7 +57,7 @@ impl Ingress {
 
     /// What can be told without a signature check. `apply` checks all of it again, with the same rules.
     fn check(&self, request: &DeviceRequest) -> Result<(), SubmitError> {
-        if self.is_stopping() {
+        if self.is_stopping() || self.conflict.borrow().is_some() {
             return Err(SubmitError::Stopping);
         }
         if self.params.project(request.project_id).is_none() {

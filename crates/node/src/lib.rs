@@ -2,23 +2,33 @@
 //!
 //! One message passes [`Ingress`](ingress::Ingress) (authenticated on the [`verify`] pool), waits in the
 //! [`mempool`], goes to the leader with the [`forward`]er, is proposed by the [`proposer`], and is answered when the
-//! [`tracker`] sees it applied. The [`reader`] serves what is stored, the [`publish`] module feeds the outputs.
+//! [`tracker`] sees it applied. Voters [`certify`] batches, the leader [`steer`]s certificates and changes of
+//! membership, operators have their say by the [`operator`] module. The [`reader`] serves what is stored, the [`publish`] module feeds the outputs.
 //! [`Node`] starts them, in order, and stops them in the reverse of it.
 
+pub mod admin;
 mod bundle;
+mod certify;
+mod clock;
 pub mod config;
+mod control;
 mod error;
 mod forward;
 pub mod home;
 mod inbound;
 pub mod ingress;
+mod join;
 mod limits;
 mod mempool;
 mod metrics;
 mod node;
+mod operator;
+mod peers;
 mod proposer;
 mod publish;
 mod reader;
+mod retention;
+mod steer;
 mod supervisor;
 mod tracker;
 mod transport;
@@ -27,5 +37,6 @@ mod verify;
 pub use config::Config;
 pub use error::NodeError;
 pub use home::Home;
+pub use join::{JoinAnswer, JoinError, ask_to_join, wait_for_admission};
 pub use lockstep_network::peer_id_of;
 pub use node::Node;

@@ -37,3 +37,23 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 pub const VERIFY_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for a successor to take over the lead at shutdown.
 pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often the leader asks for a certificate while there is something to certify.
+pub const CERTIFY_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a voter waits until it has applied and checked the batch that it is to sign.
+pub const CERTIFY_WAIT: Duration = Duration::from_millis(1_000);
+/// Messages whose evidence is known from when they came in, times two.
+pub const EVIDENCE_KNOWN_MAX: usize = 16_384;
+/// How often the leader looks after members, marks and rules.
+pub const DUTIES_INTERVAL: Duration = Duration::from_millis(1_000);
+/// How often it is looked whether something may be forgotten.
+pub const RETENTION_INTERVAL: Duration = Duration::from_secs(5);
+/// Time for a member to answer on the control channel.
+pub const CONTROL_TIMEOUT: Duration = Duration::from_millis(2_000);
+/// Time for an approval to be committed.
+pub const APPROVAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// A newcomer that has not asked again for this long is forgotten.
+pub const JOIN_REQUEST_LIFE: Duration = Duration::from_secs(3_600);
+/// Most newcomers that are remembered at a time.
+pub const JOIN_REQUESTS_MAX: usize = 16;
+/// An observer that is behind by more log entries than this is not promoted, and a voter that is does not count as able.
+pub const PROMOTE_LAG_MAX: u64 = 1_000;

@@ -1,5 +1,6 @@
 //! Names of the node's metrics. Never labelled by message or device.
 
+use lockstep_consensus::{LogFigures, SnapshotProgress};
 use metrics::{counter, gauge, histogram};
 
 const ORDERED: &str = "lockstep_messages_ordered_total";
@@ -13,9 +14,19 @@ const SEQUENCE: &str = "lockstep_head_sequence";
 const LEADER: &str = "lockstep_is_leader";
 const TERM: &str = "lockstep_raft_term";
 const OUTPUT_LAG: &str = "lockstep_output_lag_batches";
+const OUTPUT_GAPS: &str = "lockstep_output_missing_tasks";
 const PROPOSAL_SECONDS: &str = "lockstep_proposal_seconds";
 const PROPOSAL_MESSAGES: &str = "lockstep_proposal_messages";
+const LOG_BYTES: &str = "lockstep_log_bytes";
+const LOG_ENTRIES: &str = "lockstep_log_entries";
+const LOG_PURGED: &str = "lockstep_log_purged_index";
+const LOG_SNAPSHOT: &str = "lockstep_log_snapshot_index";
+const TRANSFER_BYTES: &str = "lockstep_state_transfer_bytes";
+const TRANSFER_TOTAL: &str = "lockstep_state_transfer_total_bytes";
 const BUNDLES: &str = "lockstep_bundles_total";
+const FINAL: &str = "lockstep_final_height";
+const CERTIFY_SECONDS: &str = "lockstep_certify_seconds";
+const DISAGREEMENTS: &str = "lockstep_certificate_disagreements_total";
 
 pub(crate) fn applied(ordered: u64, duplicate: u64, rejected: u64, batches: u64, tasks: u64) {
     counter!(ORDERED).increment(ordered);
@@ -34,12 +45,42 @@ pub(crate) fn bundle(way: &'static str) {
     counter!(BUNDLES, "way" => way).increment(1);
 }
 
+pub(crate) fn certified(seconds: f64) {
+    histogram!(CERTIFY_SECONDS).record(seconds);
+}
+
+pub(crate) fn disagreement() {
+    counter!(DISAGREEMENTS).increment(1);
+}
+
+pub(crate) fn final_height(height: u64) {
+    gauge!(FINAL).set(height as f64);
+}
+
 pub(crate) fn snapshot(pool: usize, height: u64, sequence: u64, is_leader: bool, term: u64) {
     gauge!(POOL).set(pool as f64);
     gauge!(HEAD).set(height as f64);
     gauge!(SEQUENCE).set(sequence as f64);
     gauge!(LEADER).set(f64::from(u8::from(is_leader)));
     gauge!(TERM).set(term as f64);
+}
+
+pub(crate) fn output_gaps(output: &str, tasks: u64) {
+    gauge!(OUTPUT_GAPS, "output" => output.to_owned()).set(tasks as f64);
+}
+
+pub(crate) fn log(figures: &LogFigures) {
+    gauge!(LOG_BYTES).set(figures.bytes as f64);
+    gauge!(LOG_ENTRIES).set(figures.entries as f64);
+    gauge!(LOG_PURGED).set(figures.purged as f64);
+    gauge!(LOG_SNAPSHOT).set(figures.snapshot as f64);
+}
+
+/// How far a copy of the state is that this node fetches; zeros where it does not.
+pub(crate) fn state_transfer(progress: Option<&SnapshotProgress>) {
+    let (done, total) = progress.map_or((0, 0), |progress| (progress.bytes_done, progress.bytes_total));
+    gauge!(TRANSFER_BYTES).set(done as f64);
+    gauge!(TRANSFER_TOTAL).set(total as f64);
 }
 
 pub(crate) fn output_lag(output: &str, lag: u64) {

@@ -1,33 +1,40 @@
 //! Starting and stopping a node.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockstep_api::{Bound, Options as ApiOptions, Ports, Server};
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
+use lockstep_ledger::Members;
 use lockstep_network::{Channel, GossipInbox, Handle, Network, Options as NetworkOptions, Peer};
 use lockstep_outputs::{Options as PublisherOptions, Owner, ProgressSink, Publisher, TaskSigner};
-use lockstep_types::{Address, Epoch, Genesis, NodeId};
+use lockstep_types::{Epoch, Member, NodeId};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin;
+use crate::certify::{Certifier, CertifierParts, Conflict, KnownEvidence};
 use crate::config::Scope;
+use crate::control::ControlService;
 use crate::error::NodeError;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::home::{Home, Opened};
-use crate::inbound::{BundleService, RaftService, run_gossip_inbox};
+use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
 use crate::ingress::Ingress;
 use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
 use crate::mempool::Mempool;
+use crate::operator::{Operator, OperatorParts};
+use crate::peers;
 use crate::proposer::Proposer;
 use crate::publish::{self, LogSink, NoSink, RunningOutput, StateSource};
 use crate::reader::Reader;
+use crate::retention::Retention;
+use crate::steer::Steward;
 use crate::supervisor::Supervisor;
 use crate::tracker::Tracker;
-use crate::transport::NetworkTransport;
+use crate::transport::{LogPositions, NetworkTransport};
 use crate::verify::{Verifier, VerifierParts};
 
 /// File descriptors that a node would like: sockets of devices, and files of the stores.
@@ -39,6 +46,8 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// A node that is up. [`Node::run`] keeps it so.
 pub struct Node {
+    node: NodeId,
+    members: watch::Receiver<Arc<Members>>,
     supervisor: Supervisor,
     consensus: Consensus,
     network: Handle,
@@ -61,6 +70,9 @@ struct Parts {
     network: Handle,
     consensus: Consensus,
     ingress: Arc<Ingress>,
+    certifier: Certifier,
+    operator: Operator,
+    conflict: watch::Sender<Option<Conflict>>,
 }
 
 /// Raises the soft limit on open files to what the node would like, within the hard limit.
@@ -95,8 +107,10 @@ fn prometheus() -> Result<PrometheusHandle, NodeError> {
     Ok(HANDLE.get_or_init(|| handle).clone())
 }
 
-fn members(genesis: &Genesis) -> Result<Vec<Peer>, NodeError> {
-    let peer = |(node, member): (NodeId, &lockstep_types::Member)| {
+/// Whom this node can reach at first: the members of its own state, or those that it found when it joined, or those of
+/// the genesis. What the log says later counts.
+fn first_peers(opened: &Opened, stored: Option<&Members>) -> Result<Vec<Peer>, NodeError> {
+    let peer = |(node, member): (NodeId, &Member)| -> Result<Peer, NodeError> {
         Ok(Peer {
             node,
             name: member.name.clone(),
@@ -105,14 +119,18 @@ fn members(genesis: &Genesis) -> Result<Vec<Peer>, NodeError> {
             incarnation: member.incarnation,
         })
     };
-    genesis.nodes().map(peer).collect()
+    match stored {
+        Some(members) => Ok(peers::peers(members).into_values().collect()),
+        None if opened.found.is_empty() => opened.genesis.nodes().map(peer).collect(),
+        None => opened.found.iter().map(|(node, member)| peer((*node, member))).collect(),
+    }
 }
 
-async fn bind_network(opened: &Opened) -> Result<(Network, Handle, GossipInbox), NodeError> {
+async fn bind_network(opened: &Opened, peers: Vec<Peer>) -> Result<(Network, Handle, GossipInbox), NodeError> {
     let network = opened.genesis.id()?;
     let incarnation = opened.store.incarnation();
     let mut options = NetworkOptions::new(opened.node_key.clone(), network, Epoch(0), opened.node, incarnation);
-    options.members = members(&opened.genesis)?;
+    options.members = peers;
     options.listen = opened.config.p2p.listen.clone();
     Ok(Network::bind(options).await?)
 }
@@ -131,15 +149,20 @@ impl Node {
     pub async fn start(home: &Home) -> Result<Self, NodeError> {
         raise_file_limit();
         let opened = home.open()?;
+        let state = StateStore::open(&opened.store)?;
+        let stored = state.members(&opened.genesis.id()?)?;
         let prometheus = prometheus()?;
         let bound = bind_api(&opened)?;
-        let (network, handle, inbox) = bind_network(&opened).await?;
+        let (network, handle, inbox) = bind_network(&opened, first_peers(&opened, stored.as_ref())?).await?;
         let mut supervisor = Supervisor::new();
         // The network ends last: consensus needs it to hand over.
         supervisor.spawn("the network", network.run(supervisor.token()));
-        let parts = Self::start_parts(home, opened, handle).await?;
+        let members = stored.map_or_else(|| Members::genesis(&opened.genesis), Ok)?;
+        let admin = admin::bind(&home.admin_socket())?;
+        let parts = Self::start_parts(home, opened, handle, state, members).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
-        parts.start_tasks(&mut supervisor, inbox);
+        parts.start_tasks(&mut supervisor, inbox, &outputs);
+        supervisor.spawn("administration", admin::run_admin(admin, parts.operator.clone(), supervisor.token()));
         let http = bound.local_addr();
         let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
         supervisor.spawn("metrics", run_upkeep(upkeep, supervisor.token()));
@@ -147,16 +170,21 @@ impl Node {
         let ports = Ports { submit: parts.ingress.clone(), read: Arc::new(reader) };
         let api = tokio::spawn(bound.run(ports, api_stop.clone()));
         tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
+        let (node, members) = (parts.opened.node, parts.tracker.members());
         let Parts { consensus, network, ingress, verify_threads, .. } = parts;
-        Ok(Self { supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
+        Ok(Self { node, members, supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
     }
 
-    async fn start_parts(home: &Home, opened: Opened, network: Handle) -> Result<Parts, NodeError> {
-        let state = StateStore::open(&opened.store)?;
+    async fn start_parts(
+        home: &Home,
+        opened: Opened,
+        network: Handle,
+        state: StateStore,
+        members: Members,
+    ) -> Result<Parts, NodeError> {
         let mempool = Mempool::new(opened.node, opened.config.pool_limits());
-        let tracker = Arc::new(Tracker::new(mempool.clone()));
-        let addresses: Result<BTreeSet<Address>, NodeError> =
-            opened.genesis.members.iter().map(|member| Ok(member.key()?.address())).collect();
+        let tracker = Arc::new(Tracker::new(mempool.clone(), state.clone(), members));
+        let known = Arc::new(KnownEvidence::default());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if opened.config.pool.verify_threads == 0 { cores } else { opened.config.pool.verify_threads };
         let (verifier, verify_threads) = Verifier::spawn(
@@ -166,7 +194,8 @@ impl Node {
                 mempool: mempool.clone(),
                 state: state.clone(),
                 node_key: opened.node_key.clone(),
-                members: addresses?,
+                members: tracker.members(),
+                known: known.clone(),
                 params: opened.genesis.params.clone(),
             },
         )?;
@@ -177,16 +206,52 @@ impl Node {
                 store: opened.store.clone(),
                 election_timeout_ms: opened.config.raft.election_timeout_ms,
                 heartbeat_ms: opened.config.raft.heartbeat_ms,
+                compaction: opened.config.raft.compaction(),
             },
             Arc::new(NetworkTransport(network.clone())),
             state.clone(),
             tracker.clone(),
         )
         .await?;
+        network.set_log_view(Arc::new(LogPositions(consensus.positions())));
         let hold = Duration::from_millis(opened.config.http.hold_ms);
-        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), opened.genesis.params.clone(), hold));
+        let conflict = watch::Sender::new(None);
+        let params = opened.genesis.params.clone();
+        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), params, hold, conflict.subscribe()));
+        let certifier = Certifier::new(CertifierParts {
+            node: opened.node,
+            epoch: Epoch(0),
+            key: opened.node_key.clone(),
+            state: state.clone(),
+            tracker: tracker.clone(),
+            pledges: consensus.pledges().clone(),
+            known,
+        });
+        let operator = Operator::new(OperatorParts {
+            node: opened.node,
+            genesis: opened.genesis.clone(),
+            network_id: opened.genesis.id()?,
+            epoch: Epoch(0),
+            consensus: consensus.clone(),
+            network: network.clone(),
+            tracker: tracker.clone(),
+        });
         let home = home.clone();
-        Ok(Parts { opened, home, state, mempool, tracker, verifier, verify_threads, network, consensus, ingress })
+        Ok(Parts {
+            opened,
+            home,
+            state,
+            mempool,
+            tracker,
+            verifier,
+            verify_threads,
+            network,
+            consensus,
+            ingress,
+            certifier,
+            operator,
+            conflict,
+        })
     }
 
     /// Where HTTP is served.
@@ -201,8 +266,13 @@ impl Node {
     /// If a part without which the node cannot go on has failed.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), NodeError> {
         let mut status = self.consensus.status();
+        let ingress = self.ingress.clone();
+        let departed = peers::departed(self.node, self.members.clone(), self.network.clone(), move || ingress.stop());
         let mut result = tokio::select! {
             () = stop.cancelled() => Ok(()),
+            () = departed => Err(NodeError::Config(
+                "this node was removed from the network; its home can be put away. To come back, join with a new home (`lockstep init --join`)".into(),
+            )),
             reason = stopped(&mut status) => Err(NodeError::Stopped { part: "consensus", reason }),
             error = self.supervisor.ended() => Err(error),
         };
@@ -270,13 +340,58 @@ async fn run_upkeep(handle: PrometheusHandle, stop: CancellationToken) {
 }
 
 impl Parts {
-    fn start_tasks(&self, supervisor: &mut Supervisor, inbox: GossipInbox) {
+    fn start_tasks(&self, supervisor: &mut Supervisor, inbox: GossipInbox, outputs: &[RunningOutput]) {
         let token = supervisor.token();
         let serve_raft = self.network.serve(Channel::Raft, RaftService { consensus: self.consensus.clone() });
         let serve_bundles = self.network.serve(Channel::Bundle, BundleService { verifier: self.verifier.clone() });
-        for served in [serve_raft, serve_bundles] {
+        let rules_known = self.opened.config.upgrade.rules_max;
+        let control = ControlService {
+            consensus: self.consensus.clone(),
+            certifier: self.certifier.clone(),
+            operator: self.operator.clone(),
+            rules_known,
+        };
+        let serve_control = self.network.serve(Channel::Control, control);
+        let serve_join = self.network.serve_join(self.operator.clone());
+        let steward = Steward {
+            node: self.opened.node,
+            state: self.state.clone(),
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            certifier: self.certifier.clone(),
+            rules_known,
+            conflict: self.conflict.clone(),
+            seen: Arc::default(),
+        };
+        let retention = Retention {
+            state: self.state.clone(),
+            consensus: self.consensus.clone(),
+            tracker: self.tracker.clone(),
+            limits: self.opened.genesis.params.retention,
+            outputs: self
+                .opened
+                .config
+                .outputs
+                .iter()
+                .zip(outputs)
+                .map(|(c, o)| (c.scope, o.name.clone(), o.handle.clone()))
+                .collect(),
+            first_task: self.opened.genesis.params.first_task_number,
+        };
+        supervisor.spawn("retention", retention.run(token.clone()));
+        supervisor.spawn("evidence", self.certifier.clone().run(token.clone()));
+        supervisor.spawn("certification", steward.clone().run_certification(token.clone()));
+        supervisor.spawn("the leader's duties", steward.run_duties(token.clone()));
+        let (own, members) = (self.opened.node, self.tracker.members());
+        supervisor.spawn("members", peers::run_peers(own, members, self.network.clone(), token.clone()));
+        let serve_snapshots =
+            self.network.serve(Channel::Snapshot, SnapshotService { consensus: self.consensus.clone() });
+        for served in [serve_raft, serve_bundles, serve_control, serve_join, serve_snapshots] {
             served.expect("a node serves each channel once");
         }
+        let (consensus, stop) = (self.consensus.clone(), token.clone());
+        supervisor.spawn("compaction", async move { consensus.run_compaction(stop).await });
         let proposer = Proposer {
             mempool: self.mempool.clone(),
             consensus: self.consensus.clone(),
@@ -313,7 +428,12 @@ impl Parts {
                 name: config.name.clone(),
                 owner,
                 output: publish::open(config, &self.home, owner)?,
-                source: Arc::new(StateSource { state: self.state.clone(), params: genesis.params.clone() }),
+                source: Arc::new(StateSource {
+                    state: self.state.clone(),
+                    newest: self.tracker.newest_task(),
+                    head: self.tracker.head(),
+                    params: genesis.params.clone(),
+                }),
                 sink,
                 signer: TaskSigner::new(self.opened.task_key.clone()),
                 newest: self.tracker.newest_task(),
@@ -337,6 +457,8 @@ impl Parts {
             tracker: self.tracker.clone(),
             mempool: self.mempool.clone(),
             ingress: self.ingress.clone(),
+            operator: self.operator.clone(),
+            certifier: self.certifier.clone(),
             outputs,
             prometheus,
         }

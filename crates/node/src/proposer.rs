@@ -2,14 +2,15 @@
 //! while proposals are under way the next batch fills.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use lockstep_consensus::{Consensus, ProposeError, Role};
 use lockstep_ledger::{GroupClosing, GroupKey, encode_batch};
-use lockstep_types::{NetworkParams, TimeMs, VerifiedMessage};
+use lockstep_types::{NetworkParams, VerifiedMessage};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::now_ms;
 use crate::limits::{PROPOSALS_MAX, TICK};
 use crate::mempool::Mempool;
 use crate::metrics;
@@ -23,11 +24,6 @@ pub(crate) struct Proposer {
     pub consensus: Consensus,
     pub tracker: Arc<Tracker>,
     pub params: NetworkParams,
-}
-
-fn clock() -> TimeMs {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    TimeMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Proposer {
@@ -82,7 +78,7 @@ async fn propose(
     messages: Vec<Arc<VerifiedMessage>>,
     closings: Vec<GroupClosing>,
 ) -> Option<ProposeError> {
-    let command = encode_batch(clock(), &messages, &closings);
+    let command = encode_batch(now_ms(), &messages, &closings);
     let started = Instant::now();
     match consensus.propose(command).await {
         Ok(()) => {

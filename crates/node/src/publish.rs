@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use lockstep_consensus::{Consensus, ReadError, StateStore};
-use lockstep_ledger::Command;
+use lockstep_ledger::{Command, Head};
 use lockstep_outputs::{
     FinalMessage, Handle, Output, Owner, PostgresOptions, PostgresOutput, ProgressSink, SourceError, SqliteOptions,
     SqliteOutput, TaskSource, UnsignedTask,
 };
 use lockstep_types::{Batch, Height, NetworkParams, OutputName, Sequence, TaskNumber};
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use crate::config::{OutputConfig, OutputKind};
@@ -42,9 +43,12 @@ pub(crate) fn open(config: &OutputConfig, home: &Home, owner: Owner) -> Result<A
     }
 }
 
-/// Final tasks out of the node's state. Without certificates, what is applied is final.
+/// Final tasks out of the node's state.
 pub(crate) struct StateSource {
     pub state: StateStore,
+    /// Number of the newest task whose batch has a certificate at or above it.
+    pub newest: watch::Receiver<Option<TaskNumber>>,
+    pub head: watch::Receiver<Option<Head>>,
     pub params: NetworkParams,
 }
 
@@ -58,9 +62,16 @@ impl TaskSource for StateSource {
     ) -> Result<Vec<UnsignedTask>, SourceError> {
         let (state, first) = (self.state.clone(), self.params.first_task_number);
         let next = number.map_or(first, TaskNumber::next);
+        let Some(newest) = *self.newest.borrow() else { return Ok(Vec::new()) };
+        let kept = self.head.borrow().as_ref().map_or(TaskNumber(0), |head| head.horizon.task_number);
+        let max_tasks = usize::try_from((newest.0 + 1).saturating_sub(next.0)).map_or(max_tasks, |n| n.min(max_tasks));
         let read = move || read_tasks(&state, next, max_tasks, max_bytes);
         let tasks = spawn_blocking(read).await.map_err(|e| SourceError::Unavailable(e.to_string()))?;
-        tasks.map_err(|e| SourceError::Unavailable(e.to_string()))
+        match tasks {
+            // What is forgotten may still be on this disk; when it is not, it never comes.
+            Ok(tasks) if tasks.is_empty() && next < kept => Err(SourceError::Forgotten(TaskNumber(kept.0 - 1))),
+            tasks => tasks.map_err(|e| SourceError::Unavailable(e.to_string())),
+        }
     }
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockstep_api::views::{
-    BatchMessageView, BatchView, BatchesView, EvidenceView, HeadView, LeaderView, MessageView, NodeView, OutputView,
-    PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, to_base64,
+    BatchMessageView, BatchView, BatchesView, EvidenceView, GapView, HeadView, LeaderView, MembersView, MessageView,
+    NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, to_base64,
 };
 use lockstep_api::{Read, ReadError};
 use lockstep_consensus::{Consensus, ReadError as StateError, StateStore};
+use lockstep_ledger::KnownMember;
 use lockstep_network::{Handle, peer_id_of};
 use lockstep_types::{
     Address, Batch, ContentId, Epoch, Evidence, Genesis, Height, Message, MessageId, NodeId, ProjectId, PublicKey,
@@ -17,10 +18,12 @@ use lockstep_types::{
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use crate::certify::Certifier;
 use crate::ingress::Ingress;
 use crate::limits::READ_BYTES_MAX;
 use crate::mempool::Mempool;
 use crate::metrics;
+use crate::operator::Operator;
 use crate::publish::RunningOutput;
 use crate::tracker::Tracker;
 
@@ -34,6 +37,8 @@ pub(crate) struct Reader {
     pub tracker: Arc<Tracker>,
     pub mempool: Mempool,
     pub ingress: Arc<Ingress>,
+    pub operator: Operator,
+    pub certifier: Certifier,
     pub outputs: Vec<RunningOutput>,
     pub prometheus: PrometheusHandle,
 }
@@ -67,6 +72,24 @@ fn batch_view(batch: &Batch) -> BatchView {
 }
 
 impl Reader {
+    /// What an operator has to look at.
+    fn complaints(&self) -> Vec<String> {
+        let evidence =
+            self.certifier.complaint().map(|reason| format!("no batch is signed any more: the evidence of {reason}"));
+        let conflict = self.ingress.conflict().map(|reason| format!("nothing is acknowledged any more: {reason}"));
+        let refusals = self.network.refusals().into_iter();
+        let refused = refusals.map(|(node, reason)| format!("node {node} refuses this node: {reason}"));
+        evidence.into_iter().chain(conflict).chain(refused).collect()
+    }
+
+    fn oldest_height(&self) -> Height {
+        self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.horizon.height)
+    }
+
+    fn final_height(&self) -> Height {
+        self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.final_height)
+    }
+
     fn head_height(&self) -> Height {
         self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.height)
     }
@@ -87,7 +110,7 @@ impl Reader {
         let newest = *self.tracker.newest_task().borrow();
         let published = self.published(output);
         if published >= newest {
-            return self.head_height();
+            return self.final_height();
         }
         // The batch of the first task that is missing is not whole.
         let missing = published.map_or(self.genesis.params.first_task_number, TaskNumber::next);
@@ -100,9 +123,19 @@ impl Reader {
         OutputView {
             name: output.name.to_string(),
             height,
-            lag: self.head_height().0.saturating_sub(height.0),
+            lag: self.final_height().0.saturating_sub(height.0),
             error: output.handle.status().last_error,
+            gaps: self.gaps(output),
         }
+    }
+
+    /// Tasks that an output never got: those that the log knows of, and the newest that this node saw.
+    fn gaps(&self, output: &RunningOutput) -> Vec<GapView> {
+        let known = self.state.gaps(&output.name).unwrap_or_default();
+        let mut gaps: Vec<GapView> = known.iter().map(|gap| GapView { first: gap.first, last: gap.last }).collect();
+        let seen = output.handle.status().newest_gap.map(|(first, last)| GapView { first, last });
+        gaps.extend(seen.filter(|seen| !known.iter().any(|gap| gap.last >= seen.last)));
+        gaps
     }
 
     fn payload(&self, project: ProjectId, data: &[u8]) -> Option<String> {
@@ -203,13 +236,13 @@ impl Read for Reader {
         let raft = self.consensus.status().borrow().clone();
         let head = self.tracker.head().borrow().clone();
         let connected = self.network.peers();
-        let http =
-            |node: NodeId| self.genesis.nodes().find(|(id, _)| *id == node).map(|(_, member)| member.http.clone());
-        let peer = |(id, member): (NodeId, &lockstep_types::Member)| PeerView {
+        let members = self.tracker.members().borrow().clone();
+        let http = |node: NodeId| members.get(node).map(|known| known.member.http.clone());
+        let peer = |(id, known): (NodeId, &KnownMember)| PeerView {
             id,
-            name: member.name.clone(),
+            name: known.member.name.clone(),
             connected: connected.iter().any(|peer| peer.node == id && peer.connected),
-            http: member.http.clone(),
+            http: known.member.http.clone(),
         };
         StatusView {
             network: self.genesis.network.clone(),
@@ -227,19 +260,35 @@ impl Read for Reader {
                 height: head.as_ref().map_or(Height(0), |head| head.height),
                 hash: head.as_ref().map_or(lockstep_types::BatchHash::ZERO, |head| head.hash),
                 sequence: head.as_ref().map_or(Sequence(0), lockstep_ledger::Head::last_sequence),
+                final_height: head.as_ref().map_or(Height(0), |head| head.final_height),
+                oldest_height: head.as_ref().map_or(Height(0), |head| head.horizon.height),
             },
-            peers: self.genesis.nodes().filter(|(id, _)| *id != self.node).map(peer).collect(),
+            complaints: self.complaints(),
+            rules_version: head.as_ref().map_or(0, |head| head.rules_version),
+            peers: members.present().filter(|(id, _)| *id != self.node).map(peer).collect(),
             outputs: self.outputs.iter().map(|output| self.output_view(output)).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
 
+    fn members(&self) -> MembersView {
+        self.operator.view(false)
+    }
+
     async fn batches(&self, from: Height, limit: usize) -> Result<BatchesView, ReadError> {
         let batches = self.state.batches(from, limit, READ_BYTES_MAX).map_err(failed)?;
+        let oldest = self.oldest_height();
+        if from < oldest {
+            return Err(ReadError::Pruned { first: oldest });
+        }
         Ok(BatchesView { batches: batches.iter().map(batch_view).collect(), head: self.head_height() })
     }
 
     async fn batch(&self, height: Height) -> Result<Option<BatchView>, ReadError> {
+        let oldest = self.oldest_height();
+        if height < oldest && height.0 > 0 {
+            return Err(ReadError::Pruned { first: oldest });
+        }
         Ok(self.state.batch(height).map_err(failed)?.as_ref().map(batch_view))
     }
 
@@ -268,6 +317,15 @@ impl Read for Reader {
         if raft.leader.is_none() {
             return Err("no leader is known".into());
         }
+        if let Some(reason) = self.complaints().into_iter().next() {
+            return Err(reason);
+        }
+        if let Some(progress) = &*self.consensus.snapshot_progress().borrow() {
+            return Err(match &progress.problem {
+                Some(problem) => format!("this node cannot fetch the state that it needs: {problem}"),
+                None => format!("this node fetches the state: {} % are there", progress.percent()),
+            });
+        }
         if !self.consensus.is_caught_up() {
             return Err("this node is catching up".into());
         }
@@ -277,12 +335,17 @@ impl Read for Reader {
     fn metrics(&self) -> String {
         let raft = self.consensus.status().borrow().clone();
         let head = self.tracker.head().borrow().clone();
-        let (height, sequence) = head.map_or((0, 0), |head| (head.height.0, head.last_sequence().0));
+        let (height, sequence, final_height) =
+            head.map_or((0, 0, 0), |head| (head.height.0, head.last_sequence().0, head.final_height.0));
         let leads = raft.role == lockstep_consensus::Role::Leader;
+        metrics::final_height(final_height);
         metrics::snapshot(self.mempool.len(), height, sequence, leads, raft.term);
+        metrics::log(&self.consensus.log_figures());
+        metrics::state_transfer(self.consensus.snapshot_progress().borrow().as_ref());
         for output in &self.outputs {
             let view = self.output_view(output);
             metrics::output_lag(&view.name, view.lag);
+            metrics::output_gaps(&view.name, view.gaps.iter().map(|gap| gap.last.0 + 1 - gap.first.0).sum());
         }
         self.prometheus.render()
     }

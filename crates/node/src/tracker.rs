@@ -1,12 +1,14 @@
 //! Follows what is applied on this node: answers those who wait, tells readers and publishers how far it is, and
 //! keeps the age of open groups.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_consensus::Observer;
-use lockstep_ledger::{Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Outcome};
-use lockstep_types::{OutputName, Sequence, TaskNumber};
+use lockstep_consensus::StateStore;
+use lockstep_ledger::{Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, Outcome};
+use lockstep_types::{Height, OutputName, Sequence, TaskNumber};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -25,31 +27,67 @@ struct OpenSince {
 /// See the module's documentation.
 pub(crate) struct Tracker {
     mempool: Mempool,
+    state: StateStore,
+    members: watch::Sender<Arc<Members>>,
+    /// Batches that are not final yet, with the number of the task after each.
+    unfinal: Mutex<VecDeque<(Height, TaskNumber)>>,
     head: watch::Sender<Option<Head>>,
     newest_task: watch::Sender<Option<TaskNumber>>,
     progress: watch::Sender<BTreeMap<OutputName, TaskNumber>>,
     groups: Mutex<HashMap<GroupKey, OpenSince>>,
-    loaded: std::sync::atomic::AtomicBool,
 }
+
+/// Batches without a certificate whose tasks are remembered; those of more are read from the store.
+const UNFINAL_MAX: usize = 65_536;
 
 /// A closing that was asked for and did not come is asked for again after this time.
 const CLOSING_RETRY: Duration = Duration::from_secs(2);
 
 impl Tracker {
-    pub fn new(mempool: Mempool) -> Self {
+    pub fn new(mempool: Mempool, state: StateStore, members: Members) -> Self {
         Self {
             mempool,
+            state,
+            members: watch::Sender::new(Arc::new(members)),
+            unfinal: Mutex::default(),
             head: watch::channel(None).0,
             newest_task: watch::channel(None).0,
             progress: watch::channel(BTreeMap::new()).0,
             groups: Mutex::new(HashMap::new()),
-            loaded: std::sync::atomic::AtomicBool::new(false),
         }
     }
 
     /// The head after the newest applied entry; `None` before the state was loaded.
     pub fn head(&self) -> watch::Receiver<Option<Head>> {
         self.head.subscribe()
+    }
+
+    /// Who belongs to the network.
+    pub fn members(&self) -> watch::Receiver<Arc<Members>> {
+        self.members.subscribe()
+    }
+
+    /// The number of the task after the newest final batch.
+    fn next_final_task(&self, head: &Head, batch: Option<&lockstep_types::Batch>) -> Option<TaskNumber> {
+        let mut unfinal = self.unfinal.lock();
+        if let Some(header) = batch.map(|batch| &batch.header) {
+            if unfinal.len() == UNFINAL_MAX {
+                unfinal.pop_front();
+            }
+            unfinal.push_back((header.height, TaskNumber(header.first_task_number.0 + header.task_count)));
+        }
+        let mut newest = None;
+        while let Some((height, next)) = unfinal.front().copied().filter(|(height, _)| *height <= head.final_height) {
+            newest = (height == head.final_height).then_some(next).or(newest);
+            unfinal.pop_front();
+        }
+        newest
+    }
+
+    /// The same, from what is stored.
+    fn stored_final_task(&self, head: &Head) -> Option<TaskNumber> {
+        let header = self.state.batch(head.final_height).ok()??.header;
+        Some(TaskNumber(header.first_task_number.0 + header.task_count))
     }
 
     /// Number of the newest final task.
@@ -60,6 +98,11 @@ impl Tracker {
     /// What the log knows of outputs.
     pub fn progress(&self) -> BTreeMap<OutputName, TaskNumber> {
         self.progress.borrow().clone()
+    }
+
+    /// The oldest message that is not in a task yet.
+    pub fn oldest_open_message(&self) -> Option<Sequence> {
+        self.groups.lock().values().map(|open| open.first_sequence).min()
     }
 
     /// Groups that are older than their project allows, and when the next one will be.
@@ -110,17 +153,18 @@ impl Tracker {
     }
 }
 
-impl Observer for Tracker {
-    fn applied(&self, ledger: &Ledger, applied: &Applied) {
-        let first = !self.loaded.swap(true, std::sync::atomic::Ordering::Relaxed);
-        if first {
-            self.load_groups(ledger);
-        } else {
-            self.follow_groups(&applied.groups);
-        }
-        // Readers first: whoever hears of a position can read it here at once.
+impl Tracker {
+    /// Tells everyone where the ledger stands. Readers first: whoever hears of a position can read it here at once.
+    fn tell(&self, ledger: &Ledger) {
+        self.members.send_if_modified(|members| {
+            let changed = **members != *ledger.members();
+            if changed {
+                *members = Arc::new(ledger.members().clone());
+            }
+            changed
+        });
         self.head.send_if_modified(|head| {
-            let changed = head.as_ref().is_none_or(|head| head.effects != ledger.head().effects);
+            let changed = head.as_ref() != Some(ledger.head());
             if changed {
                 *head = Some(ledger.head().clone());
             }
@@ -133,14 +177,35 @@ impl Observer for Tracker {
             }
             changed
         });
-        self.mempool.settle(&applied.outcomes);
-        let next = ledger.head().next_task_number;
+    }
+
+    /// Tells publishers of tasks that have become final; `next` is the number after them.
+    fn tell_final(&self, ledger: &Ledger, next: TaskNumber) {
         let newest = (next > ledger.params().first_task_number).then(|| TaskNumber(next.0 - 1));
-        self.newest_task.send_if_modified(|known| {
-            let changed = *known != newest;
-            *known = newest;
-            changed
-        });
+        self.newest_task.send_if_modified(|known| std::mem::replace(known, newest) != newest);
+    }
+}
+
+impl Observer for Tracker {
+    fn loaded(&self, ledger: &Ledger) {
+        self.load_groups(ledger);
+        self.unfinal.lock().clear();
+        self.tell(ledger);
+        self.tell_final(ledger, self.stored_final_task(ledger.head()).unwrap_or(ledger.params().first_task_number));
+    }
+
+    fn applied(&self, ledger: &Ledger, applied: &Applied) {
+        let before = self.head.borrow().as_ref().map_or(Height(0), |head| head.final_height);
+        self.follow_groups(&applied.groups);
+        self.tell(ledger);
+        self.mempool.settle(&applied.outcomes);
+        let (head, batch) = (ledger.head(), applied.batch());
+        let next = self.next_final_task(head, batch);
+        if head.final_height != before {
+            if let Some(next) = next.or_else(|| self.stored_final_task(head)) {
+                self.tell_final(ledger, next);
+            }
+        }
         count(applied);
     }
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use lockstep_consensus::{Connection, Transport, TransportError};
-use lockstep_network::{CallError, Channel, Client, Handle};
+use lockstep_consensus::{Connection, Positions, Transport, TransportError};
+use lockstep_network::{CallError, Channel, Client, Handle, LogView};
 use lockstep_types::NodeId;
 use parking_lot::Mutex;
 
@@ -18,6 +18,10 @@ impl Transport for NetworkTransport {
     fn connect(&self, target: NodeId) -> Box<dyn Connection> {
         Box::new(NetworkConnection(Mutex::new(self.0.client(target, Channel::Raft))))
     }
+
+    fn connect_bulk(&self, target: NodeId) -> Box<dyn Connection> {
+        Box::new(NetworkConnection(Mutex::new(self.0.client(target, Channel::Snapshot))))
+    }
 }
 
 #[async_trait]
@@ -29,5 +33,18 @@ impl Connection for NetworkConnection {
             }
             CallError::Timeout(_) | CallError::Closed(_) => TransportError::Broken(error.to_string()),
         })
+    }
+}
+
+/// What members' logs are held against.
+pub(crate) struct LogPositions(pub Positions);
+
+impl LogView for LogPositions {
+    fn last_index(&self) -> u64 {
+        self.0.last_index()
+    }
+
+    fn acknowledged(&self, node: NodeId) -> u64 {
+        self.0.acknowledged(node)
     }
 }

@@ -1,18 +1,18 @@
 //! The CPU pool that checks signatures, away from the threads that wait for sockets. One thread takes up many
 //! requests at a time and hands them to the pool under one lock.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use lockstep_consensus::StateStore;
 use lockstep_identity::{DeviceRequest, RequestError};
-use lockstep_ledger::{Occurrence, Occurrences as _, Outcome};
-use lockstep_types::{Address, ContentId, Message, MessageId, NetworkParams, NodeId, SigningKey, VerifiedMessage};
-use tokio::sync::oneshot;
+use lockstep_ledger::{History as _, Members, Occurrence, Outcome};
+use lockstep_types::{ContentId, Message, NetworkParams, NodeId, SigningKey, VerifiedMessage};
+use tokio::sync::{oneshot, watch};
 
+use crate::certify::KnownEvidence;
+use crate::clock::now_ms;
 use crate::error::NodeError;
 use crate::limits::{VERIFY_JOBS_MAX, VERIFY_TOGETHER_MAX};
 use crate::mempool::{Mempool, Waiter};
@@ -52,7 +52,8 @@ struct Worker {
     mempool: Mempool,
     state: StateStore,
     node_key: Arc<SigningKey>,
-    members: Arc<BTreeSet<Address>>,
+    members: watch::Receiver<Arc<Members>>,
+    known: Arc<KnownEvidence>,
     params: Arc<NetworkParams>,
 }
 
@@ -62,7 +63,10 @@ pub(crate) struct VerifierParts {
     pub mempool: Mempool,
     pub state: StateStore,
     pub node_key: SigningKey,
-    pub members: BTreeSet<Address>,
+    /// Whose word counts.
+    pub members: watch::Receiver<Arc<Members>>,
+    /// Told of all evidence that was checked.
+    pub known: Arc<KnownEvidence>,
     pub params: NetworkParams,
 }
 
@@ -70,7 +74,7 @@ impl Verifier {
     /// Starts the threads; they end when the last clone of the verifier is gone.
     pub fn spawn(threads: usize, parts: VerifierParts) -> Result<(Self, Vec<JoinHandle<()>>), NodeError> {
         let (jobs, receiver) = bounded(VERIFY_JOBS_MAX);
-        let (node_key, members, params) = (Arc::new(parts.node_key), Arc::new(parts.members), Arc::new(parts.params));
+        let (node_key, params) = (Arc::new(parts.node_key), Arc::new(parts.params));
         let mut handles = Vec::with_capacity(threads);
         for n in 0..threads {
             let worker = Worker {
@@ -79,7 +83,8 @@ impl Verifier {
                 mempool: parts.mempool.clone(),
                 state: parts.state.clone(),
                 node_key: node_key.clone(),
-                members: members.clone(),
+                members: parts.members.clone(),
+                known: parts.known.clone(),
                 params: params.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("verify-{n}")).spawn(move || {
@@ -108,11 +113,6 @@ fn give_way() {
     unsafe {
         libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
     }
-}
-
-fn clock_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Worker {
@@ -163,7 +163,8 @@ impl Worker {
         }
         let ids: Vec<ContentId> = requests.iter().map(|(message, _)| message.content_id()).collect();
         let before = self.occurrences(&ids);
-        let now = clock_ms();
+        self.remember(requests.iter().map(|(message, _)| &**message));
+        let now = now_ms().0;
         let mut fresh: Vec<(Arc<VerifiedMessage>, Waiter)> = Vec::with_capacity(requests.len());
         for ((message, verdict), before) in requests.into_iter().zip(before) {
             let id = message.content_id();
@@ -175,7 +176,7 @@ impl Worker {
             match before.filter(|before| self.is_retry(&message, before, now)) {
                 // A retry that is plainly inside its window needs no place in the log.
                 Some(before) => {
-                    let message_id = MessageId::of_occurrence(&id, before.count);
+                    let message_id = before.message_id(&id);
                     let (sequence, height) = (before.sequence, before.height);
                     let _ = waiter.send(Outcome::Duplicate { message_id, sequence, height });
                 }
@@ -190,6 +191,11 @@ impl Worker {
     fn is_retry(&self, message: &VerifiedMessage, before: &Occurrence, now: u64) -> bool {
         let window = self.params.project(message.message().project_id).map_or(0, |p| p.retry_window_ms);
         now.saturating_sub(before.time_ms.0) < window
+    }
+
+    /// So that the evidence is not checked again when the batch is certified.
+    fn remember<'a>(&self, checked: impl Iterator<Item = &'a VerifiedMessage>) {
+        self.known.add(checked.map(|message| (message.content_id(), message.message().evidence.clone())));
     }
 
     /// Earlier occurrences; none where the store cannot be read, since `apply` decides anyway.
@@ -208,18 +214,20 @@ impl Worker {
         } else {
             vec![None; named.len()]
         };
-        let now = clock_ms();
+        let now = now_ms().0;
+        let members = self.members.borrow().clone();
         let (mut verified, mut good) = (Vec::with_capacity(named.len()), true);
         for ((id, message), before) in named.into_iter().zip(before) {
             let window = self.params.project(message.project_id).map_or(0, |p| p.retry_window_ms);
             if before.is_some_and(|before| now.saturating_sub(before.time_ms.0) < window) {
                 continue;
             }
-            match message.verify_named(id, |address| self.members.contains(address)) {
+            match message.verify_named(id, |address| members.set().has(address)) {
                 Ok(message) => verified.push(message),
                 Err(_) => good = false,
             }
         }
+        self.remember(verified.iter());
         if !verified.is_empty() && !self.mempool.insert_foreign(verified) {
             tracing::debug!("the pool is full; messages of a bundle were left out");
         }

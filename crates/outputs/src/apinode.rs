@@ -68,6 +68,22 @@ impl Cursor {
     }
 }
 
+impl Cursor {
+    /// Whether the cursor is to be moved from `expected_last` to `last`; false where it is there already.
+    pub(crate) fn may_skip(
+        &self,
+        owner: &Owner,
+        last: TaskNumber,
+        expected_last: Option<TaskNumber>,
+    ) -> Result<bool, OutputError> {
+        self.check_owner(owner)?;
+        if self.last >= Some(last) {
+            return Ok(false);
+        }
+        if self.last == expected_last { Ok(true) } else { Err(OutputError::Moved { actual_last: self.last }) }
+    }
+}
+
 /// An epoch as it stands in the cursor row.
 pub(crate) fn epoch_column(epoch: Epoch) -> i64 {
     i64::try_from(epoch.0).unwrap_or(i64::MAX)

@@ -109,7 +109,11 @@ pub trait Output: Send + Sync {
     /// last task in the store (`None`: it is empty). The same tasks again change nothing and give an equal receipt.
     async fn publish(&self, tasks: &[FinalTask], expected_last: Option<TaskNumber>) -> Result<Receipt, OutputError>;
 
-    /// Number of the last task that is present. It is the truth; cursors elsewhere are hints.
+    /// Notes that the tasks after `expected_last` up to `last` never come, because the network has forgotten them: what
+    /// is published next follows `last`. Already there or beyond: nothing changes.
+    async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError>;
+
+    /// Number of the last task that is present, or that was skipped. It is the truth; cursors elsewhere are hints.
     async fn last(&self) -> Result<Option<TaskNumber>, OutputError>;
 
     /// The task with this id, as it is in the store.

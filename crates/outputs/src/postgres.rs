@@ -103,6 +103,17 @@ impl Output for PostgresOutput {
         result
     }
 
+    async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {
+        let mut slot = self.session.lock().await;
+        let session = self.session(&mut slot).await?;
+        if !session.skip(&self.owner, last, expected_last).await? {
+            // Already there is fine; elsewhere is an error, as is a store that is not ours.
+            session.cursor().await?.may_skip(&self.owner, last, expected_last)?;
+        }
+        *slot = Some(session);
+        Ok(())
+    }
+
     async fn last(&self) -> Result<Option<TaskNumber>, OutputError> {
         let mut slot = self.session.lock().await;
         let session = self.session(&mut slot).await?;

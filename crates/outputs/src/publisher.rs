@@ -69,6 +69,8 @@ pub struct Status {
     pub lag: u64,
     /// Why it does not get on; `None` when it does.
     pub last_error: Option<String>,
+    /// The newest gap that this node had to leave: first and last task that never came.
+    pub newest_gap: Option<(TaskNumber, TaskNumber)>,
 }
 
 /// A view on a running publisher.

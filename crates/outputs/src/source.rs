@@ -35,6 +35,9 @@ pub enum SourceError {
     /// The tasks that come next are no longer kept: an operator must mark a gap.
     #[error("the tasks are gone: {0}")]
     Gone(String),
+    /// The tasks up to this one are no longer kept, and the log says so: the output has a gap.
+    #[error("tasks up to {0} are no longer kept")]
+    Forgotten(TaskNumber),
 }
 
 /// Final tasks, by number.

@@ -88,6 +88,10 @@ impl Output for SqliteOutput {
         self.run(move |database, owner| database.publish(owner, &tasks, expected_last)).await
     }
 
+    async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {
+        self.run(move |database, owner| database.skip(owner, last, expected_last)).await
+    }
+
     async fn last(&self) -> Result<Option<TaskNumber>, OutputError> {
         self.run(|database, owner| {
             let cursor = database.cursor()?;

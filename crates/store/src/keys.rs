@@ -31,6 +31,10 @@ pub mod log {
     pub const VOTE: &[u8] = b"v";
     /// The last position known to be committed.
     pub const COMMITTED: &[u8] = b"c";
+    /// The newest header that this node signed.
+    pub const SIGNED: &[u8] = b"s";
+    /// Up to which index each member acknowledged committed entries.
+    pub const MARKS: &[u8] = b"m";
     /// The last position that was purged.
     pub const PURGED: &[u8] = b"p";
 
@@ -46,10 +50,28 @@ pub const BATCH: u8 = b'b';
 pub const SEQUENCE: u8 = b's';
 /// Prefix of heights by first task number, in [`crate::Table::Chain`].
 pub const TASK_NUMBER: u8 = b't';
+/// Prefix of certificates by height, in [`crate::Table::Chain`].
+pub const CERTIFICATE: u8 = b'c';
+/// Prefix of batch records after which the member set changes, in [`crate::Table::Chain`]. They are never removed.
+pub const BOUNDARY: u8 = b'x';
+/// Prefix of the certificates of those batches, in [`crate::Table::Chain`]. They are never removed.
+pub const BOUNDARY_CERTIFICATE: u8 = b'y';
+/// Prefix of newest occurrences by content, in [`crate::Table::Index`].
+pub const OCCURRENCE: u8 = b'o';
+/// Prefix of sequences by message id, in [`crate::Table::Index`].
+pub const MESSAGE_PLACE: u8 = b'm';
+/// Prefix of task numbers by task id, in [`crate::Table::Index`].
+pub const TASK_PLACE: u8 = b'k';
+/// Prefix of task numbers by sequence, in [`crate::Table::Index`].
+pub const PACKED: u8 = b'q';
 /// Prefix of open groups, in [`crate::Table::Index`].
 pub const GROUP: u8 = b'g';
 /// Prefix of outputs' progress, in [`crate::Table::Index`].
 pub const PROGRESS: u8 = b'u';
+/// Prefix of tasks that outputs never got, in [`crate::Table::Index`].
+pub const GAP: u8 = b'w';
+/// The members, in [`crate::Table::Index`].
+pub const MEMBERS: &[u8] = b"e";
 /// The ledger's head, in [`crate::Table::Index`].
 pub const HEAD: &[u8] = b"h";
 /// The applied log position, in [`crate::Table::Index`].
@@ -60,6 +82,26 @@ pub const MEMBERSHIP: &[u8] = b"n";
 /// A batch record, in [`crate::Table::Chain`].
 pub fn batch(height: Height) -> Vec<u8> {
     numbered(BATCH, height.0)
+}
+
+/// The certificate of a height, in [`crate::Table::Chain`].
+pub fn certificate(height: Height) -> Vec<u8> {
+    numbered(CERTIFICATE, height.0)
+}
+
+/// The record of a batch after which the member set changes, in [`crate::Table::Chain`].
+pub fn boundary(height: Height) -> Vec<u8> {
+    numbered(BOUNDARY, height.0)
+}
+
+/// The certificate of such a batch, in [`crate::Table::Chain`].
+pub fn boundary_certificate(height: Height) -> Vec<u8> {
+    numbered(BOUNDARY_CERTIFICATE, height.0)
+}
+
+/// Tasks that an output never got, by the first of them, in [`crate::Table::Index`].
+pub fn gap(output: &OutputName, first: TaskNumber) -> Vec<u8> {
+    [named(GAP, output.as_str().as_bytes()), vec![0], first.0.to_be_bytes().to_vec()].concat()
 }
 
 /// Height of the batch whose first message has this sequence, in [`crate::Table::Chain`].
@@ -74,22 +116,22 @@ pub fn first_task(number: TaskNumber) -> Vec<u8> {
 
 /// The newest occurrence of a content, in [`crate::Table::Index`].
 pub fn occurrence(id: &ContentId) -> Vec<u8> {
-    named(b'o', &id.0)
+    named(OCCURRENCE, &id.0)
 }
 
 /// Sequence of a message whose id does not follow from its content's occurrence, in [`crate::Table::Index`].
 pub fn message_place(id: &MessageId) -> Vec<u8> {
-    named(b'm', &id.0)
+    named(MESSAGE_PLACE, &id.0)
 }
 
 /// Number of a task, in [`crate::Table::Index`].
 pub fn task_place(id: &TaskId) -> Vec<u8> {
-    named(b'k', &id.0)
+    named(TASK_PLACE, &id.0)
 }
 
 /// Task number of a message that was packed in a later batch, in [`crate::Table::Index`].
 pub fn packed(sequence: Sequence) -> Vec<u8> {
-    numbered(b'q', sequence.0)
+    numbered(PACKED, sequence.0)
 }
 
 /// An open group, in [`crate::Table::Index`].
@@ -120,7 +162,15 @@ mod tests {
         assert_eq!(task_place(&TaskId([9; 32])), with(b'k', &[9; 32]));
         assert_eq!(group(b"xy"), b"gxy");
         assert_eq!(progress(&"pg".parse().unwrap()), b"upg");
-        assert_eq!([HEAD, APPLIED, MEMBERSHIP, log::VOTE, log::COMMITTED, log::PURGED].concat(), b"hanvcp");
+        assert_eq!(certificate(Height(258)), with(b'c', &number));
+        assert_eq!(boundary(Height(258)), with(b'x', &number));
+        assert_eq!(boundary_certificate(Height(258)), with(b'y', &number));
+        assert_eq!(gap(&"pg".parse().unwrap(), TaskNumber(258)), [&b"wpg\0"[..], &number].concat());
+        assert_eq!(
+            [HEAD, APPLIED, MEMBERSHIP, MEMBERS, log::VOTE, log::COMMITTED, log::PURGED, log::SIGNED, log::MARKS]
+                .concat(),
+            b"hanevcpsm"
+        );
         assert_eq!(end_of(BATCH), b"c");
     }
 }

@@ -5,6 +5,8 @@
 //! of what must be synced: it groups what waits into one sync, and stops for good when a sync fails.
 //! All keys are in [`keys`].
 
+pub mod disk;
+mod forget;
 pub mod home;
 pub mod keys;
 mod memory;

@@ -98,4 +98,14 @@ impl Storage for MemoryStorage {
     fn flush(&self) -> Result<(), StoreError> {
         self.write(WriteBatch::default(), Durability::Synced)
     }
+
+    fn approximate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
+        let state = self.state.lock();
+        let range = state.current.range((table, start.to_vec())..(table, end.to_vec()));
+        Ok(range.map(|((_, key), value)| (key.len() + value.len()) as u64).sum())
+    }
+
+    fn reclaim(&self, _table: Table, _first: &[u8], _last: &[u8]) -> Result<(), StoreError> {
+        Ok(())
+    }
 }

@@ -3,12 +3,15 @@
 use std::path::Path;
 
 use bytes::Bytes;
+use lockstep_types::{Height, Sequence, TaskNumber};
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode,
     DBWithThreadMode, IteratorMode, MultiThreaded, Options, ReadOptions, WriteOptions,
 };
 use std::sync::Arc;
 
+use crate::forget::Forgetting;
+use crate::keys;
 use crate::storage::{Direction, Durability, Operation, Pair, Scan, Storage, StoreError, Table, WriteBatch};
 
 type Db = DBWithThreadMode<MultiThreaded>;
@@ -37,6 +40,7 @@ pub enum Kind {
 pub struct RocksStorage {
     db: Db,
     kind: Kind,
+    forgetting: Forgetting,
 }
 
 fn table_name(table: Table) -> &'static str {
@@ -51,7 +55,7 @@ fn failed(error: rocksdb::Error) -> StoreError {
     StoreError::Failed(error.into_string())
 }
 
-fn table_options(table: Table, cache: &Cache) -> Options {
+fn table_options(table: Table, cache: &Cache, forgetting: &Forgetting) -> Options {
     let mut options = Options::default();
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
@@ -63,6 +67,8 @@ fn table_options(table: Table, cache: &Cache) -> Options {
         options.set_memtable_whole_key_filtering(true);
         options.set_memtable_prefix_bloom_ratio(0.1);
         options.set_compression_type(DBCompressionType::None);
+        let forgetting = forgetting.clone();
+        options.set_compaction_filter("forgotten", move |_, key, value| forgetting.decision(key, value));
     } else {
         blocks.set_block_size(16 << 10);
         options.set_compression_type(DBCompressionType::Lz4);
@@ -72,6 +78,19 @@ fn table_options(table: Table, cache: &Cache) -> Options {
     options.set_max_write_buffer_number(WRITE_BUFFERS_MAX);
     options.set_paranoid_checks(true);
     options
+}
+
+fn families(kind: Kind, cache: &Cache, forgetting: &Forgetting) -> Vec<ColumnFamilyDescriptor> {
+    let tables: &[Table] = match kind {
+        Kind::Log => &[Table::Log],
+        Kind::State => &[Table::Chain, Table::Index],
+    };
+    let family = |t: &Table| ColumnFamilyDescriptor::new(table_name(*t), table_options(*t, cache, forgetting));
+    tables.iter().map(family).collect()
+}
+
+fn opening(path: &Path, error: rocksdb::Error) -> StoreError {
+    StoreError::Open(format!("cannot open the store at {}: {}", path.display(), error.into_string()))
 }
 
 impl RocksStorage {
@@ -99,11 +118,22 @@ impl RocksStorage {
         Self::open_or_create(path, kind)
     }
 
+    /// Opens a state store to look into it: nothing of it is changed, and nothing can be written.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`] where it is not a whole store.
+    pub fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
+        let mut options = Options::default();
+        options.set_max_open_files(OPEN_FILES_MAX);
+        options.set_paranoid_checks(true);
+        let forgetting = Forgetting::default();
+        let families = families(Kind::State, &cache, &forgetting);
+        let db = Db::open_cf_descriptors_read_only(&options, path, families, false).map_err(|e| opening(path, e))?;
+        Ok(Self { db, kind: Kind::State, forgetting })
+    }
+
     fn open_or_create(path: &Path, kind: Kind) -> Result<Self, StoreError> {
-        let tables: &[Table] = match kind {
-            Kind::Log => &[Table::Log],
-            Kind::State => &[Table::Chain, Table::Index],
-        };
         let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
         let mut options = Options::default();
         options.create_if_missing(true);
@@ -123,11 +153,10 @@ impl RocksStorage {
             // Both tables reach the disk together, so that a crash never separates them.
             Kind::State => options.set_atomic_flush(true),
         }
-        let families = tables.iter().map(|t| ColumnFamilyDescriptor::new(table_name(*t), table_options(*t, &cache)));
-        let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| {
-            StoreError::Open(format!("cannot open the store at {}: {}", path.display(), e.into_string()))
-        })?;
-        Ok(Self { db, kind })
+        let forgetting = Forgetting::default();
+        let families = families(kind, &cache, &forgetting);
+        let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| opening(path, e))?;
+        Ok(Self { db, kind, forgetting })
     }
 
     /// Writes a consistent copy to `path`, which must not exist yet. Files are linked where the disk can do that.
@@ -137,6 +166,39 @@ impl RocksStorage {
     pub fn checkpoint(&self, path: &Path) -> Result<(), StoreError> {
         let maker = rocksdb::checkpoint::Checkpoint::new(&self.db).map_err(failed)?;
         maker.create_checkpoint(path).map_err(failed)
+    }
+
+    /// Forgets what lies before these, of a state store: batches at once, index records as RocksDB compacts. What
+    /// certifies changes of the member set is never forgotten.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn forget_before(&self, height: Height, sequence: Sequence, task_number: TaskNumber) -> Result<(), StoreError> {
+        self.forgetting.before(height, sequence, task_number);
+        let ranges = [
+            (vec![keys::BATCH], keys::batch(height)),
+            (vec![keys::CERTIFICATE], keys::certificate(height)),
+            (vec![keys::SEQUENCE], keys::first_sequence(sequence)),
+            (vec![keys::TASK_NUMBER], keys::first_task(task_number)),
+        ];
+        let mut batch = WriteBatch::default();
+        for (start, end) in ranges {
+            batch.delete_range(Table::Chain, start, end);
+        }
+        self.write(batch, Durability::Buffered)?;
+        // Whole files of what is forgotten go at once; the rest goes when it is compacted.
+        let chain = self.family(Table::Chain)?;
+        self.db.delete_file_in_range_cf(&chain, vec![keys::BATCH], keys::batch(height)).map_err(failed)
+    }
+
+    /// Bytes of the store's tables on disk.
+    pub fn bytes_on_disk(&self) -> u64 {
+        let tables: &[Table] = if self.kind == Kind::Log { &[Table::Log] } else { &[Table::Chain, Table::Index] };
+        let bytes = |table: &Table| {
+            let family = self.family(*table).ok()?;
+            self.db.property_int_value_cf(&family, "rocksdb.live-sst-files-size").ok()?
+        };
+        tables.iter().filter_map(bytes).sum()
     }
 
     fn family(&self, table: Table) -> Result<Arc<BoundColumnFamily<'_>>, StoreError> {
@@ -208,6 +270,21 @@ impl Storage for RocksStorage {
             }
         }
     }
+
+    fn approximate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
+        let ranges = [rocksdb::Range::new(start, end)];
+        Ok(self.db.get_approximate_sizes_cf(&self.family(table)?, &ranges).into_iter().sum())
+    }
+
+    fn reclaim(&self, table: Table, first: &[u8], last: &[u8]) -> Result<(), StoreError> {
+        let family = self.family(table)?;
+        // Whole files first, which costs nothing; then what is left in files that reach beyond the range.
+        self.db.delete_file_in_range_cf(&family, first, last).map_err(failed)?;
+        let mut options = rocksdb::CompactOptions::default();
+        options.set_exclusive_manual_compaction(false);
+        self.db.compact_range_cf_opt(&family, Some(first), Some(last), &options);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -238,6 +315,80 @@ mod tests {
         let after = RocksStorage::open(copy.path(), Kind::State).unwrap();
         assert_eq!(after.get(Table::Index, b"a").unwrap().unwrap(), &b"1"[..]);
         assert_eq!(after.get(Table::Index, b"b").unwrap(), after.get(Table::Chain, b"c").unwrap());
+    }
+
+    fn bytes_in(path: &Path) -> u64 {
+        let files = std::fs::read_dir(path).unwrap().map(Result::unwrap);
+        files.filter(|f| f.file_name() != "LOG").map(|f| f.metadata().unwrap().len()).sum()
+    }
+
+    #[test]
+    fn deleted_log_entries_give_their_space_back_and_the_rest_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RocksStorage::create(dir.path(), Kind::Log).unwrap();
+        let (mut seed, mut largest) = (1_u64, 0);
+        for round in 0..6_u64 {
+            for index in round * 1000..(round + 1) * 1000 {
+                // Not compressible, as messages hardly are.
+                let value: Vec<u8> = (0..20_000 / 8)
+                    .flat_map(|_| {
+                        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                        (seed >> 16).to_be_bytes()
+                    })
+                    .collect();
+                let mut batch = WriteBatch::default();
+                batch.put(Table::Log, crate::keys::log::entry(index), value);
+                store.write(batch, Durability::Buffered).unwrap();
+            }
+            let (first, last) = (crate::keys::log::entry(0), crate::keys::log::entry((round + 1) * 1000 - 101));
+            let mut batch = WriteBatch::default();
+            batch.delete_range(Table::Log, first.clone(), crate::keys::log::entry((round + 1) * 1000 - 100));
+            store.write(batch, Durability::Synced).unwrap();
+            store.reclaim(Table::Log, &first, &last).unwrap();
+            largest = largest.max(bytes_in(dir.path()));
+            assert!(store.get(Table::Log, &last).unwrap().is_none());
+            let kept = crate::keys::log::entry((round + 1) * 1000 - 100);
+            assert_eq!(store.get(Table::Log, &kept).unwrap().unwrap().len(), 20_000);
+        }
+        // 120 MB were written, 2 MB are left.
+        assert!(largest < 40 << 20, "{largest} bytes");
+    }
+
+    #[test]
+    fn every_copy_made_under_load_holds_both_tables_at_one_point() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(RocksStorage::open(&dir.path().join("state"), Kind::State).unwrap());
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let writer = {
+            let (store, stop) = (store.clone(), stop.clone());
+            std::thread::spawn(move || {
+                for n in 0_u64.. {
+                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        break;
+                    }
+                    let mut batch = WriteBatch::default();
+                    batch.put(Table::Index, b"n".to_vec(), n.to_be_bytes().to_vec());
+                    batch.put(Table::Chain, n.to_be_bytes().to_vec(), vec![7; 500]);
+                    store.write(batch, Durability::Buffered).unwrap();
+                }
+            })
+        };
+        let mut last = 0;
+        for round in 0..20 {
+            let path = dir.path().join(format!("copy-{round}"));
+            store.checkpoint(&path).unwrap();
+            let copy = RocksStorage::open_to_read(&path).unwrap();
+            let Some(n) = copy.get(Table::Index, b"n").unwrap() else { continue };
+            let n = u64::from_be_bytes(n[..].try_into().unwrap());
+            assert!(copy.get(Table::Chain, &n.to_be_bytes()).unwrap().is_some(), "{n} is in one table only");
+            assert!(copy.get(Table::Chain, &(n + 1).to_be_bytes()).unwrap().is_none(), "{n} is not the newest");
+            assert!(copy.write(put(b"x", b"1"), Durability::Buffered).is_err(), "a copy is not written to");
+            assert!(n >= last);
+            last = n;
+        }
+        assert!(last > 0);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        writer.join().unwrap();
     }
 
     #[test]

@@ -129,4 +129,11 @@ pub trait Storage: Send + Sync + 'static {
 
     /// Makes all earlier buffered writes survive a power loss.
     fn flush(&self) -> Result<(), StoreError>;
+
+    /// About how many bytes of disk a range of keys takes. Of what was just written nothing may be counted yet.
+    fn approximate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError>;
+
+    /// Gives the disk back what the keys from `first` to `last`, all of them deleted before, still take. May take a
+    /// while; reads and writes go on.
+    fn reclaim(&self, table: Table, first: &[u8], last: &[u8]) -> Result<(), StoreError>;
 }

@@ -482,7 +482,7 @@ mod tests {
         repeated.outputs = vec![rows(&repeated.chains[0])];
         assert!(broken(&repeated).contains(&Promise::Once));
         for chain in &mut repeated.chains {
-            let id = MessageId::of_occurrence(&content(2).id(), 2);
+            let id = MessageId::of_occurrence(&content(2).id(), 2, Height(0));
             chain.batches[3].messages[0].id = id;
             chain.tasks[3].messages[0].id = id;
         }

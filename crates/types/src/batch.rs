@@ -5,6 +5,7 @@ use prost::Message as _;
 
 use crate::hash::{Hash32, keccak256};
 use crate::ids::{BatchHash, Epoch, Height, MessageId, NetworkId, Sequence, TaskNumber, TimeMs};
+use crate::members::MemberSet;
 use crate::merkle;
 use crate::message::{DecodeError, Message, message_leaf};
 use crate::proto;
@@ -14,8 +15,8 @@ const BATCH_DOMAIN: &[u8] = b"lockstep/batch/v1";
 /// Version of the stored record.
 pub const BATCH_RECORD_VERSION: u32 = 1;
 
-/// What a batch's hash commits to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a batch's hash commits to. In JSON, hashes are hex.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct BatchHeader {
     /// Version of the `apply` rules that made it.
     pub rules_version: u32,
@@ -34,16 +35,23 @@ pub struct BatchHeader {
     /// How many messages it has.
     pub message_count: u64,
     /// Root over [`message_leaf`] of its messages.
+    #[serde(with = "crate::hash::as_hex")]
     pub messages_root: Hash32,
     /// Number of its first task (of the next one, where it has none).
     pub first_task_number: TaskNumber,
     /// How many tasks it closed.
     pub task_count: u64,
     /// Root over [`Task::leaf`] of its tasks.
+    #[serde(with = "crate::hash::as_hex")]
     pub tasks_root: Hash32,
-    /// Hash of the voter set: see [`crate::genesis::voters_hash`].
-    pub voters: Hash32,
+    /// Hash of the member set whose voters certify this batch: see [`MemberSet::hash`].
+    #[serde(with = "crate::hash::as_hex")]
+    pub members: Hash32,
+    /// Hash of the member set that holds from the next batch on.
+    #[serde(with = "crate::hash::as_hex")]
+    pub next_members: Hash32,
     /// Rolling digest of everything that `apply` has computed up to this batch.
+    #[serde(with = "crate::hash::as_hex")]
     pub effects: Hash32,
 }
 
@@ -65,9 +73,16 @@ pub struct Batch {
     pub messages: Vec<OrderedMessage>,
     /// Tasks closed by this batch, by number.
     pub tasks: Vec<Task>,
+    /// The set that the header's `next_members` is the hash of, where it differs from `members`.
+    pub next_set: Option<MemberSet>,
 }
 
 impl BatchHeader {
+    /// Whether the member set changes after this batch. Such a batch needs a certificate of its own.
+    pub fn is_boundary(&self) -> bool {
+        self.members != self.next_members
+    }
+
     /// keccak256 over the header's fields in fixed width (docs/formats.md, "Batch header").
     pub fn hash(&self) -> BatchHash {
         BatchHash(keccak256(&[
@@ -84,7 +99,8 @@ impl BatchHeader {
             &self.first_task_number.0.to_be_bytes(),
             &self.task_count.to_be_bytes(),
             &self.tasks_root,
-            &self.voters,
+            &self.members,
+            &self.next_members,
             &self.effects,
         ]))
     }
@@ -104,7 +120,8 @@ impl BatchHeader {
             first_task_number: self.first_task_number.0,
             task_count: self.task_count,
             tasks_root: copy(&self.tasks_root),
-            voters: copy(&self.voters),
+            members: copy(&self.members),
+            next_members: copy(&self.next_members),
             effects: copy(&self.effects),
         }
     }
@@ -126,7 +143,8 @@ impl BatchHeader {
             first_task_number: TaskNumber(h.first_task_number),
             task_count: h.task_count,
             tasks_root: hash(&h.tasks_root)?,
-            voters: hash(&h.voters)?,
+            members: hash(&h.members)?,
+            next_members: hash(&h.next_members)?,
             effects: hash(&h.effects)?,
         })
     }
@@ -170,6 +188,7 @@ impl Batch {
                 })
                 .collect(),
             tasks: self.tasks.iter().map(Task::to_proto).collect(),
+            next_set: self.next_set.as_ref().map(MemberSet::to_proto),
         }
         .encode_to_vec()
     }
@@ -191,6 +210,7 @@ impl Batch {
             header: BatchHeader::from_proto(batch.header.ok_or_else(|| bad("the header is missing"))?)?,
             messages: batch.messages.into_iter().map(ordered).collect::<Result<_, DecodeError>>()?,
             tasks: batch.tasks.into_iter().map(Task::from_proto).collect::<Result<_, DecodeError>>()?,
+            next_set: batch.next_set.map(MemberSet::from_proto).transpose()?,
         })
     }
 }

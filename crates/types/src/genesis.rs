@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::hash::{Hash32, keccak256};
+use crate::hash::keccak256;
 use crate::ids::{Incarnation, NetworkId, NodeId, ProjectId, TaskNumber};
+use crate::members::{ADDRESS_BYTES_MAX, MemberSet, SetMember};
 use crate::signature::{PublicKey, SignatureError};
 
 const GENESIS_DOMAIN: &[u8] = b"lockstep/genesis/v1";
-const VOTERS_DOMAIN: &[u8] = b"lockstep/voters/v1";
 /// Version of the file.
 pub const GENESIS_VERSION: u32 = 1;
 /// Most members of a network at genesis.
@@ -18,6 +18,8 @@ pub const MEMBERS_MAX: usize = 64;
 /// Shortest retry window: longer than a message can wait in a pool, so that what a node sends again is never taken for
 /// a new reading.
 pub const RETRY_WINDOW_MS_MIN: u64 = 6_000;
+/// Smallest limit on bytes: below, the store's own buffers and files are the most of it.
+pub const RETENTION_BYTES_MIN: u64 = 64 << 20;
 /// Largest `message_bytes_max` that a network can have: a message must fit one bundle between nodes.
 pub const MESSAGE_BYTES_MAX: u64 = 512 << 10;
 
@@ -60,6 +62,20 @@ pub struct Member {
 }
 
 impl Member {
+    /// Checks name, key and addresses.
+    pub fn check(&self) -> Result<(), GenesisError> {
+        self.key()?;
+        if !is_name(&self.name) {
+            return Err(GenesisError::Invalid(format!("bad name {:?}: 1 to 64 of a-z 0-9 - _ .", self.name)));
+        }
+        let fits = |text: &str| text.len() <= ADDRESS_BYTES_MAX && !text.contains(char::is_control);
+        if !fits(&self.p2p) || !fits(&self.http) {
+            let reason = format!("member {}: an address has at most {ADDRESS_BYTES_MAX} bytes", self.name);
+            return Err(GenesisError::Invalid(reason));
+        }
+        Ok(())
+    }
+
     /// The member's key.
     pub fn key(&self) -> Result<PublicKey, GenesisError> {
         let bad = |reason| GenesisError::Key { name: self.name.clone(), reason };
@@ -97,6 +113,25 @@ impl Default for ProjectSettings {
     }
 }
 
+/// What is kept of the past. Zeros: everything, for ever.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// Batches older than this may go, once every output of the network has their tasks.
+    pub age_ms: u64,
+    /// When a node's state takes more than this on its disk, the oldest batches may go, as above.
+    pub bytes: u64,
+    /// When it takes more than this they go whether or not an output has their tasks; it is then marked with a gap.
+    pub hard_bytes: u64,
+}
+
+impl Retention {
+    /// Whether nothing is ever forgotten.
+    pub fn is_everything(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// What `apply` may depend on. Changing any of it is a change of the network, never of a node's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -113,6 +148,9 @@ pub struct NetworkParams {
     pub open_groups_max: u64,
     /// Number of the first task, so that an existing reader's cursor can be continued.
     pub first_task_number: TaskNumber,
+    /// What is kept of the past.
+    #[serde(skip_serializing_if = "Retention::is_everything")]
+    pub retention: Retention,
     /// Settings of projects that have none of their own.
     pub default_project: ProjectSettings,
     /// Registered projects.
@@ -128,6 +166,7 @@ impl Default for NetworkParams {
             message_bytes_max: 64 << 10,
             open_groups_max: 65_536,
             first_task_number: TaskNumber(1),
+            retention: Retention::default(),
             default_project: ProjectSettings::default(),
             projects: BTreeMap::new(),
         }
@@ -205,10 +244,8 @@ impl Genesis {
             return invalid(format!("a network has 1 to {MEMBERS_MAX} members at genesis"));
         }
         for (i, member) in self.members.iter().enumerate() {
+            member.check()?;
             let key = member.key()?;
-            if !is_name(&member.name) {
-                return invalid(format!("member {}: bad name {:?}", i + 1, member.name));
-            }
             for other in &self.members[..i] {
                 if other.name == member.name || other.key()? == key || other.incarnation == member.incarnation {
                     return invalid(format!("members {} and {} share a name, key or store", other.name, member.name));
@@ -223,6 +260,19 @@ impl Genesis {
             if settings.retry_window_ms < RETRY_WINDOW_MS_MIN {
                 return invalid(format!("retry_window_ms must be at least {RETRY_WINDOW_MS_MIN}"));
             }
+        }
+        let retention = &params.retention;
+        if retention.hard_bytes > 0 && retention.hard_bytes < retention.bytes.max(RETENTION_BYTES_MIN) {
+            return invalid(format!(
+                "retention: hard_bytes must be at least bytes, and at least {RETENTION_BYTES_MIN}"
+            ));
+        }
+        if retention.bytes > 0 && retention.bytes < RETENTION_BYTES_MIN {
+            return invalid(format!("retention: bytes must be at least {RETENTION_BYTES_MIN}"));
+        }
+        let window_ms = params.projects.values().chain([&params.default_project]).map(|p| p.retry_window_ms).max();
+        if retention.age_ms > 0 && Some(retention.age_ms) < window_ms {
+            return invalid("retention: age_ms must not be below any project's retry_window_ms".into());
         }
         if params.message_bytes_max == 0 || params.open_groups_max == 0 || params.first_task_number.0 == 0 {
             return invalid("message_bytes_max, open_groups_max and first_task_number must be at least 1".into());
@@ -254,18 +304,11 @@ impl Genesis {
         self.nodes().find(|(_, member)| member.key().is_ok_and(|k| k == *key))
     }
 
-    /// Hash of the first voter set.
-    pub fn voters_hash(&self) -> Result<Hash32, GenesisError> {
-        let voters: Result<Vec<_>, _> = self.nodes().map(|(id, m)| Ok::<_, GenesisError>((id, m.key()?))).collect();
-        Ok(voters_hash(&voters?))
+    /// The first member set: all of them voters.
+    pub fn first_set(&self) -> Result<MemberSet, GenesisError> {
+        let member = |(node, m): (NodeId, &Member)| Ok(SetMember { node, address: m.key()?.address(), voter: true });
+        Ok(MemberSet(self.nodes().map(member).collect::<Result<_, GenesisError>>()?))
     }
-}
-
-/// keccak256 over the voters in the order of their ids: id (8 bytes) and address (20 bytes) of each.
-pub fn voters_hash(voters: &[(NodeId, PublicKey)]) -> Hash32 {
-    let bytes: Vec<u8> =
-        voters.iter().flat_map(|(id, key)| [&id.0.to_be_bytes()[..], &key.address().0].concat()).collect();
-    keccak256(&[VOTERS_DOMAIN, &(voters.len() as u64).to_be_bytes(), &bytes])
 }
 
 #[cfg(test)]

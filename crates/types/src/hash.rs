@@ -14,6 +14,22 @@ pub fn keccak256(parts: &[&[u8]]) -> Hash32 {
     hasher.finalize().into()
 }
 
+/// A digest in JSON: 0x and 64 hex digits.
+pub(crate) mod as_hex {
+    use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
+
+    use super::Hash32;
+    use crate::ids::Digest;
+
+    pub fn serialize<S: Serializer>(hash: &Hash32, serializer: S) -> Result<S::Ok, S::Error> {
+        Digest(*hash).serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Hash32, D::Error> {
+        Ok(Digest::deserialize(deserializer)?.0)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

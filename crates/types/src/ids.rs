@@ -124,6 +124,10 @@ byte_id!(
     /// A random number made with a store. A node that lost its disk has another one, and cannot vote as the old.
     Incarnation, 16
 );
+byte_id!(
+    /// A keccak256 digest as people see it.
+    Digest, 32
+);
 number_id!(
     /// A message's place in the order: 1, 2, 3, … without gaps.
     Sequence

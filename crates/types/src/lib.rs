@@ -6,14 +6,18 @@
 //! protobuf of `proto/`, generated into [`proto`].
 
 pub mod batch;
+pub mod certificate;
 pub mod genesis;
 pub mod go_json;
 pub mod hash;
 pub mod ids;
+pub mod members;
 pub mod merkle;
 pub mod message;
+pub mod proof;
 pub mod signature;
 pub mod task;
+pub mod verify;
 pub mod w3bstream;
 
 #[allow(missing_docs, clippy::unwrap_used)]
@@ -23,12 +27,15 @@ pub mod proto {
 }
 
 pub use batch::{Batch, BatchHeader, OrderedMessage};
-pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings};
+pub use certificate::Certificate;
+pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings, Retention};
 pub use hash::{Hash32, keccak256};
 pub use ids::{
-    Address, BatchHash, ContentId, Epoch, Height, Incarnation, MessageId, NetworkId, NodeId, OutputName, ProjectId,
-    Sequence, TaskId, TaskNumber, TimeMs,
+    Address, BatchHash, ContentId, Digest, Epoch, Height, Incarnation, MessageId, NetworkId, NodeId, OutputName,
+    ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
 };
+pub use members::{Approval, Change, MemberRole, MemberSet, Proposal, SetMember};
 pub use message::{Api, DecodeError, Evidence, Message, VerifiedMessage};
+pub use proof::{Proof, ProofError, Proven, verify_proof};
 pub use signature::{PublicKey, Signature, SignatureError, SigningKey};
 pub use task::Task;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::hash::{Hash32, keccak256};
-use crate::ids::{Address, ContentId, MessageId, NodeId, ProjectId, Sequence};
+use crate::ids::{Address, ContentId, Height, MessageId, NodeId, ProjectId, Sequence};
 use crate::merkle::{abi_address, abi_u64, leaf_hash};
 use crate::proto;
 use crate::signature::{Signature, recover_address};
@@ -11,6 +11,7 @@ use crate::w3bstream;
 
 const CONTENT_DOMAIN: &[u8] = b"lockstep/content/v1";
 const REPEAT_DOMAIN: &[u8] = b"lockstep/repeat/v1";
+const REAPPEARED_DOMAIN: &[u8] = b"lockstep/reappeared/v1";
 const INGRESS_DOMAIN: &[u8] = b"lockstep/ingress/v1";
 
 /// Longest `projectVersion` in bytes: what the readers' tables take.
@@ -144,20 +145,30 @@ impl Message {
         content_id: ContentId,
         trusted_ingress: impl Fn(&Address) -> bool,
     ) -> Result<VerifiedMessage, DecodeError> {
-        let valid = match (&self.api, &self.evidence) {
-            (Api::Apinode, Evidence::Device(signature)) => {
-                let text = std::str::from_utf8(&self.data).map_err(|_| DecodeError::Evidence)?;
+        if self.evidence_holds(&content_id, trusted_ingress) {
+            Ok(VerifiedMessage { message: self, content_id })
+        } else {
+            Err(DecodeError::Evidence)
+        }
+    }
+
+    /// Whether the evidence proves the origin that it claims. `content_id` is this message's. Costs one signature
+    /// recovery.
+    pub fn evidence_holds(&self, content_id: &ContentId, trusted_ingress: impl Fn(&Address) -> bool) -> bool {
+        match (&self.api, &self.evidence) {
+            // A device does not sign a nonce: with one, its old messages would pass for new ones.
+            (Api::Apinode, Evidence::Device(signature)) if self.nonce.is_empty() => {
+                let Ok(text) = std::str::from_utf8(&self.data) else { return false };
                 let digest = w3bstream::message_digest(self.project_id, &self.project_version, text);
                 recover_address(&digest, signature) == Ok(self.device)
             }
             (Api::Unsigned, Evidence::Ingress { node, signature }) => {
                 self.device == Address::ZERO
                     && trusted_ingress(node)
-                    && recover_address(&Self::ingress_digest(&content_id), signature) == Ok(*node)
+                    && recover_address(&Self::ingress_digest(content_id), signature) == Ok(*node)
             }
             _ => false,
-        };
-        if valid { Ok(VerifiedMessage { message: self, content_id }) } else { Err(DecodeError::Evidence) }
+        }
     }
 
     /// The wire and storage form.
@@ -244,9 +255,12 @@ impl VerifiedMessage {
 }
 
 impl MessageId {
-    /// The id of the `count`-th occurrence (from 1) of a content.
-    pub fn of_occurrence(content_id: &ContentId, count: u64) -> Self {
-        if count <= 1 {
+    /// The id of the `count`-th occurrence (from 1) of a content since `since`: the oldest height that was kept when
+    /// the count began, 0 if nothing had been forgotten. So an id never comes again, whatever was forgotten.
+    pub fn of_occurrence(content_id: &ContentId, count: u64, since: Height) -> Self {
+        if since.0 > 0 {
+            Self(keccak256(&[REAPPEARED_DOMAIN, &content_id.0, &count.to_be_bytes(), &since.0.to_be_bytes()]))
+        } else if count <= 1 {
             Self(content_id.0)
         } else {
             Self(keccak256(&[REPEAT_DOMAIN, &content_id.0, &count.to_be_bytes()]))
@@ -257,12 +271,23 @@ impl MessageId {
 /// Merkle leaf of an ordered message: ABI encoding of `(uint256 sequence, bytes32 id, uint256 project, address
 /// device, bytes32 keccak256(data))`. It commits to the hash of the data, so that a proof does not reveal it.
 pub fn message_leaf(sequence: Sequence, id: &MessageId, message: &Message) -> Hash32 {
+    leaf_of_hash(sequence, id, message.project_id, &message.device, &keccak256(&[&message.data]))
+}
+
+/// [`message_leaf`] for whoever knows the hash of the data only.
+pub fn leaf_of_hash(
+    sequence: Sequence,
+    id: &MessageId,
+    project_id: ProjectId,
+    device: &Address,
+    data_hash: &Hash32,
+) -> Hash32 {
     let mut encoded = [0; 160];
     encoded[..32].copy_from_slice(&abi_u64(sequence.0));
     encoded[32..64].copy_from_slice(&id.0);
-    encoded[64..96].copy_from_slice(&abi_u64(message.project_id.0));
-    encoded[96..128].copy_from_slice(&abi_address(&message.device));
-    encoded[128..].copy_from_slice(&keccak256(&[&message.data]));
+    encoded[64..96].copy_from_slice(&abi_u64(project_id.0));
+    encoded[96..128].copy_from_slice(&abi_address(device));
+    encoded[128..].copy_from_slice(data_hash);
     leaf_hash(&encoded)
 }
 
@@ -305,6 +330,9 @@ mod tests {
         let mut other = signed("21.5");
         other.project_id = ProjectId(8);
         assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
+        let mut other = signed("21.5");
+        other.nonce = Bytes::from_static(b"1");
+        assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
     }
 
     #[test]
@@ -325,7 +353,7 @@ mod tests {
         let mut altered = message.clone();
         altered.evidence = Evidence::Device(Signature([1; 65]));
         assert_eq!(message.content_id(), altered.content_id());
-        assert_eq!(MessageId::of_occurrence(&message.content_id(), 1).0, message.content_id().0);
-        assert_ne!(MessageId::of_occurrence(&message.content_id(), 2).0, message.content_id().0);
+        assert_eq!(MessageId::of_occurrence(&message.content_id(), 1, Height(0)).0, message.content_id().0);
+        assert_ne!(MessageId::of_occurrence(&message.content_id(), 2, Height(0)).0, message.content_id().0);
     }
 }

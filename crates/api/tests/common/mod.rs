@@ -83,10 +83,31 @@ impl Read for Fake {
             role: Role::Leader,
             term: 3,
             leader: Some(LeaderView { id: NodeId(1), http: "http://127.0.0.1:9000".into() }),
-            head: HeadView { height: Height(HEAD), hash: BatchHash([1; 32]), sequence: Sequence(HEAD) },
+            head: HeadView {
+                height: Height(HEAD),
+                hash: BatchHash([1; 32]),
+                sequence: Sequence(HEAD),
+                final_height: Height(HEAD),
+                oldest_height: Height(0),
+            },
+            complaints: vec![],
+            rules_version: 2,
             peers: vec![],
-            outputs: vec![OutputView { name: "files".into(), height: Height(1), lag: 0, error: None }],
+            outputs: vec![OutputView { name: "files".into(), height: Height(1), lag: 0, error: None, gaps: vec![] }],
             version: "0.1.0".into(),
+        }
+    }
+
+    fn members(&self) -> MembersView {
+        MembersView {
+            network_id: NetworkId([1; 32]),
+            epoch: Epoch(0),
+            members_hash: "0x".into(),
+            changes: 0,
+            members: vec![],
+            pending: None,
+            proposals: vec![],
+            requests: vec![],
         }
     }
 

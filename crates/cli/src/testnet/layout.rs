@@ -74,6 +74,7 @@ fn config(http: u16, p2p: u16, dsn: bool) -> anyhow::Result<Config> {
         p2p: P2pConfig::at(format!("/ip4/127.0.0.1/tcp/{p2p}")),
         pool: PoolConfig::default(),
         raft: RaftConfig::default(),
+        upgrade: Default::default(),
         outputs,
     })
 }

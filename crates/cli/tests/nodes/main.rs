@@ -12,6 +12,7 @@ mod partitions;
 mod rolling;
 mod rounds;
 mod semantics;
+mod snapshots;
 mod start_errors;
 mod steps;
 mod testnet;

@@ -2,11 +2,14 @@
 // Each test binary uses its part of this module.
 #![allow(dead_code)]
 
+use std::collections::HashMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_network::{Channel, GossipInbox, Handle, Network, Options, Peer, Service};
+use lockstep_network::{CallError, Channel, Client, GossipInbox, Handle, LogView, Network, Options, Peer, Service};
 use lockstep_types::{Epoch, Incarnation, NetworkId, NodeId, SigningKey};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -31,21 +34,53 @@ impl Service for Echo {
     }
 }
 
+pub const CHANNELS: [Channel; 4] = [Channel::Raft, Channel::Bundle, Channel::Control, Channel::Snapshot];
+
+/// A log that ends where a test says, and what it says that others acknowledged.
+#[derive(Default)]
+pub struct Log {
+    pub last: AtomicU64,
+    pub acknowledged: Mutex<HashMap<NodeId, u64>>,
+}
+
+impl LogView for Log {
+    fn last_index(&self) -> u64 {
+        self.last.load(Ordering::SeqCst)
+    }
+
+    fn acknowledged(&self, node: NodeId) -> u64 {
+        self.acknowledged.lock().unwrap().get(&node).copied().unwrap_or_default()
+    }
+}
+
 pub struct Node {
     pub handle: Handle,
     pub inbox: GossipInbox,
+    pub log: Arc<Log>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Node {
     pub async fn start(options: Options) -> Self {
+        let node = Self::start_without_log(options).await;
+        node.handle.set_log_view(node.log.clone());
+        node
+    }
+
+    /// Like a node that has not opened its log yet.
+    pub async fn start_without_log(options: Options) -> Self {
         let (network, handle, inbox) = Network::bind(options).await.unwrap();
-        handle.serve(Channel::Raft, Echo).unwrap();
-        handle.serve(Channel::Bundle, Echo).unwrap();
+        for channel in CHANNELS {
+            handle.serve(channel, Echo).unwrap();
+        }
         let stop = CancellationToken::new();
         let task = tokio::spawn(network.run(stop.clone()));
-        Self { handle, inbox, stop, task }
+        Self { handle, inbox, log: Arc::default(), stop, task }
+    }
+
+    pub fn acknowledged(&self, node: u64, index: u64) {
+        self.log.acknowledged.lock().unwrap().insert(NodeId(node), index);
     }
 
     pub fn address(&self) -> String {
@@ -75,6 +110,37 @@ pub fn peer(n: u64, address: Option<String>) -> Peer {
         key: key(n).public(),
         address,
         incarnation: Incarnation([n as u8; 16]),
+    }
+}
+
+pub async fn ask(client: &mut Client, request: &[u8]) -> Result<Bytes, CallError> {
+    client.call(&[Bytes::copy_from_slice(request)], DEADLINE).await
+}
+
+/// Asks until there is an answer, however long the two need to connect.
+pub async fn answer(handle: &Handle, of: u64) -> Bytes {
+    let mut client = handle.client(NodeId(of), Channel::Raft);
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match ask(&mut client, b"x").await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(Instant::now() < deadline, "no answer of node {of}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A refusal of the first call, however long the two need to connect.
+pub async fn refusal(client: &mut Client) -> String {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        match ask(client, b"x").await {
+            Err(CallError::Refused(reason)) => return reason,
+            Err(CallError::Unreachable(_) | CallError::Closed(_)) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            other => panic!("{other:?}"),
+        }
     }
 }
 
@@ -113,4 +179,19 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut attemp
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("not in time: {what}");
+}
+
+/// Publishes fresh messages until each of `others` got one: subscriptions have arrived then.
+pub async fn warm_up(from: &Handle, others: &mut [Node]) {
+    for node in others {
+        let mut n = 0_u64;
+        loop {
+            n += 1;
+            from.publish(Bytes::from(format!("warm up {n} for {}", node.address())));
+            if let Ok(Some(_)) = tokio::time::timeout(Duration::from_millis(50), node.inbox.next()).await {
+                break;
+            }
+            assert!(n < 400, "no subscription arrived");
+        }
+    }
 }

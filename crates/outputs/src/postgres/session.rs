@@ -38,6 +38,9 @@ WITH moved AS (
 )
 SELECT 1 FROM moved"#;
 const CURSOR: &str = r#"SELECT "layout", "network", "epoch", "last_task" FROM {s}."lockstep_cursor""#;
+const SKIP: &str = r#"
+UPDATE {s}."lockstep_cursor" SET "last_task" = $4, "last_task_id" = NULL
+WHERE "layout" = '{layout}' AND "network" = $1 AND "epoch" = $2 AND "last_task" IS NOT DISTINCT FROM $3"#;
 const IDS: &str = r#"SELECT "id", "task_id" FROM {s}."tasks" WHERE "id" BETWEEN $1 AND $2 ORDER BY "id""#;
 const TASK: &str = r#"
 SELECT "id", "project_id", "created_at", "message_ids"::text, "signature" FROM {s}."tasks" WHERE "task_id" = $1"#;
@@ -49,6 +52,7 @@ pub(super) struct Session {
     patience: Duration,
     append: Statement,
     cursor: Statement,
+    skip: Statement,
     ids: Statement,
     task: Statement,
     messages: Statement,
@@ -72,6 +76,7 @@ impl Session {
                 patience: options.timeouts.statement + GRACE,
                 append: client.prepare(&text(APPEND)).await?,
                 cursor: client.prepare(&text(CURSOR)).await?,
+                skip: client.prepare(&text(SKIP)).await?,
                 ids: client.prepare(&text(IDS)).await?,
                 task: client.prepare(&text(TASK)).await?,
                 messages: client.prepare(&text(MESSAGES)).await?,
@@ -95,6 +100,19 @@ impl Session {
         let row = row.ok_or_else(|| OutputError::Retryable("its cursor row is missing".to_owned()))?;
         let last = row.get::<_, Option<i64>>(3).map(apinode::id_from_column).transpose()?;
         Ok(Cursor { layout: row.get(0), network: row.get(1), epoch: row.get(2), last: last.map(TaskNumber) })
+    }
+
+    /// Moves the cursor over tasks that never come. `false`: it is elsewhere.
+    pub(super) async fn skip(
+        &self,
+        owner: &Owner,
+        last: TaskNumber,
+        expected_last: Option<TaskNumber>,
+    ) -> Result<bool, OutputError> {
+        let network = apinode::network_column(&owner.network);
+        let (epoch, to) = (apinode::epoch_column(owner.epoch), apinode::id_column(last.0));
+        let expected = expected_last.map(|last| apinode::id_column(last.0));
+        Ok(self.wait(self.client.execute(&self.skip, &[&network, &epoch, &expected, &to])).await? == 1)
     }
 
     /// Writes `chunks` after `expected_last`, all or nothing. `false`: the cursor is elsewhere, nothing was written.

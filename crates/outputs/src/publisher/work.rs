@@ -67,7 +67,13 @@ impl Work {
             }
             let chunk = match prefetched.take() {
                 Some(chunk) => chunk,
-                None => self.prepare(last).await?,
+                None => match self.prepare(last).await {
+                    Err(SourceError::Forgotten(until)) => {
+                        last = self.skip(until, last).await?;
+                        continue;
+                    }
+                    chunk => chunk?,
+                },
             };
             let Some(end) = chunk.last().map(|task| task.number) else {
                 let next = self.options.owner.next(last);
@@ -89,6 +95,16 @@ impl Work {
             // A failed look ahead is repeated in its turn, and its error reported then.
             prefetched = ahead.ok().filter(|chunk| !chunk.is_empty());
         }
+    }
+
+    /// Goes on behind tasks that the network has forgotten.
+    async fn skip(&self, until: TaskNumber, last: Option<TaskNumber>) -> Result<Option<TaskNumber>, OutputError> {
+        let (output, first) = (self.options.name.as_str(), self.options.owner.next(last));
+        tracing::error!(output, %first, last = %until, "these tasks are forgotten and will not be published: the output has a gap");
+        self.options.output.skip(until, last).await?;
+        let gap = Some((first, until));
+        self.set(|status| (status.last_published, status.newest_gap) = (Some(until), gap));
+        Ok(Some(until))
     }
 
     /// Publishes `chunk`, or what stands before the first task that is refused, which is then told too.
@@ -191,7 +207,9 @@ impl Work {
                 return Duration::ZERO;
             }
             Problem::Output(OutputError::Moved { .. } | OutputError::Retryable(_))
-            | Problem::Source(SourceError::Unavailable(_)) => (State::Retrying, self.backoff.next(jitter)),
+            | Problem::Source(SourceError::Unavailable(_) | SourceError::Forgotten(_)) => {
+                (State::Retrying, self.backoff.next(jitter))
+            }
             Problem::Output(OutputError::Refused { .. }) => (State::Blocked, self.backoff.next(jitter)),
             Problem::Output(OutputError::Foreign(_)) | Problem::Source(SourceError::Gone(_)) => {
                 (State::Blocked, RECHECK_INTERVAL)

@@ -111,6 +111,22 @@ impl Database {
         Ok(receipt)
     }
 
+    pub(super) fn skip(
+        &mut self,
+        owner: &Owner,
+        last: TaskNumber,
+        expected_last: Option<TaskNumber>,
+    ) -> Result<(), OutputError> {
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(classify)?;
+        if cursor(&transaction)?.may_skip(owner, last, expected_last)? {
+            let no_task: Option<&[u8]> = None;
+            transaction.execute(MOVE_CURSOR, params![apinode::id_column(last.0), no_task]).map_err(classify)?;
+            transaction.commit().map_err(classify)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn read(&mut self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {
         let transaction = self.connection.transaction().map_err(classify)?;
         let rows = task_rows(&transaction, id).map_err(|error| match error {

@@ -65,6 +65,23 @@ pub async fn a_write_that_breaks_down_half_way_leaves_nothing(store: &dyn Store)
     assert_eq!(output.last().await.unwrap(), number(30));
 }
 
+pub async fn what_never_comes_is_skipped_once_and_only_from_where_the_store_is(store: &dyn Store) {
+    let output = store.open(owner());
+    output.skip(number(9).unwrap(), None).await.unwrap();
+    assert_eq!(output.last().await.unwrap(), number(9));
+    output.publish(&tasks(10..=12), number(9)).await.unwrap();
+    let before = store.rows().await;
+    let moved = OutputError::Moved { actual_last: number(12) };
+    assert_eq!(store.open(owner()).skip(number(20).unwrap(), number(9)).await, Err(moved));
+    // Late, or a second time.
+    store.open(owner()).skip(number(9).unwrap(), None).await.unwrap();
+    assert_eq!(store.rows().await, before);
+    let foreign = Owner { network: NetworkId([0xee; 32]), ..owner() };
+    assert!(matches!(store.open(foreign).skip(number(20).unwrap(), number(12)).await, Err(OutputError::Foreign(_))));
+    output.skip(number(20).unwrap(), number(12)).await.unwrap();
+    output.publish(&tasks(21..=21), number(20)).await.unwrap();
+}
+
 pub async fn a_deposed_leaders_late_write_changes_nothing(store: &dyn Store) {
     let (old, new) = (store.open(owner()), store.open(owner()));
     old.publish(&tasks(FIRST..=9), None).await.unwrap();
@@ -190,6 +207,7 @@ macro_rules! conformance_suite {
             a_restarted_adapter_goes_on_where_the_store_is,
             a_write_that_breaks_down_half_way_leaves_nothing,
             a_deposed_leaders_late_write_changes_nothing,
+            what_never_comes_is_skipped_once_and_only_from_where_the_store_is,
             writers_at_the_same_time_write_each_task_once,
             another_networks_or_epochs_store_is_refused,
             three_nodes_can_set_up_at_once,

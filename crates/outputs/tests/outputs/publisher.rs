@@ -19,6 +19,7 @@ struct Fake {
     failures: Mutex<VecDeque<OutputError>>,
     refuses: Mutex<Option<TaskNumber>>,
     calls: Mutex<Vec<u64>>,
+    skipped: Mutex<Option<TaskNumber>>,
 }
 
 impl Fake {
@@ -33,6 +34,12 @@ impl Fake {
 
 #[async_trait]
 impl Output for Fake {
+    async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {
+        assert_eq!(self.last().await?, expected_last);
+        *self.skipped.lock().unwrap() = Some(last);
+        Ok(())
+    }
+
     async fn publish(&self, tasks: &[FinalTask], expected: Option<TaskNumber>) -> Result<Receipt, OutputError> {
         self.calls.lock().unwrap().push(tasks.len() as u64);
         self.fail()?;
@@ -40,7 +47,7 @@ impl Output for Fake {
             return Err(OutputError::Refused { task, reason: "a test".to_owned() });
         }
         let mut stored = self.tasks.lock().unwrap();
-        let actual_last = stored.last().map(|t| t.number);
+        let actual_last = stored.last().map(|t| t.number).max(*self.skipped.lock().unwrap());
         if actual_last != expected {
             return Err(OutputError::Moved { actual_last });
         }
@@ -51,7 +58,7 @@ impl Output for Fake {
 
     async fn last(&self) -> Result<Option<TaskNumber>, OutputError> {
         self.fail()?;
-        Ok(self.tasks.lock().unwrap().last().map(|t| t.number))
+        Ok(self.tasks.lock().unwrap().last().map(|t| t.number).max(*self.skipped.lock().unwrap()))
     }
 
     async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {
@@ -72,6 +79,18 @@ async fn tasks_are_published_in_order_and_signed_with_the_task_key() {
     let task = store.read(&unsigned(1_000).id).await.unwrap().unwrap();
     let address = SigningKey::from_bytes([0x11; 32]).unwrap().address();
     assert_eq!(recover_address(&task.digest(), &task.signature), Ok(address));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_network_has_forgotten_is_skipped_and_shown_as_a_gap() {
+    let (feed, store) = (Feed::new(), Arc::new(Fake::default()));
+    feed.finalize(FIRST + 5);
+    feed.forget(FIRST + 2);
+    let node = Node::start(&feed, store.clone(), true, None);
+    let status = node.wait_for("all tasks that are left", |s| s.state == State::CaughtUp).await;
+    assert_eq!(status.newest_gap, Some((TaskNumber(FIRST), TaskNumber(FIRST + 2))));
+    node.stop().await;
+    assert_eq!(store.numbers(), (FIRST + 3..=FIRST + 5).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]

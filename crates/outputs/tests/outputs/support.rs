@@ -77,12 +77,18 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
 /// A source whose history grows when the test says so; also a sink that counts.
 pub struct Feed {
     newest: watch::Sender<Option<TaskNumber>>,
+    forgotten: Mutex<Option<TaskNumber>>,
     pub recorded: Mutex<Vec<TaskNumber>>,
 }
 
 impl Feed {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { newest: watch::channel(None).0, recorded: Mutex::default() })
+        Arc::new(Self { newest: watch::channel(None).0, forgotten: Mutex::default(), recorded: Mutex::default() })
+    }
+
+    /// Tasks up to `number` are no longer kept.
+    pub fn forget(&self, number: u64) {
+        *self.forgotten.lock().unwrap() = Some(TaskNumber(number));
     }
 
     /// All tasks up to `number` are final.
@@ -104,6 +110,9 @@ impl TaskSource for Feed {
         _max_bytes: usize,
     ) -> Result<Vec<UnsignedTask>, SourceError> {
         let next = owner().next(number).0;
+        if let Some(forgotten) = (*self.forgotten.lock().unwrap()).filter(|forgotten| forgotten.0 >= next) {
+            return Err(SourceError::Forgotten(forgotten));
+        }
         let newest = self.newest.borrow().map_or(0, |n| n.0);
         Ok((next..=newest).take(max_tasks).map(unsigned).collect())
     }

@@ -1,0 +1,232 @@
+//! Certificates, changes of membership, the horizon and rules.
+
+use lockstep_types::certificate::sign_batch;
+use lockstep_types::{Approval, Certificate, Change, Incarnation, Member, MemberRole};
+
+use super::*;
+
+/// The key of a genesis member, whatever its id became.
+fn key_of(node: &Node, id: NodeId) -> SigningKey {
+    let address = node.ledger.members.get(id).unwrap().member.key().unwrap().address();
+    (1..=9).map(key).find(|key| key.address() == address).unwrap()
+}
+
+fn certificate(node: &Node, height: usize, signers: &[u64]) -> Certificate {
+    let hash = node.batches[height - 1].header.hash();
+    let sign = |id: &u64| (NodeId(*id), sign_batch(&key_of(node, NodeId(*id)), &hash));
+    Certificate { height: Height(height as u64), hash, signatures: signers.iter().map(sign).collect() }
+}
+
+fn certify(node: &mut Node, height: usize, signers: &[u64]) -> Height {
+    let certificate = certificate(node, height, signers);
+    node.run(Command::Certificate(certificate));
+    node.ledger.head.final_height
+}
+
+fn newcomer(n: u8) -> Member {
+    Member {
+        name: format!("node-{n}"),
+        public_key: format!("{:?}", key(n).public()),
+        incarnation: Incarnation([n; 16]),
+        p2p: "/ip4/127.0.0.1/tcp/4".into(),
+        http: "http://127.0.0.1:4".into(),
+    }
+}
+
+fn approval(node: &Node, change: Change, by: u64, expires_ms: u64) -> Approval {
+    let proposal = node.ledger.members.propose(Epoch(0), change, TimeMs(expires_ms));
+    proposal.approve(&node.ledger.network, NodeId(by), &key_of(node, NodeId(by)))
+}
+
+fn approve(node: &mut Node, change: &Change, by: &[u64]) -> Option<ApprovalError> {
+    let mut refused = None;
+    for voter in by {
+        let approval = Box::new(approval(node, change.clone(), *voter, 50_000));
+        refused = node.run(Command::Approval { time_ms: TimeMs(1_000), approval }).refused;
+    }
+    refused
+}
+
+fn raft(voters: &[u64], observers: &[u64]) -> Target {
+    let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect();
+    Target { voters: ids(voters), observers: ids(observers) }
+}
+
+#[test]
+fn a_certificate_of_a_majority_makes_its_batch_and_all_before_it_final() {
+    let mut node = Node::new(params(1));
+    for n in 0..3 {
+        node.batch(n, &[message(&n.to_string())]);
+    }
+    assert_eq!(certify(&mut node, 2, &[1]), Height(0));
+    assert_eq!(certify(&mut node, 2, &[1, 3]), Height(2));
+    // Late, or ahead of the log.
+    assert_eq!(certify(&mut node, 1, &[1, 2]), Height(2));
+    let mut ahead = certificate(&node, 3, &[1, 2]);
+    ahead.height = Height(4);
+    node.run(Command::Certificate(ahead));
+    assert_eq!(node.ledger.head.final_height, Height(2));
+}
+
+#[test]
+fn a_certificate_over_another_batch_shows_that_this_state_is_wrong_and_changes_nothing() {
+    let mut node = Node::new(params(1));
+    node.batch(1, &[message("a")]);
+    let hash = BatchHash([9; 32]);
+    let signatures = [1, 2].map(|id| (NodeId(id), sign_batch(&key_of(&node, NodeId(id)), &hash))).to_vec();
+    let before = node.ledger.head.clone();
+    let applied = node.run(Command::Certificate(Certificate { height: Height(1), hash, signatures }));
+    assert_eq!(applied.diverged.unwrap().own, before.hash);
+    assert_eq!(node.ledger.head, before);
+    assert!(applied.writes.is_empty());
+}
+
+#[test]
+fn a_newcomer_is_admitted_and_promoted_by_majorities_one_change_at_a_time() {
+    let mut node = Node::new(params(1));
+    let admit = Change::Admit(newcomer(4));
+    assert_eq!(approve(&mut node, &admit, &[1]), None);
+    assert_eq!(node.ledger.members.proposals().len(), 1);
+    // The same voter twice is no majority, and survives a restart.
+    approve(&mut node, &admit, &[1]);
+    node.restart();
+    assert!(node.ledger.members.pending().is_none());
+    approve(&mut node, &admit, &[2]);
+    let boundary = &node.batches[0];
+    assert!(boundary.header.is_boundary() && boundary.messages.is_empty());
+    assert_eq!(boundary.next_set.as_ref().unwrap().hash(), boundary.header.next_members);
+    assert_eq!(node.ledger.members.get(NodeId(4)).unwrap().role, MemberRole::Observer);
+    // Raft is driven on only after the set before has certified the change.
+    assert_eq!(node.ledger.members.target(), None);
+    assert!(matches!(approve(&mut node, &Change::Promote(NodeId(4)), &[1]), Some(ApprovalError::UnderWay(_))));
+    assert_eq!(certify(&mut node, 1, &[1, 2]), Height(1));
+    node.restart();
+    assert_eq!(node.ledger.members.target(), Some(raft(&[1, 2, 3], &[4])));
+    node.ledger.apply_raft_members(&raft(&[1, 2, 3], &[]));
+    assert!(node.ledger.members.pending().is_some());
+    node.ledger.apply_raft_members(&raft(&[1, 2, 3], &[4]));
+    assert!(node.ledger.members.pending().is_none());
+
+    assert_eq!(approve(&mut node, &Change::Promote(NodeId(4)), &[1, 3]), None);
+    assert_eq!(node.batches[1].header.members, node.batches[0].header.next_members);
+    assert_eq!(node.ledger.members.set().voters().count(), 4);
+}
+
+#[test]
+fn a_change_is_certified_by_the_set_before_and_nothing_above_it_earlier() {
+    let mut node = Node::new(params(1));
+    approve(&mut node, &Change::Remove(NodeId(3)), &[1, 2]);
+    node.batch(2_000, &[message("a")]);
+    // Batch 2 is of the new set, but batch 1 has no certificate yet.
+    assert_eq!(certify(&mut node, 2, &[1, 2]), Height(0));
+    // Node 3 still counts for the batch with which it left.
+    assert_eq!(certify(&mut node, 1, &[1, 3]), Height(1));
+    assert_eq!(certify(&mut node, 2, &[1, 3]), Height(1));
+    assert_eq!(certify(&mut node, 2, &[1, 2]), Height(2));
+}
+
+#[test]
+fn approvals_count_once_for_this_state_and_only_from_voters() {
+    let mut node = Node::new(params(1));
+    let old = approval(&node, Change::Remove(NodeId(3)), 1, 50_000);
+    let run = |node: &mut Node, approval: Approval| {
+        node.run(Command::Approval { time_ms: TimeMs(1_000), approval: Box::new(approval) }).refused
+    };
+    let mut forged = old.clone();
+    forged.node = NodeId(2);
+    assert_eq!(run(&mut node, forged), Some(ApprovalError::Signer));
+    let expired = approval(&node, Change::Remove(NodeId(3)), 1, 900);
+    assert_eq!(run(&mut node, expired), Some(ApprovalError::Expired));
+    for nonsense in [Change::Promote(NodeId(1)), Change::Remove(NodeId(9)), Change::Admit(newcomer(1))] {
+        let approval = approval(&node, nonsense, 1, 50_000);
+        assert!(matches!(run(&mut node, approval), Some(ApprovalError::Change(_))));
+    }
+    approve(&mut node, &Change::Demote(NodeId(3)), &[1, 2]);
+    certify(&mut node, 1, &[1, 2]);
+    node.ledger.apply_raft_members(&raft(&[1, 2], &[3]));
+    // Made for the state before the change.
+    assert_eq!(run(&mut node, old), Some(ApprovalError::Stale));
+    let observer = approval(&node, Change::Remove(NodeId(3)), 3, 50_000);
+    assert_eq!(run(&mut node, observer), Some(ApprovalError::Signer));
+    assert_eq!(approve(&mut node, &Change::Remove(NodeId(3)), &[1, 2]), None);
+    assert_eq!(node.ledger.members.get(NodeId(3)).unwrap().role, MemberRole::Removed);
+}
+
+#[test]
+fn the_last_voter_cannot_go_and_ids_are_never_used_again() {
+    let mut node = Node::new(params(1));
+    for (height, leaver, by) in [(1, 3, [1, 2]), (2, 2, [1, 2])] {
+        assert_eq!(approve(&mut node, &Change::Remove(NodeId(leaver)), &by), None);
+        certify(&mut node, height, &by);
+        let voters: Vec<u64> = (1..leaver).collect();
+        node.ledger.apply_raft_members(&raft(&voters, &[]));
+    }
+    assert!(matches!(approve(&mut node, &Change::Remove(NodeId(1)), &[1]), Some(ApprovalError::Change(_))));
+    // A member that left may come back with its key, never with its store, and gets another id.
+    let mut back = node.ledger.members.get(NodeId(3)).unwrap().member.clone();
+    assert!(matches!(approve(&mut node, &Change::Admit(back.clone()), &[1]), Some(ApprovalError::Change(_))));
+    back.incarnation = Incarnation([77; 16]);
+    assert_eq!(approve(&mut node, &Change::Admit(back), &[1]), None);
+    assert_eq!(node.ledger.members.get(NodeId(4)).unwrap().role, MemberRole::Observer);
+}
+
+#[test]
+fn what_is_below_the_horizon_is_forgotten_and_ids_never_come_again() {
+    let mut node = Node::new(params(1));
+    let first = node.batch(1, &[message("a")]);
+    node.batch(50_000, &[message("b")]);
+    node.run(Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(1) });
+    // Not final yet.
+    assert!(node.run(Command::Horizon(Height(2))).writes.is_empty());
+    certify(&mut node, 2, &[1, 2]);
+    node.batch(50_001, &[message("c")]);
+    node.run(Command::Horizon(Height(2)));
+    let horizon = Horizon { height: Height(2), sequence: Sequence(2), task_number: TaskNumber(2) };
+    assert_eq!(node.ledger.head.horizon, horizon);
+    node.restart();
+    let again = node.batch(50_002, &[message("a"), message("b"), message("a")]);
+    let (Outcome::Ordered { message_id: id, .. }, Outcome::Ordered { message_id, .. }) = (first[0], again[0]) else {
+        panic!("both are readings of their own")
+    };
+    assert_ne!(id, message_id);
+    assert_eq!(
+        again[1],
+        Outcome::Duplicate {
+            message_id: MessageId(message("b").content_id().0),
+            sequence: Sequence(2),
+            height: Height(2),
+        }
+    );
+    assert!(matches!(again[2], Outcome::Duplicate { message_id: same, .. } if same == message_id));
+}
+
+#[test]
+fn an_output_that_was_overtaken_by_the_horizon_has_a_gap() {
+    let mut node = Node::new(params(1));
+    node.batch(1, &[message("a"), message("b")]);
+    node.batch(2, &[message("c")]);
+    node.run(Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(1) });
+    certify(&mut node, 2, &[1, 2]);
+    let applied = node.run(Command::Horizon(Height(2)));
+    let gap = Gap { first: TaskNumber(2), last: TaskNumber(2) };
+    assert!(applied.writes.contains(&Write::Gap("pg".parse().unwrap(), gap)));
+    assert_eq!(node.ledger.progress()[&"pg".parse().unwrap()], TaskNumber(2));
+}
+
+#[test]
+fn rules_are_activated_by_the_log_and_never_go_back() {
+    let mut node = Node::new(params(1));
+    node.batch(1, &[message("a"), message("b")]);
+    assert_eq!(node.batches[0].header.rules_version, RULES_FIRST);
+    let report = |n: u64| Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(n) };
+    let before = node.ledger.head.effects;
+    node.run(report(1));
+    assert_ne!(node.ledger.head.effects, before);
+    node.run(Command::Rules(2));
+    assert!(node.run(Command::Rules(1)).writes.is_empty());
+    let before = node.ledger.head.effects;
+    node.run(report(2));
+    assert_eq!(node.ledger.head.effects, before);
+    node.batch(2, &[message("c")]);
+    assert_eq!(node.batches[1].header.rules_version, 2);
+}

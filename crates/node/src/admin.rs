@@ -1,0 +1,144 @@
+//! Administration of a running node: a Unix socket in its home, so that whoever may open it (the operator's user)
+//! administers, and nobody else can, be it over the network or as another user of the machine. One JSON object a line
+//! each way, one request a connection.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use lockstep_api::views::MembersView;
+use lockstep_types::{Approval, proto};
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::error::NodeError;
+use crate::home::Home;
+use crate::operator::Operator;
+
+/// Longest request or answer in bytes.
+const LINE_BYTES_MAX: u64 = 4 << 20;
+/// Time for one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What an operator asks of the running node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdminRequest {
+    /// Who belongs to the network, what is proposed, and who asks to join.
+    Members,
+    /// Count this approval: protobuf, hex.
+    Approve(String),
+}
+
+/// What it answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdminAnswer {
+    /// To [`AdminRequest::Members`].
+    Members(Box<MembersView>),
+    /// It is done.
+    Done,
+    /// It is not done: a sentence.
+    Error(String),
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminError {
+    /// No node runs there.
+    #[error("no node runs in {0}: start it with `lockstep start --home {0}` ({1})")]
+    NotRunning(String, std::io::Error),
+    /// The node went away, or speaks another version.
+    #[error("the node gave no answer: {0}")]
+    NoAnswer(String),
+    /// The node refuses.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Asks the node that runs in `home`.
+///
+/// # Errors
+/// With a sentence for the operator.
+pub async fn administer(home: &Home, request: &AdminRequest) -> Result<AdminAnswer, AdminError> {
+    let no_answer = |e: &dyn std::fmt::Display| AdminError::NoAnswer(e.to_string());
+    let path = home.admin_socket();
+    let stream =
+        UnixStream::connect(&path).await.map_err(|e| AdminError::NotRunning(home.path().display().to_string(), e))?;
+    let (reader, mut writer) = stream.into_split();
+    let mut line = serde_json::to_string(request).map_err(|e| no_answer(&e))?;
+    line.push('\n');
+    writer.write_all(line.as_bytes()).await.map_err(|e| no_answer(&e))?;
+    let mut answer = String::new();
+    let read = BufReader::new(reader.take(LINE_BYTES_MAX)).read_line(&mut answer).await;
+    read.map_err(|e| no_answer(&e))?;
+    match serde_json::from_str(&answer).map_err(|e| no_answer(&e))? {
+        AdminAnswer::Error(reason) => Err(AdminError::Refused(reason)),
+        answer => Ok(answer),
+    }
+}
+
+/// Opens the socket. One that a node left behind is replaced: the store's lock has made sure that no node runs.
+pub(crate) fn bind(path: &Path) -> Result<UnixListener, NodeError> {
+    let failed = |e: std::io::Error| NodeError::Config(format!("{}: {e}", path.display()));
+    if path.exists() {
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Answers the operator until `stop`. One request at a time is plenty.
+pub(crate) async fn run_admin(listener: UnixListener, operator: Operator, stop: CancellationToken) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let answered = tokio::time::timeout(REQUEST_TIMEOUT, answer(stream, &operator));
+                let result = tokio::select! {
+                    () = stop.cancelled() => return,
+                    result = answered => result,
+                };
+                if let Ok(Err(error)) = result {
+                    tracing::debug!(%error, "an administration request was not answered");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the administration socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn answer(stream: UnixStream, operator: &Operator) -> std::io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(reader.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
+    let answer = match serde_json::from_str(&line) {
+        Ok(request) => carry_out(request, operator).await.unwrap_or_else(AdminAnswer::Error),
+        Err(error) => AdminAnswer::Error(format!("the request cannot be read: {error}")),
+    };
+    let mut text = serde_json::to_string(&answer)?;
+    text.push('\n');
+    writer.write_all(text.as_bytes()).await
+}
+
+async fn carry_out(request: AdminRequest, operator: &Operator) -> Result<AdminAnswer, String> {
+    match request {
+        AdminRequest::Members => Ok(AdminAnswer::Members(Box::new(operator.view(true)))),
+        AdminRequest::Approve(record) => {
+            let bytes = hex::decode(record).map_err(|e| e.to_string())?;
+            let approval = proto::Approval::decode(&bytes[..]).map_err(|e| e.to_string())?;
+            operator.approve(Approval::from_proto(approval).map_err(|e| e.to_string())?).await?;
+            Ok(AdminAnswer::Done)
+        }
+    }
+}

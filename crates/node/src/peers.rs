@@ -1,0 +1,88 @@
+//! Keeps the network's list of members as the log has it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_ledger::{KnownMember, Members};
+use lockstep_network::{Handle, Peer};
+use lockstep_types::{GenesisError, MemberRole, NodeId};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) fn peer(node: NodeId, known: &KnownMember) -> Result<Peer, GenesisError> {
+    let member = &known.member;
+    Ok(Peer {
+        node,
+        name: member.name.clone(),
+        key: member.key()?,
+        address: Some(member.p2p.clone()),
+        incarnation: member.incarnation,
+    })
+}
+
+/// Those whom the network talks to: everyone present, and whoever leaves until that is done, because it still votes
+/// on it and certifies it.
+pub(crate) fn peers(members: &Members) -> BTreeMap<NodeId, Peer> {
+    let leaving = members.pending().and_then(|pending| match pending.proposal.change {
+        lockstep_types::Change::Remove(node) => Some(node),
+        _ => None,
+    });
+    let wanted = |(node, known): &(NodeId, &KnownMember)| known.role != MemberRole::Removed || Some(*node) == leaving;
+    members.all().filter(wanted).filter_map(|(node, known)| Some((node, peer(node, known).ok()?))).collect()
+}
+
+/// How often a node that was removed looks whether it may go.
+const DEPARTURE_TICK: Duration = Duration::from_millis(500);
+/// A node that was removed goes when nobody has talked to it for as many looks: the change is made.
+const DEPARTURE_LOOKS: u32 = 8;
+
+/// Returns when this node was removed from the network and is needed no more: until the change is made it still votes
+/// on it and certifies it. `on_removal` is called at once.
+pub(crate) async fn departed(
+    own: NodeId,
+    mut members: watch::Receiver<Arc<Members>>,
+    network: Handle,
+    on_removal: impl FnOnce(),
+) {
+    let removed = |members: &Arc<Members>| members.get(own).is_some_and(|known| known.role == MemberRole::Removed);
+    if members.wait_for(removed).await.is_err() {
+        return std::future::pending().await;
+    }
+    tracing::warn!("this node is being removed from the network: it takes no more messages");
+    on_removal();
+    let mut alone = 0;
+    while members.borrow().pending().is_some() && alone < DEPARTURE_LOOKS {
+        tokio::time::sleep(DEPARTURE_TICK).await;
+        let connected = network.peers().iter().any(|peer| peer.connected);
+        alone = if connected { 0 } else { alone + 1 };
+    }
+}
+
+/// Follows the members until `stop`.
+pub(crate) async fn run_peers(
+    own: NodeId,
+    mut members: watch::Receiver<Arc<Members>>,
+    network: Handle,
+    stop: CancellationToken,
+) {
+    let mut known = peers(&members.borrow_and_update());
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = members.changed() => if changed.is_err() { return },
+        }
+        let wanted = peers(&members.borrow_and_update());
+        for (node, peer) in wanted.iter().filter(|(node, peer)| **node != own && known.get(*node) != Some(*peer)) {
+            if let Err(error) = network.set_member(peer.clone()).await {
+                tracing::error!(%node, %error, "a member cannot be reached: its record is wrong");
+            }
+        }
+        for node in known.keys().filter(|node| !wanted.contains_key(*node)) {
+            if network.remove_member(*node).await.is_err() {
+                return;
+            }
+        }
+        known = wanted;
+    }
+}

@@ -1,0 +1,165 @@
+//! What is forgotten, and when. The leader proposes the horizon; every node then removes what lies below it from its
+//! disk, but waits for its own outputs while there is room.
+
+use lockstep_consensus::{Consensus, ReadError, Role, StateStore};
+use lockstep_ledger::{Command, Head, Horizon};
+use lockstep_outputs::Handle;
+use lockstep_types::{Height, OutputName, Sequence, TaskNumber, TimeMs};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::now_ms;
+use crate::config::Scope;
+use crate::limits::{CONTROL_TIMEOUT, RETENTION_INTERVAL};
+use crate::tracker::Tracker;
+
+/// A cut goes this far below the limit, so that there is not one at every look: nine tenths.
+const CUT_TO_TENTHS: u64 = 9;
+
+/// See the module's documentation.
+pub(crate) struct Retention {
+    pub state: StateStore,
+    pub consensus: Consensus,
+    pub tracker: std::sync::Arc<Tracker>,
+    pub limits: lockstep_types::Retention,
+    /// Outputs that this node feeds.
+    pub outputs: Vec<(Scope, OutputName, Handle)>,
+    pub first_task: TaskNumber,
+}
+
+/// The oldest height to keep so that about `keep` of `bytes` are left, if batches are of like size.
+fn cut(oldest: Height, head: Height, bytes: u64, keep: u64) -> Height {
+    let batches = u128::from(head.0.saturating_sub(oldest.0));
+    let gone = batches * u128::from(bytes.saturating_sub(keep)) / u128::from(bytes.max(1));
+    Height(oldest.0 + u64::try_from(gone).unwrap_or(0))
+}
+
+impl Retention {
+    /// Looks again and again until `stop`.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut tick = interval(RETENTION_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut removed = Horizon::default();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = tick.tick() => {}
+            }
+            if self.limits.is_everything() {
+                continue;
+            }
+            let Some(head) = self.tracker.head().borrow().clone() else { continue };
+            if self.consensus.status().borrow().role == Role::Leader {
+                self.propose(&head).await;
+            }
+            if let Err(error) = self.remove(&head, &mut removed) {
+                tracing::error!(%error, "what is forgotten cannot be removed from the disk");
+            }
+        }
+    }
+
+    async fn propose(&self, head: &Head) {
+        match self.horizon(head) {
+            Ok(Some(oldest)) => {
+                let proposal = self.consensus.propose(Command::encode_horizon(oldest));
+                match timeout(CONTROL_TIMEOUT, proposal).await {
+                    Ok(Ok(())) => tracing::info!(oldest_height = %oldest, "older batches are forgotten"),
+                    Ok(Err(error)) => tracing::debug!(%error, "a horizon was not committed"),
+                    Err(_) => {}
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "the state cannot be read"),
+        }
+    }
+
+    /// The oldest height to keep from now on, if that is news.
+    fn horizon(&self, head: &Head) -> Result<Option<Height>, ReadError> {
+        let oldest = Height(head.horizon.height.0.max(1));
+        let bytes = self.state.bytes_on_disk();
+        let (mut wanted, limits) = (oldest, &self.limits);
+        if limits.age_ms > 0 {
+            wanted =
+                wanted.max(self.first_after(oldest, head.height, TimeMs(now_ms().0.saturating_sub(limits.age_ms)))?);
+        }
+        if limits.bytes > 0 && bytes > limits.bytes {
+            wanted = wanted.max(cut(oldest, head.height, bytes, limits.bytes / 10 * CUT_TO_TENTHS));
+        }
+        wanted = wanted.min(self.needed_by_outputs(head)?);
+        if limits.hard_bytes > 0 && bytes > limits.hard_bytes {
+            wanted = wanted.max(cut(oldest, head.height, bytes, limits.hard_bytes / 10 * CUT_TO_TENTHS));
+        }
+        wanted = wanted.min(head.final_height);
+        if let Some(sequence) = self.tracker.oldest_open_message() {
+            wanted = wanted.min(self.height_of(sequence)?.unwrap_or(oldest));
+        }
+        Ok((wanted > oldest).then_some(wanted))
+    }
+
+    fn height_of(&self, sequence: Sequence) -> Result<Option<Height>, ReadError> {
+        Ok(self.state.batch_of_message(sequence)?.map(|batch| batch.header.height))
+    }
+
+    /// The first height whose batch is not before `time`.
+    fn first_after(&self, oldest: Height, head: Height, time: TimeMs) -> Result<Height, ReadError> {
+        let (mut low, mut high) = (oldest.0, head.0 + 1);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.state.batch(Height(middle))? {
+                Some(batch) if batch.header.time_ms < time => low = middle + 1,
+                _ => high = middle,
+            }
+        }
+        Ok(Height(low))
+    }
+
+    /// The batch of the first task that an output of the network does not have yet.
+    fn needed_by_outputs(&self, head: &Head) -> Result<Height, ReadError> {
+        let progress = self.tracker.progress();
+        let own = self.outputs.iter().filter(|(scope, ..)| *scope == Scope::Network).map(|(_, name, _)| name);
+        let next =
+            own.chain(progress.keys()).map(|name| progress.get(name).map_or(self.first_task, |last| last.next()));
+        self.height_of_task(next.min(), head)
+    }
+
+    fn height_of_task(&self, task: Option<TaskNumber>, head: &Head) -> Result<Height, ReadError> {
+        let batch = task.map(|task| self.state.batch_of_task(task)).transpose()?.flatten();
+        Ok(batch.map_or(head.height, |batch| batch.header.height))
+    }
+
+    /// Removes from the disk what is forgotten, but for what an output of this node's own still needs.
+    fn remove(&self, head: &Head, removed: &mut Horizon) -> Result<(), ReadError> {
+        let mut until = head.horizon;
+        let full = self.limits.hard_bytes > 0 && self.state.bytes_on_disk() > self.limits.hard_bytes;
+        if !full {
+            let own = self.outputs.iter().filter(|(scope, ..)| *scope == Scope::Node);
+            let next =
+                own.map(|(_, _, handle)| handle.status().last_published.map_or(self.first_task, |last| last.next()));
+            if let Some(next) = next.min().filter(|next| *next < until.task_number) {
+                let Some(batch) = self.state.batch_of_task(next)? else { return Ok(()) };
+                let header = batch.header;
+                let (height, sequence, task_number) = (header.height, header.first_sequence, header.first_task_number);
+                until = Horizon { height, sequence, task_number };
+            }
+        }
+        if until.height <= removed.height {
+            return Ok(());
+        }
+        self.state.forget(&until)?;
+        *removed = until;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_leaves_what_the_limit_allows() {
+        assert_eq!(cut(Height(1), Height(1_001), 1_000, 900), Height(101));
+        assert_eq!(cut(Height(1), Height(1_001), 900, 900), Height(1));
+        assert_eq!(cut(Height(500), Height(500), 0, 900), Height(500));
+        assert_eq!(cut(Height(1), Height(u64::MAX), u64::MAX, 0), Height(u64::MAX));
+    }
+}

@@ -1,0 +1,9 @@
+//! Whole histories: made valid, altered in every way, and checked.
+#![allow(clippy::unwrap_used)]
+
+mod altered;
+mod builder;
+mod certificates;
+mod evm;
+mod horizon;
+mod proofs;
