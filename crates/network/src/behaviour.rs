@@ -23,6 +23,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     pub doors: Doors,
+    /// For strangers too: a newcomer takes a connection on which nobody answers pings for broken.
+    ping: ping::Behaviour,
     join: join_streams::Behaviour,
     members: MembersOnly<Protocols>,
 }
@@ -30,7 +32,6 @@ pub(crate) struct Behaviour {
 /// What runs on the connections of members.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Protocols {
-    ping: ping::Behaviour,
     identify: identify::Behaviour,
     pub gossip: gossipsub::Behaviour,
     pub lookup: Lookup,
@@ -52,7 +53,6 @@ fn protocols(options: &Options, identity: &Identity, members: &[PeerId]) -> Resu
         .with_hide_listen_addrs(!options.advertise.is_empty())
         .with_cache_size(0);
     Ok(Protocols {
-        ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(SILENCE_MAX)),
         identify: identify::Behaviour::new(identify),
         gossip: gossip::behaviour(identity, options.gossip_bytes_max, members).map_err(NetworkError::Transport)?,
         lookup: Lookup::new(identity, peer_id(&options.key.public())),
@@ -71,6 +71,7 @@ pub(crate) fn swarm(
     let failed = |error: &dyn std::fmt::Display| NetworkError::Transport(error.to_string());
     let behaviour = Behaviour {
         doors: Doors::new(directory.clone()),
+        ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(SILENCE_MAX)),
         join: join_streams::Behaviour::new(join),
         members: MembersOnly::new(protocols(options, identity, members)?, directory.clone()),
     };

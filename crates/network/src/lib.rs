@@ -4,13 +4,18 @@
 //! [`run`](Network::run) is one task; a [`Handle`] that any part of the node may clone; and the [`GossipInbox`].
 //!
 //! * **Streams.** [`Handle::client`] gives a [`Client`] that keeps one stream to one member open and sends one
-//!   request at a time; [`Handle::serve`] answers such streams. Raft and bundles travel here.
+//!   request at a time; [`Handle::serve`] answers such streams. They begin once the node has said how far logs reach
+//!   ([`Handle::set_log_view`]), because a member with too short a log is refused.
 //! * **Gossip.** [`Handle::publish`] sends a hint to all members. Nothing may depend on its arrival.
+//! * **Joining.** [`Handle::serve_join`] answers whoever asks, and [`ask`] asks.
 //!
 //! Frames never pass through the swarm task: a stream is read and written by the task that uses it, so a busy swarm
-//! does not delay an append. Whoever is not a member, by the key that the connection proves, gets no connection; a
-//! member speaks on a stream only after it has said which network, epoch, node id and store it is (docs/formats.md).
-//! Each queue, frame and stream count has its bound in [`limits`].
+//! does not delay an append. Whoever is not a member, by the key that the connection proves, may ask to join and
+//! nothing else; a member speaks on a stream only after it has said which network, epoch, node id and store it is, and
+//! where its log ends (docs/formats.md). Each queue, frame and stream count has its bound in [`limits`].
+//!
+//! A member is dialed at every address that is known for it: from the member list, the configuration, an address book,
+//! and what it says itself. When all fail the connected members are asked where it is.
 //!
 //! Consumers define the ports that they need over [`Client`] and [`Service`]; a simulated network stands behind the
 //! same ports, and nothing of libp2p appears in this crate's interface.

@@ -36,9 +36,9 @@ pub const PENDING_OUTBOUND_MAX: usize = 512;
 pub const STRANGERS_MAX: usize = 32;
 /// A stranger's connection is closed after this time: enough to ask to join.
 pub const STRANGER_TIME_MAX: Duration = Duration::from_secs(30);
-/// Streams that a stranger's connection may have; it is closed at one more. Together with the window of a stream
-/// (256 KiB) this bounds what strangers can make a node hold: 32 MiB.
-pub const STRANGER_STREAMS_MAX: usize = 4;
+/// Streams that a stranger's connection may have at a time, those that are refused among them; it is closed at one
+/// more. With the window of a stream (256 KiB) this bounds what all strangers can make a node hold: 128 MiB.
+pub const STRANGER_STREAMS_MAX: usize = 16;
 /// Time for the orderly end of a connection; then it is dropped.
 pub const CLOSE_TIME_MAX: Duration = Duration::from_secs(5);
 

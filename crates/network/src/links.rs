@@ -13,13 +13,14 @@ use lockstep_types::NodeId;
 use tokio::time::Instant;
 
 use crate::addresses::{Addresses, Origin, is_loopback, usable};
-use crate::limits::{DIAL_STAGGER, REDIAL_MAX, REDIAL_MIN, SILENCE_MAX};
+use crate::limits::{ADDRESSES_MAX, DIAL_STAGGER, REDIAL_MAX, REDIAL_MIN, SILENCE_MAX};
 use crate::options::Member;
 
 #[derive(Debug)]
 struct Connection {
     id: ConnectionId,
     remote: Multiaddr,
+    opened: Instant,
     /// When it opened or last answered a ping.
     heard: Instant,
 }
@@ -103,6 +104,7 @@ impl Link {
         if !self.connected() {
             self.round.retain(|other| *other != address);
             self.round.push_front(address);
+            self.round.truncate(ADDRESSES_MAX);
             self.dial_at = now;
         }
     }
@@ -235,22 +237,27 @@ impl Links {
         // What becomes of other dials does not matter any more.
         link.dialing.clear();
         link.round.clear();
-        link.pause = REDIAL_MIN;
-        link.connections.push(Connection { id: connection, remote, heard: now });
+        link.connections.push(Connection { id: connection, remote, opened: now, heard: now });
         link.connections.len() == 1
     }
 
     /// Notes that a connection is gone, or given up and about to be closed. True where it was the member's last;
-    /// the member is then due at once.
+    /// the member is then due at once, or after a pause where the connection did not live long: the other end turned
+    /// it away.
     pub fn closed(&mut self, node: NodeId, connection: ConnectionId, now: Instant) -> bool {
         let Some(link) = self.0.get_mut(&node) else { return false };
-        let before = link.connections.len();
-        link.connections.retain(|c| c.id != connection);
-        let last = before > 0 && link.connections.is_empty();
-        if last {
-            (link.dial_at, link.pause, link.rtt) = (now, REDIAL_MIN, None);
+        let Some(place) = link.connections.iter().position(|c| c.id == connection) else { return false };
+        let gone = link.connections.remove(place);
+        if link.connected() {
+            return false;
         }
-        last
+        link.rtt = None;
+        if now - gone.opened >= REDIAL_MAX {
+            (link.dial_at, link.pause) = (now, REDIAL_MIN);
+        } else {
+            link.rest(now, 1.0);
+        }
+        true
     }
 }
 
@@ -307,9 +314,15 @@ mod tests {
         assert!(!links.opened(NodeId(2), other, Multiaddr::empty(), now));
         assert!(links.due(now + REDIAL_MAX).is_empty());
         assert!(!links.closed(NodeId(2), id, now));
+        now += REDIAL_MAX;
         assert!(links.closed(NodeId(2), other, now));
-        assert_eq!(links.next_due(), Some(now));
+        assert_eq!(links.next_due(), Some(now), "after a connection that lived");
         assert!(!links.closed(NodeId(2), other, now), "a connection given up closes once");
+        for pause in [200, 400, 800] {
+            links.opened(NODE, id, Multiaddr::empty(), now);
+            assert!(links.closed(NODE, id, now));
+            assert_eq!(links.next_due(), Some(now + Duration::from_millis(pause)), "turned away");
+        }
     }
 
     #[test]
@@ -356,8 +369,8 @@ mod tests {
         assert!(!links.learn(NODE, vec![three.parse().unwrap()], Origin::Heard, now));
         links.opened(NODE, ConnectionId::new_unchecked(3), Multiaddr::empty(), now);
         assert!(links.learn(NODE, vec![three.parse().unwrap()], Origin::Proven, now));
-        links.closed(NODE, ConnectionId::new_unchecked(3), now);
-        assert_eq!(dial(&mut links, 4, now), [&*three], "where it answered last comes first");
+        links.closed(NODE, ConnectionId::new_unchecked(3), now + REDIAL_MAX);
+        assert_eq!(dial(&mut links, 4, now + REDIAL_MAX), [&*three], "where it answered last comes first");
     }
 
     #[test]

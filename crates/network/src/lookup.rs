@@ -15,7 +15,7 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId};
 
 use crate::hello::Identity;
-use crate::limits::{LOOKUP_TIMEOUT, LOOKUPS_MAX};
+use crate::limits::{ADDRESSES_MAX, LOOKUP_TIMEOUT, LOOKUPS_MAX};
 
 /// Places in one bucket of the routing table. Distances are random, so half of all members are in one bucket; it has
 /// to hold them all.
@@ -70,13 +70,21 @@ impl Lookup {
 
     /// Asks the connected members where a peer is. What they say comes as [`Found`], maybe several times.
     pub fn find(&mut self, peer: PeerId) {
-        if self.kad.iter_queries().count() < LOOKUPS_MAX {
-            self.kad.get_closest_peers(peer);
+        if self.kad.iter_queries().count() >= LOOKUPS_MAX {
+            return;
+        }
+        // A query begins with the peers that are known, and never comes back to one that it could not reach. So the
+        // peer must not be known when it begins, or what others say of it would be in vain.
+        let known = self.kad.remove_peer(&peer);
+        self.kad.get_closest_peers(peer);
+        for address in known.iter().flat_map(|entry| entry.node.value.iter()) {
+            self.kad.add_address(&peer, address.clone());
         }
     }
 
     /// Kademlia wants to dial a peer that it heard of, at addresses that it keeps to itself until then.
-    fn note(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+    fn note(&mut self, peer: PeerId, mut addresses: Vec<Multiaddr>) {
+        addresses.truncate(ADDRESSES_MAX);
         let found = Found { peer, addresses };
         if !found.addresses.is_empty() && self.found.len() < FOUND_MAX && !self.found.contains(&found) {
             self.found.push_back(found);

@@ -2,14 +2,14 @@
 
 /// Gauge: members with at least one connection.
 pub const MEMBERS_CONNECTED: &str = "lockstep_network_members_connected";
-/// Counter: connections that came or went, by `event`: `opened`, `closed`, `silent`, `dial_failed`,
-/// `inbound_failed`.
+/// Counter: connections that came or went, by `event`: `opened`, `stranger` (opened by one), `closed`, `silent`,
+/// `dial_failed`, `inbound_failed`.
 pub const CONNECTIONS: &str = "lockstep_network_connections_total";
 /// Counter: messages given to gossip, by `result`: `sent`, `no_peers`, `duplicate`, `queue_full`, `too_large`, `failed`.
 pub const GOSSIP_PUBLISHED: &str = "lockstep_network_gossip_published_total";
 /// Counter: messages handed to the consumer.
 pub const GOSSIP_RECEIVED: &str = "lockstep_network_gossip_received_total";
-/// Counter: received messages that were not passed on, by `reason`: `inbox_full`, `too_large`, `stranger`, `ignored`,
+/// Counter: received messages that were not passed on, by `reason`: `inbox_full`, `too_large`, `ignored`,
 /// `rejected`, `verdict_lost`.
 pub const GOSSIP_IGNORED: &str = "lockstep_network_gossip_ignored_total";
 /// Counter: streams that ended other than by the peer's orderly close, by `channel`, `side` (`client`, `server`) and

@@ -254,10 +254,12 @@ impl Network {
     fn on_behaviour(&mut self, event: BehaviourEvent) {
         let event = match event {
             BehaviourEvent::Members(event) => event,
+            BehaviourEvent::Ping(ping::Event { peer, connection, result }) => {
+                return self.on_ping(peer, connection, result);
+            }
             BehaviourEvent::Doors(never) | BehaviourEvent::Join(never) => match never {},
         };
         match event {
-            ProtocolsEvent::Ping(ping::Event { peer, connection, result }) => self.on_ping(peer, connection, result),
             ProtocolsEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
                 let from = self.node_of(&propagation_source);
                 let refused = self.deliveries.deliver(message_id, propagation_source, from, message.data);

@@ -99,7 +99,7 @@ async fn a_member_of_another_network_or_epoch_is_refused() {
     near[31] ^= 1;
     let changes: [(&str, NetworkId, Epoch); 3] = [
         ("is not this network", NetworkId(near), Epoch(0)),
-        ("epoch 1", support::NETWORK, Epoch(1)),
+        ("is not this network's epoch", support::NETWORK, Epoch(1)),
         ("another network", NetworkId([8; 32]), Epoch(0)),
     ];
     for (word, network, epoch) in changes {

@@ -15,10 +15,10 @@ use lockstep_testkit::wait::eventually;
 use crate::{SOON, binary};
 
 const LOG_BYTES_MAX: u64 = 256 << 10;
-const LOG_ENTRIES_MAX: u64 = 400;
+const LOG_ENTRIES_MAX: u64 = 300;
 const LOG_KEPT_ENTRIES: u64 = 50;
 /// How far the others' logs go on beyond what the node needs, before it comes back.
-const ENTRIES_AWAY: u64 = 1_500;
+const ENTRIES_AWAY: u64 = 600;
 /// RocksDB's own files beside the entries: what is written ahead and what is not yet tidied up.
 const LOG_DISK_BYTES_MAX: u64 = 24 << 20;
 const AWAY_MAX: Duration = Duration::from_secs(120);

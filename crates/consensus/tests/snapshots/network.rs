@@ -28,7 +28,7 @@ struct Quiet;
 
 impl Observer for Quiet {
     fn applied(&self, _ledger: &Ledger, _applied: &Applied) {}
-    fn replaced(&self, _ledger: &Ledger) {}
+    fn loaded(&self, _ledger: &Ledger) {}
 }
 
 /// What happens to answers on the snapshot channel.

@@ -70,6 +70,8 @@ impl Node {
 
     /// Like a node that has not opened its log yet.
     pub async fn start_without_log(options: Options) -> Self {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let (network, handle, inbox) = Network::bind(options).await.unwrap();
         for channel in CHANNELS {
             handle.serve(channel, Echo).unwrap();
