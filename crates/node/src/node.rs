@@ -133,6 +133,7 @@ async fn bind_network(opened: &Opened, peers: Vec<Peer>) -> Result<(Network, Han
     let mut options = NetworkOptions::new(opened.node_key.clone(), network, Epoch(0), opened.node, incarnation);
     options.members = peers;
     options.listen = opened.config.p2p.listen.clone();
+    options.advertise = opened.config.p2p.advertise.clone();
     Ok(Network::bind(options).await?)
 }
 

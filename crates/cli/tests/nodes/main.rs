@@ -8,6 +8,7 @@ mod full_disk;
 mod grpc;
 mod hostile;
 mod idle;
+mod joining;
 mod lifetimes;
 mod partitions;
 mod rolling;
