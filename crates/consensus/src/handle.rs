@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lockstep_store::home::StoreHome;
 use lockstep_store::{Kind, LogWriter, RocksStorage, Storage, StoreError};
-use lockstep_types::{Genesis, GenesisError, NodeId, proto};
+use lockstep_types::{Epoch, Genesis, GenesisError, NodeId, proto};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
 use openraft::{Config, ServerState, SnapshotPolicy};
@@ -38,6 +38,8 @@ pub struct Options {
     pub node: NodeId,
     /// The network.
     pub genesis: Genesis,
+    /// The epoch that it is in.
+    pub epoch: Epoch,
     /// Where log and state are.
     pub store: StoreHome,
     /// T: a follower stands for election when it has heard nothing for the leader's lease, 1.5 T, and then a time drawn
@@ -196,14 +198,15 @@ impl Consensus {
         let pledges = Pledges::open(storage.clone(), writer.clone())?;
         let log = LogStore::open(storage, writer)?;
         check_state_reaches_log(&state, &log)?;
-        let machine = StateMachine::open(&options.genesis, state.clone(), observer)?;
+        let machine = StateMachine::open(&options.genesis, options.epoch, state.clone(), observer)?;
         let connector = Connector { transport: transport.clone(), state: state.clone() };
         let raft = Raft::new(options.node.0, config, connector, log.clone(), machine)
             .await
             .map_err(|e| ConsensusError::Start(e.to_string()))?;
         let members: BTreeMap<u64, _> = options.genesis.nodes().map(|(id, _)| (id.0, openraft::EmptyNode {})).collect();
         // A node that joined later gets its log, or a snapshot, from the others.
-        let first = members.contains_key(&options.node.0);
+        // A later epoch begins with a state, not with an empty log.
+        let first = options.epoch == Epoch(0) && members.contains_key(&options.node.0);
         match if first { raft.initialize(members).await } else { Ok(()) } {
             // Every first member initializes with the same set; a node with a log has been initialized before.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}

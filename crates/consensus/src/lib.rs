@@ -9,6 +9,7 @@
 
 mod compaction;
 mod convert;
+pub mod epoch;
 mod fetch;
 mod handle;
 pub mod limits;

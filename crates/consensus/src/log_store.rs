@@ -145,6 +145,11 @@ impl LogStore {
         self.tail.lock().purged.map(|id| id.index)
     }
 
+    /// Position that was known to be committed when it was last noted; it may be behind.
+    pub(crate) fn committed_index(&self) -> u64 {
+        self.tail.lock().committed.map_or(0, |id| id.index)
+    }
+
     /// Position up to which entries are on disk, or were purged because the state on disk has them.
     pub(crate) fn durable_index(&self) -> u64 {
         let tail = self.tail.lock();
@@ -173,7 +178,7 @@ impl LogStore {
     }
 
     /// Reads entries from `start` on, up to the read limits, without a gap.
-    fn read(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+    pub(crate) fn read(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         let entries = self.read_from_first(start, end)?;
         // Entries that were purged are missing by right; behind them there is no hole.
         let purged = self.tail.lock().purged;

@@ -27,6 +27,7 @@ mod peers;
 mod proposer;
 mod publish;
 mod reader;
+pub mod recover;
 mod retention;
 mod steer;
 mod supervisor;

@@ -8,8 +8,8 @@ use lockstep_api::{Bound, Options as ApiOptions, Ports, Server};
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
 use lockstep_ledger::Members;
 use lockstep_network::{Channel, GossipInbox, Handle, Network, Options as NetworkOptions, Peer};
-use lockstep_outputs::{Options as PublisherOptions, Owner, ProgressSink, Publisher, TaskSigner};
-use lockstep_types::{Epoch, Member, NodeId};
+use lockstep_outputs::{Options as PublisherOptions, ProgressSink, Publisher, TaskSigner};
+use lockstep_types::{Member, NodeId};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -129,7 +129,7 @@ fn first_peers(opened: &Opened, stored: Option<&Members>) -> Result<Vec<Peer>, N
 async fn bind_network(opened: &Opened, peers: Vec<Peer>) -> Result<(Network, Handle, GossipInbox), NodeError> {
     let network = opened.genesis.id()?;
     let incarnation = opened.store.incarnation();
-    let mut options = NetworkOptions::new(opened.node_key.clone(), network, Epoch(0), opened.node, incarnation);
+    let mut options = NetworkOptions::new(opened.node_key.clone(), network, opened.epoch(), opened.node, incarnation);
     options.members = peers;
     options.listen = opened.config.p2p.listen.clone();
     Ok(Network::bind(options).await?)
@@ -203,6 +203,7 @@ impl Node {
             ConsensusOptions {
                 node: opened.node,
                 genesis: opened.genesis.clone(),
+                epoch: opened.epoch(),
                 store: opened.store.clone(),
                 election_timeout_ms: opened.config.raft.election_timeout_ms,
                 heartbeat_ms: opened.config.raft.heartbeat_ms,
@@ -220,7 +221,7 @@ impl Node {
         let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), params, hold, conflict.subscribe()));
         let certifier = Certifier::new(CertifierParts {
             node: opened.node,
-            epoch: Epoch(0),
+            epoch: opened.epoch(),
             key: opened.node_key.clone(),
             state: state.clone(),
             tracker: tracker.clone(),
@@ -231,7 +232,7 @@ impl Node {
             node: opened.node,
             genesis: opened.genesis.clone(),
             network_id: opened.genesis.id()?,
-            epoch: Epoch(0),
+            epochs: opened.epochs.clone(),
             consensus: consensus.clone(),
             network: network.clone(),
             tracker: tracker.clone(),
@@ -414,8 +415,7 @@ impl Parts {
 
     fn start_publishers(&self, supervisor: &mut Supervisor) -> Result<Vec<RunningOutput>, NodeError> {
         let genesis = &self.opened.genesis;
-        let owner =
-            Owner { network: genesis.id()?, epoch: Epoch(0), first_task_number: genesis.params.first_task_number };
+        let owner = self.opened.owner()?;
         let leads = follow_role(supervisor, &self.consensus);
         let always = watch::channel(true).1;
         let mut running = Vec::new();
@@ -449,6 +449,7 @@ impl Parts {
     fn reader(&self, outputs: Vec<RunningOutput>, prometheus: PrometheusHandle) -> Reader {
         Reader {
             genesis: self.opened.genesis.clone(),
+            epoch: self.opened.epoch(),
             node: self.opened.node,
             key: self.opened.node_key.public(),
             state: self.state.clone(),
