@@ -22,6 +22,7 @@ use crate::log_store::LogStore;
 use crate::pledges::{PledgeError, Pledges};
 use crate::raft_types::{Payload, Raft};
 use crate::receive::{self, Receiver};
+use crate::shelf::KeptCopy;
 use crate::snapshot::SnapshotProgress;
 use crate::state_machine::{Observer, StateMachine};
 use crate::state_store::StateStore;
@@ -301,6 +302,7 @@ impl Consensus {
         use proto::bulk_response::Kind;
         let kind = match proto::BulkRequest::decode(request).map(|request| request.kind) {
             Ok(Some(proto::bulk_request::Kind::Piece(piece))) => self.state.shelf().serve(piece).await,
+            Ok(Some(proto::bulk_request::Kind::Copy(copy))) => self.offer_copy(copy.at_least).await,
             Ok(None) => Kind::Failed("unknown kind".into()),
             Err(error) => Kind::Failed(error.to_string()),
         };
@@ -308,6 +310,26 @@ impl Consensus {
             tracing::debug!(%from, reason, "a piece of the state was not served");
         }
         proto::BulkResponse { kind: Some(kind) }.encode_to_vec().into()
+    }
+
+    /// The newest copy of the state, for a member that lost its own; one is made where there is none that suffices.
+    async fn offer_copy(&self, at_least: u64) -> proto::bulk_response::Kind {
+        use proto::bulk_response::Kind;
+        let current = self.state.shelf().current();
+        let reaches = |copy: &Arc<KeptCopy>| copy.meta.last_log_id.is_some_and(|id| id.index >= at_least);
+        let Some(copy) = current.filter(reaches) else {
+            return match self.raft.trigger().snapshot().await {
+                Ok(()) => Kind::Failed("a copy of the state is being made: ask again".into()),
+                Err(error) => Kind::Failed(error.to_string()),
+            };
+        };
+        let (state, vote) = (self.state.clone(), self.raft.metrics().borrow_watched().vote);
+        let offer = move || state.shelf().manifest(&copy).map(|(_, manifest)| manifest.to_offer(&vote));
+        match tokio::task::spawn_blocking(offer).await {
+            Ok(Ok(offer)) => Kind::Offer(offer),
+            Ok(Err(error)) => Kind::Failed(error.to_string()),
+            Err(error) => Kind::Failed(error.to_string()),
+        }
     }
 
     /// Keeps the log short until `stop`: makes snapshots of the state and purges what they contain.

@@ -90,7 +90,8 @@ fn io_error(error: StoreError) -> io::Error {
 }
 
 fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{what} is damaged: {error}"))
+    let out = "a member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)";
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} is damaged: {error}; {out}"))
 }
 
 fn decode<M: prost::Message + Default>(what: &str, bytes: Option<Bytes>) -> io::Result<Option<M>> {

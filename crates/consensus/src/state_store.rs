@@ -31,7 +31,7 @@ pub enum ReadError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A record is not what was written.
-    #[error("a stored record is damaged: {0}")]
+    #[error("a stored record is damaged: {0}; stop the node and run `lockstep rebuild`")]
     Damaged(#[from] DecodeError),
     /// The state belongs to another epoch than the home.
     #[error(
@@ -322,10 +322,15 @@ impl StateStore {
         Ok(self.batch_of_task(number)?.and_then(|batch| batch.task_at(number).cloned()))
     }
 
-    /// Writes a consistent copy to `path`, which must not exist yet: what is in it is on the disk. Blocks.
-    pub fn copy_to(&self, path: &Path) -> Result<(), StoreError> {
+    /// Writes a consistent copy to `path`, which must not exist yet: what is in it is on the disk. Returns which state
+    /// it is of: equal names of table files mean equal files only while that number stays the same. Blocks.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn copy_to(&self, path: &Path) -> Result<u64, StoreError> {
         let _no_change = self.copies.changing.lock();
-        self.storage().checkpoint(path)
+        self.storage().checkpoint(path)?;
+        Ok(self.copies.shelf.lineage())
     }
 
     /// Makes a consistent copy and puts it on the shelf. What is in a copy is on the disk, and in the state on the disk

@@ -276,6 +276,14 @@ impl Home {
         Epochs::parse(&self.read("epoch.json")?, genesis).map_err(|e| config_error(&file, e))
     }
 
+    /// Puts a genesis into a home whose node is a member by another way than the genesis.
+    ///
+    /// # Errors
+    /// If there is one, or it cannot be written.
+    pub(crate) fn write_genesis(&self, genesis: &Genesis) -> Result<(), NodeError> {
+        self.write_new("genesis.json", &genesis.to_text()?, 0o644)
+    }
+
     /// Keeps the network's epochs in the place of those that were known before.
     ///
     /// # Errors
