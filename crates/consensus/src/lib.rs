@@ -9,6 +9,8 @@
 
 mod compaction;
 mod convert;
+pub mod copy;
+pub mod epoch;
 mod fetch;
 mod handle;
 pub mod limits;
@@ -18,6 +20,7 @@ mod membership;
 mod offer;
 mod pledges;
 mod raft_types;
+pub mod rebuild;
 mod receive;
 mod shelf;
 mod snapshot;

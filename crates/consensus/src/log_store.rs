@@ -93,7 +93,8 @@ fn io_error(error: StoreError) -> io::Error {
 }
 
 fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{what} is damaged: {error}"))
+    let out = "a member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)";
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} is damaged: {error}; {out}"))
 }
 
 fn decode<M: prost::Message + Default>(what: &str, bytes: Option<Bytes>) -> io::Result<Option<M>> {
@@ -148,6 +149,11 @@ impl LogStore {
         self.tail.lock().purged.map(|id| id.index)
     }
 
+    /// Position that was known to be committed when it was last noted; it may be behind.
+    pub(crate) fn committed_index(&self) -> u64 {
+        self.tail.lock().committed.map_or(0, |id| id.index)
+    }
+
     /// Position up to which entries are on disk, or were purged because the state on disk has them.
     pub(crate) fn durable_index(&self) -> u64 {
         let tail = self.tail.lock();
@@ -187,7 +193,7 @@ impl LogStore {
     }
 
     /// Reads entries from `start` on, up to the read limits, without a gap.
-    fn read(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+    pub(crate) fn read(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         let entries = self.read_from_first(start, end)?;
         // Entries that were purged are missing by right; behind them there is no hole.
         let purged = self.tail.lock().purged;

@@ -136,6 +136,11 @@ impl Shelf {
         inner.sums.clear();
     }
 
+    /// Counts states: see [`Shelf::begin_lineage`].
+    pub fn lineage(&self) -> u64 {
+        self.inner.lock().lineage
+    }
+
     /// The newest copy.
     pub fn current(&self) -> Option<Arc<KeptCopy>> {
         self.inner.lock().current.clone()

@@ -7,6 +7,8 @@
 //! [`Node`] starts them, in order, and stops them in the reverse of it.
 
 pub mod admin;
+mod adopt;
+pub mod backup;
 mod bundle;
 mod certify;
 mod clock;
@@ -27,6 +29,8 @@ mod peers;
 mod proposer;
 mod publish;
 mod reader;
+pub mod rebuild;
+pub mod recover;
 mod retention;
 mod steer;
 mod supervisor;

@@ -89,8 +89,17 @@ fn families(kind: Kind, cache: &Cache, forgetting: &Forgetting) -> Vec<ColumnFam
     tables.iter().map(family).collect()
 }
 
-fn opening(path: &Path, error: rocksdb::Error) -> StoreError {
-    StoreError::Open(format!("cannot open the store at {}: {}", path.display(), error.into_string()))
+fn opening(path: &Path, kind: Kind, error: rocksdb::Error) -> StoreError {
+    let out = match (error.kind(), kind) {
+        (rocksdb::ErrorKind::Corruption, Kind::Log) => {
+            "; the log is damaged, and a member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)"
+        }
+        (rocksdb::ErrorKind::Corruption, Kind::State) => {
+            "; the state is damaged: `lockstep rebuild` makes it anew from the log or from another member"
+        }
+        _ => "",
+    };
+    StoreError::Open(format!("cannot open the store at {}: {}{out}", path.display(), error.into_string()))
 }
 
 impl RocksStorage {
@@ -129,7 +138,8 @@ impl RocksStorage {
         options.set_paranoid_checks(true);
         let forgetting = Forgetting::default();
         let families = families(Kind::State, &cache, &forgetting);
-        let db = Db::open_cf_descriptors_read_only(&options, path, families, false).map_err(|e| opening(path, e))?;
+        let db = Db::open_cf_descriptors_read_only(&options, path, families, false)
+            .map_err(|e| opening(path, Kind::State, e))?;
         Ok(Self { db, kind: Kind::State, forgetting })
     }
 
@@ -155,7 +165,7 @@ impl RocksStorage {
         }
         let forgetting = Forgetting::default();
         let families = families(kind, &cache, &forgetting);
-        let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| opening(path, e))?;
+        let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| opening(path, kind, e))?;
         Ok(Self { db, kind, forgetting })
     }
 

@@ -205,6 +205,7 @@ impl Network {
         let store = StoreHome::open(&path).unwrap();
         let state = StateStore::open(&store)?;
         let options = Options {
+            epoch: lockstep_types::Epoch(0),
             node: NodeId(node),
             genesis: self.genesis.clone(),
             store,

@@ -211,7 +211,7 @@ impl Work {
                 (State::Retrying, self.backoff.next(jitter))
             }
             Problem::Output(OutputError::Refused { .. }) => (State::Blocked, self.backoff.next(jitter)),
-            Problem::Output(OutputError::Foreign(_)) | Problem::Source(SourceError::Gone(_)) => {
+            Problem::Output(OutputError::Foreign(_) | OutputError::Ahead { .. }) | Problem::Source(SourceError::Gone(_)) => {
                 (State::Blocked, RECHECK_INTERVAL)
             }
         };
