@@ -7,7 +7,7 @@ CARGO := scripts/cargo.sh
 SELECTION := --release --workspace --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test build lint fmt bench clean
+.PHONY: help deps demo test rounds build lint fmt bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -21,6 +21,10 @@ demo: ## Three nodes and thirty devices on this machine for a minute (DEMO_SECON
 test: ## Check format and lints, then run all tests (TEST_ARGS: which)
 	@scripts/deps.sh build test
 	@scripts/test.sh $(TEST_ARGS)
+
+rounds: ## Two times a hundred rounds of random faults on a network under load (LOCKSTEP_ROUNDS, LOCKSTEP_SEED)
+	@scripts/deps.sh build test
+	@LOCKSTEP_ROUNDS=$${LOCKSTEP_ROUNDS:-100} $(CARGO) test $(SELECTION) --test nodes -- --nocapture --test-threads 1 rounds::
 
 build: ## Build everything, tests and benchmarks too
 	@scripts/deps.sh build

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use lockstep_types::OutputName;
 
 /// A decentralized sequencer for DePIN: puts the messages of devices in one order and hands them on as tasks.
 #[derive(Debug, Parser)]
@@ -31,6 +32,16 @@ pub enum Command {
     Status(Status),
     /// Show and change who belongs to the network.
     Members(Members),
+    /// Copy a running node's state into a directory, or look at the backups there.
+    Backup(Backup),
+    /// Make a new node, in a new epoch, out of a backup.
+    Restore(Restore),
+    /// Go on without a majority that is lost for good.
+    Recover(Recover),
+    /// Make a damaged state anew, from the log or from another member.
+    Rebuild(Rebuild),
+    /// Look after the stores that this node feeds.
+    Outputs(Outputs),
     /// Sign a message as a device, submit it, and print the answer.
     Submit(Submit),
     /// Sign a message as a device, and print the request body for curl.
@@ -51,24 +62,9 @@ pub struct Init {
     /// The node's directory.
     #[arg(long, value_name = "DIR")]
     pub home: PathBuf,
-    /// Name of the node: 1 to 64 of a-z, 0-9, '-', '_' and '.'.
-    #[arg(long, default_value = "node")]
-    pub name: String,
-    /// Multiaddress at which the other nodes reach this one.
-    #[arg(long, value_name = "MULTIADDR", default_value = "/ip4/127.0.0.1/tcp/9100")]
-    pub p2p_address: String,
-    /// Multiaddress to listen on for nodes; the port of --p2p-address on all interfaces if not given.
-    #[arg(long, value_name = "MULTIADDR")]
-    pub p2p_listen: Option<String>,
-    /// URL at which devices and readers reach this node.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9000")]
-    pub http_url: String,
-    /// Address to listen on for devices and readers.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:9000")]
-    pub http_listen: SocketAddr,
-    /// Take the key that tasks are signed with from this file; operators who publish to one store share it.
-    #[arg(long, value_name = "FILE")]
-    pub task_key_file: Option<PathBuf>,
+    /// What the node is like.
+    #[command(flatten)]
+    pub node: NodeArgs,
     /// Also form a network of this node alone.
     #[arg(long, conflicts_with_all = ["network", "genesis"])]
     pub single: bool,
@@ -96,6 +92,29 @@ pub struct Init {
     /// Show all payloads to anyone: for test networks.
     #[arg(long)]
     pub public_payloads: bool,
+}
+
+/// What a new node is like.
+#[derive(Debug, ClapArgs)]
+pub struct NodeArgs {
+    /// Name of the node: 1 to 64 of a-z, 0-9, '-', '_' and '.'.
+    #[arg(long, default_value = "node")]
+    pub name: String,
+    /// Multiaddress at which the other nodes reach this one.
+    #[arg(long, value_name = "MULTIADDR", default_value = "/ip4/127.0.0.1/tcp/9100")]
+    pub p2p_address: String,
+    /// Multiaddress to listen on for nodes; the port of --p2p-address on all interfaces if not given.
+    #[arg(long, value_name = "MULTIADDR")]
+    pub p2p_listen: Option<String>,
+    /// URL at which devices and readers reach this node.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9000")]
+    pub http_url: String,
+    /// Address to listen on for devices and readers.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:9000")]
+    pub http_listen: SocketAddr,
+    /// Take the key that tasks are signed with from this file; operators who publish to one store share it.
+    #[arg(long, value_name = "FILE")]
+    pub task_key_file: Option<PathBuf>,
 }
 
 /// Run the node of a home.
@@ -165,6 +184,90 @@ pub struct OfMember {
     pub home: PathBuf,
     /// Id of the member that changes, from `members list`.
     pub node: u64,
+}
+
+/// The node makes the backup itself, while it works on. Only files that are not there yet are copied. There are no keys
+/// in a backup, no log and no vote, and none of the node's settings.
+#[derive(Debug, ClapArgs)]
+pub struct Backup {
+    /// The node's directory; it has to run.
+    #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME", required_unless_present_any = ["list", "check"])]
+    pub home: Option<PathBuf>,
+    /// Directory for backups; made when missing. The node's user writes to it.
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["list", "check"])]
+    pub to: Option<PathBuf>,
+    /// List the backups in a directory.
+    #[arg(long, value_name = "DIR", conflicts_with = "to")]
+    pub list: Option<PathBuf>,
+    /// Read all backups in a directory and compare them with their checksums.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["to", "list"])]
+    pub check: Option<PathBuf>,
+}
+
+/// Makes a new home with a new key and store, and the state of a backup, in a new epoch: what the network ordered after
+/// the backup is lost, and nodes and outputs of the old epoch refuse this one until they are told.
+#[derive(Debug, ClapArgs)]
+pub struct Restore {
+    /// Directory with backups.
+    #[arg(long, value_name = "DIR")]
+    pub from: PathBuf,
+    /// Take the newest backup that is not above this height, instead of the newest.
+    #[arg(long)]
+    pub height: Option<u64>,
+    /// Directory of the new node.
+    #[arg(long, value_name = "DIR")]
+    pub home: PathBuf,
+    /// What the node is like.
+    #[command(flatten)]
+    pub node: NodeArgs,
+}
+
+/// For when a majority of the voters is lost for good. This node applies all of its log and goes on alone, in a new
+/// epoch. What the lost voters acknowledged and this node had not received is lost. The old store is kept.
+#[derive(Debug, ClapArgs)]
+pub struct Recover {
+    /// The node's directory; it must not run.
+    #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+    pub home: PathBuf,
+    /// Accept that acknowledged messages may be lost.
+    #[arg(long = "unsafe")]
+    pub accept_loss: bool,
+    /// Also where other voters answer: they will be shut out.
+    #[arg(long)]
+    pub even_so: bool,
+}
+
+/// Checks the log of a stopped node and puts its state aside, so that the next start makes it anew.
+#[derive(Debug, ClapArgs)]
+pub struct Rebuild {
+    /// The node's directory; it must not run.
+    #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+    pub home: PathBuf,
+}
+
+/// Look after the stores that a node feeds.
+#[derive(Debug, ClapArgs)]
+pub struct Outputs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: OutputsCommand,
+}
+
+/// What to do with outputs.
+#[derive(Debug, Subcommand)]
+pub enum OutputsCommand {
+    /// Take an output over that an earlier epoch of the network fed.
+    Adopt {
+        /// The node's directory; it has to run.
+        #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+        home: PathBuf,
+        /// Name of the output in config.toml.
+        name: OutputName,
+        /// Also where it has tasks that are not part of this epoch's history. They stay, and the tasks that get their
+        /// numbers in this epoch are never published to it.
+        #[arg(long)]
+        accept_ahead: bool,
+    },
 }
 
 /// Show how a node is.

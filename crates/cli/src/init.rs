@@ -11,7 +11,7 @@ use lockstep_node::home::{JoinFile, MemberOptions};
 use lockstep_node::{Config, Home, NodeError, ask_to_join};
 use lockstep_types::{Genesis, Member, NetworkParams, ProjectId, ProjectSettings, SigningKey};
 
-use crate::args::Init;
+use crate::args::{Init, NodeArgs};
 
 pub async fn run(options: &Init) -> anyhow::Result<()> {
     let home = Home::at(&options.home);
@@ -75,6 +75,12 @@ fn listen_for(address: &str) -> String {
 }
 
 fn make(home: &Home, options: &Init) -> anyhow::Result<Member> {
+    let (config, member, task_key) = node(&options.node)?;
+    Ok(home.create(&config, member, task_key.as_ref())?)
+}
+
+/// What a new node is made of.
+pub fn node(options: &NodeArgs) -> anyhow::Result<(Config, MemberOptions, Option<SigningKey>)> {
     let listen = options.p2p_listen.clone().unwrap_or_else(|| listen_for(&options.p2p_address));
     let config = Config {
         http: HttpConfig::at(options.http_listen),
@@ -95,7 +101,7 @@ fn make(home: &Home, options: &Init) -> anyhow::Result<Member> {
         http: options.http_url.trim_end_matches('/').to_owned(),
         node_key: None,
     };
-    Ok(home.create(&config, member, task_key.as_ref())?)
+    Ok((config, member, task_key))
 }
 
 fn key(file: &Path) -> anyhow::Result<SigningKey> {

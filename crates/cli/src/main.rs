@@ -1,10 +1,13 @@
 //! `lockstep`: one binary for operators, devices and tests.
 
 mod args;
+mod backup;
 mod bench;
 mod device;
 mod init;
 mod members;
+mod outputs;
+mod recover;
 mod start;
 mod status;
 mod testnet;
@@ -60,6 +63,11 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Start(options) => start::run(&options).await,
             Command::Status(options) => status::run(&options).await,
             Command::Members(options) => members::run(options.command).await,
+            Command::Backup(options) => backup::run(options).await,
+            Command::Restore(options) => backup::restore(options).await,
+            Command::Recover(options) => recover::recover(options).await,
+            Command::Rebuild(options) => recover::rebuild(&options).await,
+            Command::Outputs(options) => outputs::run(options.command).await,
             Command::Submit(options) => device::submit(&options).await,
             Command::Sign(options) => device::sign(&options),
             Command::Verify(options) => verify::run(&options).await,

@@ -45,7 +45,11 @@ pub async fn run(options: &Start) -> anyhow::Result<()> {
     if !lockstep_node::wait_for_admission(&home, &stop).await? {
         return Ok(());
     }
-    let node = Node::start(&home).await?;
+    let node = tokio::select! {
+        node = Node::start(&home) => node?,
+        // Only while it waits for a member that gives it the state: nothing of it takes part in consensus yet.
+        () = stop.cancelled() => return Ok(()),
+    };
     node.run(stop).await?;
     Ok(())
 }

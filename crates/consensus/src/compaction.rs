@@ -62,15 +62,16 @@ impl CompactionOptions {
         let by_entries = snapshot.saturating_sub(self.log_kept_entries);
         let by_bytes = size.index_with_bytes_to(snapshot, self.log_bytes_max / 2);
         let mut to = by_entries.max(by_bytes);
-        if let Some(needed) = view.needed_after {
-            let entries = view.applied.saturating_sub(needed);
-            let is_too_much = entries > self.log_entries_max.saturating_mul(LOG_HELD_FACTOR)
-                || size.bytes_after(needed) > self.log_bytes_max.saturating_mul(LOG_HELD_FACTOR);
-            if !is_too_much {
-                to = to.min(needed);
-            }
+        if let Some(needed) = view.needed_after.filter(|needed| !self.is_too_long(*needed, view, size)) {
+            to = to.min(needed);
         }
         (to > view.purged).then_some(to)
+    }
+
+    /// Whether a log that begins behind `after` is longer than what is kept for others.
+    fn is_too_long(&self, after: u64, view: &View, size: &LogSize) -> bool {
+        view.applied.saturating_sub(after) > self.log_entries_max.saturating_mul(LOG_HELD_FACTOR)
+            || size.bytes_after(after) > self.log_bytes_max.saturating_mul(LOG_HELD_FACTOR)
     }
 }
 
@@ -132,6 +133,10 @@ impl Compaction<'_> {
             asked.purge = to;
             self.raft.trigger().purge_log(to).await?;
         }
+        // Openraft does not purge what it is sending; a member that takes it too slowly would let the log grow for ever.
+        let is_stuck =
+            asked.purge > view.purged && self.log.size(|size| self.options.is_too_long(view.purged, view, size));
+        self.log.withhold(is_stuck.then_some(asked.purge));
         Ok(())
     }
 

@@ -197,7 +197,7 @@ impl Fetch {
                     Ok(Some(Kind::Piece(piece))) => format!("a piece has {} bytes instead of {bytes}", piece.len()),
                     Ok(Some(Kind::Gone(reason))) => return Err(FetchError::Gone(self.node, reason)),
                     Ok(Some(Kind::Failed(reason))) => reason,
-                    Ok(None) | Err(_) => "an answer cannot be read".into(),
+                    Ok(Some(Kind::Offer(_)) | None) | Err(_) => "an answer cannot be read".into(),
                 },
             };
             tracing::debug!(node = %self.node, file = file.name, offset, trouble, "a piece of the state did not come");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lockstep_store::home::StoreHome;
 use lockstep_store::{Kind, LogWriter, RocksStorage, Storage, StoreError};
-use lockstep_types::{Genesis, GenesisError, NodeId, proto};
+use lockstep_types::{Epoch, Genesis, GenesisError, NodeId, proto};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
 use openraft::{Config, ServerState, SnapshotPolicy};
@@ -22,6 +22,7 @@ use crate::log_store::LogStore;
 use crate::pledges::{PledgeError, Pledges};
 use crate::raft_types::{Payload, Raft};
 use crate::receive::{self, Receiver};
+use crate::shelf::KeptCopy;
 use crate::snapshot::SnapshotProgress;
 use crate::state_machine::{Observer, StateMachine};
 use crate::state_store::StateStore;
@@ -38,6 +39,8 @@ pub struct Options {
     pub node: NodeId,
     /// The network.
     pub genesis: Genesis,
+    /// The epoch that it is in.
+    pub epoch: Epoch,
     /// Where log and state are.
     pub store: StoreHome,
     /// T: a follower stands for election when it has heard nothing for the leader's lease, 1.5 T, and then a time drawn
@@ -196,14 +199,15 @@ impl Consensus {
         let pledges = Pledges::open(storage.clone(), writer.clone())?;
         let log = LogStore::open(storage, writer)?;
         check_state_reaches_log(&state, &log)?;
-        let machine = StateMachine::open(&options.genesis, state.clone(), observer)?;
-        let connector = Connector { transport: transport.clone(), state: state.clone() };
+        let machine = StateMachine::open(&options.genesis, options.epoch, state.clone(), observer)?;
+        let connector = Connector { transport: transport.clone(), log: log.clone(), state: state.clone() };
         let raft = Raft::new(options.node.0, config, connector, log.clone(), machine)
             .await
             .map_err(|e| ConsensusError::Start(e.to_string()))?;
         let members: BTreeMap<u64, _> = options.genesis.nodes().map(|(id, _)| (id.0, openraft::EmptyNode {})).collect();
         // A node that joined later gets its log, or a snapshot, from the others.
-        let first = members.contains_key(&options.node.0);
+        // A later epoch begins with a state, not with an empty log.
+        let first = options.epoch == Epoch(0) && members.contains_key(&options.node.0);
         match if first { raft.initialize(members).await } else { Ok(()) } {
             // Every first member initializes with the same set; a node with a log has been initialized before.
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
@@ -298,6 +302,7 @@ impl Consensus {
         use proto::bulk_response::Kind;
         let kind = match proto::BulkRequest::decode(request).map(|request| request.kind) {
             Ok(Some(proto::bulk_request::Kind::Piece(piece))) => self.state.shelf().serve(piece).await,
+            Ok(Some(proto::bulk_request::Kind::Copy(copy))) => self.offer_copy(copy.at_least).await,
             Ok(None) => Kind::Failed("unknown kind".into()),
             Err(error) => Kind::Failed(error.to_string()),
         };
@@ -305,6 +310,26 @@ impl Consensus {
             tracing::debug!(%from, reason, "a piece of the state was not served");
         }
         proto::BulkResponse { kind: Some(kind) }.encode_to_vec().into()
+    }
+
+    /// The newest copy of the state, for a member that lost its own; one is made where there is none that suffices.
+    async fn offer_copy(&self, at_least: u64) -> proto::bulk_response::Kind {
+        use proto::bulk_response::Kind;
+        let current = self.state.shelf().current();
+        let reaches = |copy: &Arc<KeptCopy>| copy.meta.last_log_id.is_some_and(|id| id.index >= at_least);
+        let Some(copy) = current.filter(reaches) else {
+            return match self.raft.trigger().snapshot().await {
+                Ok(()) => Kind::Failed("a copy of the state is being made: ask again".into()),
+                Err(error) => Kind::Failed(error.to_string()),
+            };
+        };
+        let (state, vote) = (self.state.clone(), self.raft.metrics().borrow_watched().vote);
+        let offer = move || state.shelf().manifest(&copy).map(|(_, manifest)| manifest.to_offer(&vote));
+        match tokio::task::spawn_blocking(offer).await {
+            Ok(Ok(offer)) => Kind::Offer(offer),
+            Ok(Err(error)) => Kind::Failed(error.to_string()),
+            Err(error) => Kind::Failed(error.to_string()),
+        }
     }
 
     /// Keeps the log short until `stop`: makes snapshots of the state and purges what they contain.

@@ -10,6 +10,8 @@
 pub mod audit;
 mod compaction;
 mod convert;
+pub mod copy;
+pub mod epoch;
 mod fetch;
 mod handle;
 pub mod limits;
@@ -19,6 +21,7 @@ mod membership;
 mod offer;
 mod pledges;
 mod raft_types;
+pub mod rebuild;
 mod receive;
 mod shelf;
 mod snapshot;

@@ -9,8 +9,9 @@ pub const LOG_ENTRIES_MAX: u64 = 20_000;
 /// Default for entries that are kept although a snapshot contains them, so that a member that was away briefly catches
 /// up from the log. Of these, no more than half of the bytes that make a snapshot due are kept.
 pub const LOG_KEPT_ENTRIES: u64 = 2_000;
-/// While a member fetches the state, the entries behind that state are kept for it, up to this many times the bytes or
-/// entries that make a snapshot due; beyond, the log is purged all the same, and the member gets a newer offer.
+/// While a member fetches the state, the entries behind that state are kept for it, and those that it is being sent are
+/// too, up to this many times the bytes or entries that make a snapshot due; beyond, the log is purged all the same, and
+/// the member gets a newer offer.
 pub(crate) const LOG_HELD_FACTOR: u64 = 8;
 /// How often the log is looked at.
 pub(crate) const COMPACTION_INTERVAL: Duration = Duration::from_secs(1);

@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use futures::channel::oneshot;
@@ -83,6 +84,8 @@ pub struct LogStore {
     storage: Arc<dyn Storage>,
     writer: Arc<LogWriter>,
     tail: Arc<Mutex<Tail>>,
+    /// See [`LogStore::withhold`].
+    withheld: Arc<AtomicU64>,
 }
 
 fn io_error(error: StoreError) -> io::Error {
@@ -90,7 +93,9 @@ fn io_error(error: StoreError) -> io::Error {
 }
 
 fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{what} is damaged: {error}"))
+    let out =
+        "a member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)";
+    io::Error::new(io::ErrorKind::InvalidData, format!("{what} is damaged: {error}; {out}"))
 }
 
 fn decode<M: prost::Message + Default>(what: &str, bytes: Option<Bytes>) -> io::Result<Option<M>> {
@@ -132,7 +137,7 @@ impl LogStore {
             committed: committed.as_ref().map(log_id_from),
             ..Tail::default()
         };
-        Ok(Self { storage, writer, tail: Arc::new(Mutex::new(tail)) })
+        Ok(Self { storage, writer, tail: Arc::new(Mutex::new(tail)), withheld: Arc::default() })
     }
 
     /// Position of the last entry; `None` in an empty log.
@@ -145,6 +150,11 @@ impl LogStore {
         self.tail.lock().purged.map(|id| id.index)
     }
 
+    /// Position that was known to be committed when it was last noted; it may be behind.
+    pub(crate) fn committed_index(&self) -> u64 {
+        self.tail.lock().committed.map_or(0, |id| id.index)
+    }
+
     /// Position up to which entries are on disk, or were purged because the state on disk has them.
     pub(crate) fn durable_index(&self) -> u64 {
         let tail = self.tail.lock();
@@ -154,6 +164,17 @@ impl LogStore {
     /// Looks at how large the log is.
     pub(crate) fn size<T>(&self, look: impl FnOnce(&LogSize) -> T) -> T {
         look(&self.tail.lock().size)
+    }
+
+    /// Lets entries up to `upto` not be sent to members any more, although they are still there, so that openraft
+    /// purges them instead of waiting for a member that takes them too slowly.
+    pub(crate) fn withhold(&self, upto: Option<u64>) {
+        self.withheld.store(upto.map_or(0, |index| index + 1), Ordering::Relaxed);
+    }
+
+    /// Whether the entry at `index` is withheld.
+    pub(crate) fn is_withheld(&self, index: u64) -> bool {
+        index < self.withheld.load(Ordering::Relaxed)
     }
 
     /// Gives the disk back what purged entries still take. Blocks.
@@ -173,7 +194,7 @@ impl LogStore {
     }
 
     /// Reads entries from `start` on, up to the read limits, without a gap.
-    fn read(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+    pub(crate) fn read(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         let entries = self.read_from_first(start, end)?;
         // Entries that were purged are missing by right; behind them there is no hole.
         let purged = self.tail.lock().purged;

@@ -136,6 +136,11 @@ impl Shelf {
         inner.sums.clear();
     }
 
+    /// Counts states: see [`Shelf::begin_lineage`].
+    pub fn lineage(&self) -> u64 {
+        self.inner.lock().lineage
+    }
+
     /// The newest copy.
     pub fn current(&self) -> Option<Arc<KeptCopy>> {
         self.inner.lock().current.clone()
@@ -241,7 +246,10 @@ impl Shelf {
 
     /// Notes what a member answered to an offer.
     pub fn answered(&self, node: NodeId, copy: &KeptCopy, answer: &proto::SnapshotAnswer) {
-        copy.touch();
+        // Nothing is kept for a member that cannot fetch it: it gets a newer copy when it can.
+        if answer.problem.is_empty() {
+            copy.touch();
+        }
         let transfer = Outgoing {
             last_index: copy.meta.last_log_id.map_or(0, |id| id.index),
             answered: Instant::now(),
@@ -257,7 +265,9 @@ impl Shelf {
     pub fn log_needed_after(&self) -> Option<u64> {
         let now = Instant::now();
         let inner = self.inner.lock();
-        let fresh = |transfer: &&Outgoing| now.saturating_duration_since(transfer.answered) < LOG_HELD_FOR;
+        let fresh = |transfer: &&Outgoing| {
+            transfer.problem.is_none() && now.saturating_duration_since(transfer.answered) < LOG_HELD_FOR
+        };
         inner.outgoing.values().filter(fresh).map(|transfer| transfer.last_index).min()
     }
 
@@ -388,6 +398,8 @@ mod tests {
         shelf.answered(NodeId(2), &copy, &answer(4));
         assert_eq!(shelf.log_needed_after(), Some(7));
         assert_eq!(shelf.outgoing().iter().map(|t| (t.node, t.percent())).collect::<Vec<_>>(), [(NodeId(2), 40)]);
+        shelf.answered(NodeId(2), &copy, &proto::SnapshotAnswer { problem: "no room".into(), ..answer(4) });
+        assert_eq!(shelf.log_needed_after(), None, "nothing is kept for a member that cannot fetch it");
         shelf.answered(NodeId(2), &copy, &proto::SnapshotAnswer { installed: true, ..answer(4) });
         assert_eq!((shelf.log_needed_after(), shelf.outgoing().len()), (Some(7), 0));
         shelf.inner.lock().outgoing.get_mut(&NodeId(2)).unwrap().answered -= LOG_HELD_FOR;

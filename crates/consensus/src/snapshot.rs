@@ -59,7 +59,7 @@ fn bad(reason: impl fmt::Display) -> DecodeError {
 }
 
 /// Whether a file of this name belongs into a copy: RocksDB's data, nothing that it makes by itself when it opens.
-pub(crate) fn is_data_file(name: &str) -> bool {
+pub fn is_data_file(name: &str) -> bool {
     let digits =
         |text: &str| (1..=FILE_DIGITS_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit());
     name == CURRENT
@@ -68,7 +68,10 @@ pub(crate) fn is_data_file(name: &str) -> bool {
 }
 
 /// keccak256 of a file, read in pieces.
-pub(crate) fn sum_of(path: &Path) -> std::io::Result<Hash32> {
+///
+/// # Errors
+/// If it cannot be read.
+pub fn sum_of(path: &Path) -> std::io::Result<Hash32> {
     let (mut file, mut hasher) = (std::fs::File::open(path)?, Keccak256::new());
     let mut buffer = vec![0; 256 << 10];
     loop {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use lockstep_ledger::{Applied, Command, Ledger, LedgerParts, Members, RULES_NEWEST, Target, Write};
-use lockstep_types::{DecodeError, Genesis, GenesisError, NodeId};
+use lockstep_types::{DecodeError, Epoch, Genesis, GenesisError, NodeId};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 
@@ -47,10 +47,10 @@ fn uniform(membership: &Membership) -> Option<Target> {
 }
 
 /// The parts of a ledger that never change, from the genesis.
-fn constants(genesis: &Genesis) -> Result<LedgerParts, GenesisError> {
+fn constants(genesis: &Genesis, epoch: Epoch) -> Result<LedgerParts, GenesisError> {
     Ok(LedgerParts {
         network: genesis.id()?,
-        epoch: lockstep_types::Epoch(0),
+        epoch,
         params: genesis.params.clone(),
         members: Members::genesis(genesis)?,
         head: None,
@@ -60,6 +60,10 @@ fn constants(genesis: &Genesis) -> Result<LedgerParts, GenesisError> {
 }
 
 fn load(state: &StateStore, constants: &LedgerParts) -> Result<Ledger, ReadError> {
+    match state.epoch()? {
+        Some(found) if found != constants.epoch => return Err(ReadError::Epoch { found, expected: constants.epoch }),
+        _ => {}
+    }
     Ok(Ledger::new(LedgerParts {
         head: state.head()?,
         members: state.members(&constants.network)?.unwrap_or_else(|| constants.members.clone()),
@@ -70,12 +74,12 @@ fn load(state: &StateStore, constants: &LedgerParts) -> Result<Ledger, ReadError
 }
 
 impl StateMachine {
-    /// The state machine of a node, as it was stored.
+    /// The state machine of a node in an epoch of its network, as it was stored.
     ///
     /// # Errors
     /// If the state cannot be read.
-    pub fn open(genesis: &Genesis, state: StateStore, observer: Arc<dyn Observer>) -> io::Result<Self> {
-        let constants = constants(genesis).map_err(io_error)?;
+    pub fn open(genesis: &Genesis, epoch: Epoch, state: StateStore, observer: Arc<dyn Observer>) -> io::Result<Self> {
+        let constants = constants(genesis, epoch).map_err(io_error)?;
         let ledger = load(&state, &constants).map_err(io_error)?;
         let (applied, membership) = state.applied().map_err(io_error)?;
         observer.loaded(&ledger);
@@ -101,7 +105,7 @@ impl StateMachine {
         }
     }
 
-    fn apply_entry(
+    pub(crate) fn apply_entry(
         &mut self,
         log_id: LogId,
         payload: EntryPayload<Payload, u64, openraft::EmptyNode>,

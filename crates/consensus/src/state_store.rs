@@ -13,8 +13,8 @@ use lockstep_store::{
     Direction, Durability, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, WriteBatch, keys,
 };
 use lockstep_types::{
-    Batch, BatchHeader, Certificate, ContentId, DecodeError, Height, MessageId, NetworkId, OutputName, Sequence, Task,
-    TaskId, TaskNumber, proto,
+    Batch, BatchHeader, Certificate, ContentId, DecodeError, Epoch, Height, MessageId, NetworkId, OutputName, Sequence,
+    Task, TaskId, TaskNumber, proto,
 };
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
@@ -31,8 +31,18 @@ pub enum ReadError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// A record is not what was written.
-    #[error("a stored record is damaged: {0}")]
+    #[error("a stored record is damaged: {0}; stop the node and run `lockstep rebuild`")]
     Damaged(#[from] DecodeError),
+    /// The state belongs to another epoch than the home.
+    #[error(
+        "the state is of epoch {found}, epoch.json says {expected}: store/ and epoch.json of a home belong together; put the right ones back, or run `lockstep recover` again where it was interrupted"
+    )]
+    Epoch {
+        /// Epoch of the state.
+        found: Epoch,
+        /// Epoch of the home.
+        expected: Epoch,
+    },
 }
 
 /// Most groups and outputs that are loaded at start; the network's own limits are below.
@@ -132,6 +142,31 @@ impl StateStore {
     /// The ledger's head; `None` before the first batch.
     pub fn head(&self) -> Result<Option<Head>, ReadError> {
         Ok(self.storage().get(Table::Index, keys::HEAD)?.map(Head::decode).transpose()?)
+    }
+
+    /// The epoch that the state belongs to; `None` in a state in which nothing was applied yet.
+    pub fn epoch(&self) -> Result<Option<Epoch>, ReadError> {
+        let (storage, record) = (self.storage(), self.storage().get(Table::Index, keys::EPOCH)?);
+        match record {
+            Some(record) => Ok(Some(Epoch(number(&record)?))),
+            None => Ok(applied_in(&storage)?.0.map(|_| Epoch(0))),
+        }
+    }
+
+    /// Makes this the state that an epoch begins with, in one synced write.
+    pub(crate) fn begin_epoch(
+        &self,
+        epoch: Epoch,
+        (head, members): (&Head, &Members),
+        (applied, membership): (&LogId, &StoredMembership),
+    ) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        put(&mut batch, &Write::Members(Box::new(members.clone())));
+        put(&mut batch, &Write::Head(head.clone()));
+        batch.put(Table::Index, keys::EPOCH.to_vec(), Bytes::copy_from_slice(&epoch.0.to_be_bytes()));
+        batch.put(Table::Index, keys::APPLIED.to_vec(), log_id_to(applied).encode_to_vec());
+        batch.put(Table::Index, keys::MEMBERSHIP.to_vec(), encode_stored_membership(membership));
+        self.storage().write(batch, Durability::Synced)
     }
 
     fn load(&self, prefix: u8) -> Result<Vec<Pair>, StoreError> {
@@ -304,6 +339,17 @@ impl StateStore {
         let Some(place) = self.storage().get(Table::Index, &keys::packed(sequence))? else { return Ok(None) };
         let number = TaskNumber(number(&place)?);
         Ok(self.batch_of_task(number)?.and_then(|batch| batch.task_at(number).cloned()))
+    }
+
+    /// Writes a consistent copy to `path`, which must not exist yet: what is in it is on the disk. Returns which state
+    /// it is of: equal names of table files mean equal files only while that number stays the same. Blocks.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn copy_to(&self, path: &Path) -> Result<u64, StoreError> {
+        let _no_change = self.copies.changing.lock();
+        self.storage().checkpoint(path)?;
+        Ok(self.copies.shelf.lineage())
     }
 
     /// Makes a consistent copy and puts it on the shelf. What is in a copy is on the disk, and in the state on the disk

@@ -17,6 +17,7 @@ use openraft::raft::{
 use prost::Message as _;
 
 use crate::convert;
+use crate::log_store::LogStore;
 use crate::offer::Offering;
 use crate::raft_types::{TypeConfig, Vote};
 use crate::shelf::SnapshotDirectory;
@@ -57,12 +58,14 @@ const ANSWER_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 
 pub(crate) struct Connector {
     pub transport: Arc<dyn Transport>,
+    pub log: LogStore,
     pub state: StateStore,
 }
 
 pub(crate) struct Link {
     target: NodeId,
     connection: Box<dyn Connection>,
+    log: LogStore,
     state: StateStore,
 }
 
@@ -71,7 +74,8 @@ impl RaftNetworkFactory<TypeConfig> for Connector {
 
     async fn new_client(&mut self, target: u64, _node: &openraft::EmptyNode) -> Link {
         let target = NodeId(target);
-        Link { target, connection: self.transport.connect(target), state: self.state.clone() }
+        let connection = self.transport.connect(target);
+        Link { target, connection, log: self.log.clone(), state: self.state.clone() }
     }
 }
 
@@ -125,6 +129,11 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RpcError> {
+        if request.entries.first().is_some_and(|first| self.log.is_withheld(first.log_id.index)) {
+            // Openraft purges what it has just failed to send, and turns to a snapshot.
+            let reason = "these entries are about to be purged, because the log is too long";
+            return Err(RPCError::Unreachable(Unreachable::from_string(reason)));
+        }
         let kind = proto::raft_request::Kind::Append(convert::append_to(&request));
         match self.call(kind, &option).await? {
             Response::Append(answer) => convert::append_response_from(answer).map_err(|e| malformed(&e)),

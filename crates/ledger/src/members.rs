@@ -117,6 +117,20 @@ impl Members {
         Ok(members)
     }
 
+    /// The members of a new epoch: nobody of the old one, and `first` as the only voter, under an id that is above
+    /// `last_id` and every id that was ever used. `parent` is the height that the epoch begins behind.
+    pub fn found(&self, first: Member, last_id: NodeId, parent: Height) -> (NodeId, Self) {
+        let node = self.known.keys().next_back().copied().unwrap_or_default().max(last_id).next();
+        let gone = |(node, known): (&NodeId, &KnownMember)| {
+            (*node, KnownMember { role: MemberRole::Removed, ..known.clone() })
+        };
+        let mut members =
+            Self { known: self.known.iter().map(gone).collect(), changes: self.changes, ..Self::default() };
+        members.known.insert(node, KnownMember { member: first, role: MemberRole::Voter, admitted: parent });
+        members.renew_set();
+        (node, members)
+    }
+
     fn renew_set(&mut self) {
         let present = self.present().filter_map(|(node, known)| {
             let address = known.member.key().ok()?.address();

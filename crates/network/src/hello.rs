@@ -99,7 +99,10 @@ impl Identity {
             return Err(format!("network 0x{} is not this network, {}", hex::encode(&hello.network), self.network));
         }
         if hello.epoch != self.epoch.0 {
-            return Err(format!("epoch {} is not this network's epoch, {}", hello.epoch, self.epoch));
+            return Err(format!(
+                "epoch {} is not this network's epoch, {}: the network was restored or recovered; who is of an earlier epoch joins again in a new home (`lockstep init --join`)",
+                hello.epoch, self.epoch
+            ));
         }
         if hello.node != member.node.0 {
             return Err(format!("the key belongs to node {}, not to node {}", member.node, hello.node));

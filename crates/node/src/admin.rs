@@ -3,17 +3,19 @@
 //! each way, one request a connection.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lockstep_api::views::MembersView;
-use lockstep_types::{Approval, proto};
+use lockstep_types::{Approval, OutputName, proto};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
+use crate::adopt::Adopter;
+use crate::backup::{BackupProgress, Backups};
 use crate::error::NodeError;
 use crate::home::Home;
 use crate::operator::Operator;
@@ -31,6 +33,17 @@ pub enum AdminRequest {
     Members,
     /// Count this approval: protobuf, hex.
     Approve(String),
+    /// Begin a backup to this directory, an absolute path.
+    Backup(PathBuf),
+    /// How far the newest backup is.
+    BackupProgress,
+    /// Take an output of an earlier epoch over.
+    Adopt {
+        /// Its name in config.toml.
+        output: OutputName,
+        /// Also where it has tasks that are not part of this epoch's history.
+        accept_ahead: bool,
+    },
 }
 
 /// What it answers.
@@ -39,6 +52,10 @@ pub enum AdminRequest {
 pub enum AdminAnswer {
     /// To [`AdminRequest::Members`].
     Members(Box<MembersView>),
+    /// To [`AdminRequest::BackupProgress`]; `None` where there was no backup since the start.
+    Backup(Option<BackupProgress>),
+    /// It is done: a sentence.
+    Adopted(String),
     /// It is done.
     Done,
     /// It is not done: a sentence.
@@ -92,8 +109,15 @@ pub(crate) fn bind(path: &Path) -> Result<UnixListener, NodeError> {
     Ok(listener)
 }
 
+/// Those who carry out requests.
+pub(crate) struct Desk {
+    pub operator: Operator,
+    pub backups: Backups,
+    pub adopter: Adopter,
+}
+
 /// Answers the operator until `stop`. One request at a time is plenty.
-pub(crate) async fn run_admin(listener: UnixListener, operator: Operator, stop: CancellationToken) {
+pub(crate) async fn run_admin(listener: UnixListener, desk: Desk, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -101,7 +125,7 @@ pub(crate) async fn run_admin(listener: UnixListener, operator: Operator, stop: 
         };
         match accepted {
             Ok((stream, _)) => {
-                let answered = tokio::time::timeout(REQUEST_TIMEOUT, answer(stream, &operator));
+                let answered = tokio::time::timeout(REQUEST_TIMEOUT, answer(stream, &desk));
                 let result = tokio::select! {
                     () = stop.cancelled() => return,
                     result = answered => result,
@@ -118,12 +142,12 @@ pub(crate) async fn run_admin(listener: UnixListener, operator: Operator, stop: 
     }
 }
 
-async fn answer(stream: UnixStream, operator: &Operator) -> std::io::Result<()> {
+async fn answer(stream: UnixStream, desk: &Desk) -> std::io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut line = String::new();
     BufReader::new(reader.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
     let answer = match serde_json::from_str(&line) {
-        Ok(request) => carry_out(request, operator).await.unwrap_or_else(AdminAnswer::Error),
+        Ok(request) => carry_out(request, desk).await.unwrap_or_else(AdminAnswer::Error),
         Err(error) => AdminAnswer::Error(format!("the request cannot be read: {error}")),
     };
     let mut text = serde_json::to_string(&answer)?;
@@ -131,7 +155,8 @@ async fn answer(stream: UnixStream, operator: &Operator) -> std::io::Result<()> 
     writer.write_all(text.as_bytes()).await
 }
 
-async fn carry_out(request: AdminRequest, operator: &Operator) -> Result<AdminAnswer, String> {
+async fn carry_out(request: AdminRequest, desk: &Desk) -> Result<AdminAnswer, String> {
+    let operator = &desk.operator;
     match request {
         AdminRequest::Members => Ok(AdminAnswer::Members(Box::new(operator.view(true)))),
         AdminRequest::Approve(record) => {
@@ -139,6 +164,11 @@ async fn carry_out(request: AdminRequest, operator: &Operator) -> Result<AdminAn
             let approval = proto::Approval::decode(&bytes[..]).map_err(|e| e.to_string())?;
             operator.approve(Approval::from_proto(approval).map_err(|e| e.to_string())?).await?;
             Ok(AdminAnswer::Done)
+        }
+        AdminRequest::Backup(to) => desk.backups.start(&to).map(|()| AdminAnswer::Done),
+        AdminRequest::BackupProgress => Ok(AdminAnswer::Backup(desk.backups.progress())),
+        AdminRequest::Adopt { output, accept_ahead } => {
+            desk.adopter.adopt(&output, accept_ahead).await.map(AdminAnswer::Adopted)
         }
     }
 }

@@ -26,6 +26,9 @@ pub enum NodeError {
     /// The state cannot be read.
     #[error(transparent)]
     State(#[from] lockstep_consensus::ReadError),
+    /// An epoch cannot begin.
+    #[error(transparent)]
+    Epoch(#[from] lockstep_consensus::epoch::EpochError),
     /// Consensus cannot start.
     #[error(transparent)]
     Consensus(#[from] ConsensusError),

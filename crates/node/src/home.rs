@@ -8,6 +8,7 @@
 //! genesis.json   the network
 //! join.json      where a newcomer asks to join
 //! admitted.json  the id that it got, and the members that it found
+//! epoch.json     restores and forced recoveries of the network; missing while there were none
 //! admin.sock     where the operator's commands reach the running node
 //! store/         log and state
 //! ```
@@ -15,11 +16,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lockstep_store::home::{StoreHome, write_new_file};
-use lockstep_types::{Genesis, Incarnation, Member, NodeId, SigningKey};
+use lockstep_outputs::Owner;
+use lockstep_store::home::{StoreHome, replace_file, write_new_file};
+use lockstep_types::{Epoch, EpochMember, Epochs, Genesis, Incarnation, Member, NodeId, SigningKey};
 
 use crate::config::Config;
 use crate::error::NodeError;
+use crate::recover;
 
 /// A home directory. See the module's documentation.
 #[derive(Debug, Clone)]
@@ -82,6 +85,8 @@ pub struct Opened {
     pub task_key: SigningKey,
     /// The network.
     pub genesis: Genesis,
+    /// Its epochs after the first.
+    pub epochs: Epochs,
     /// This node's id in it.
     pub node: NodeId,
     /// Members as this node found them when it joined; empty for a first member.
@@ -90,7 +95,10 @@ pub struct Opened {
     pub store: StoreHome,
 }
 
-fn config_error(path: &Path, reason: impl std::fmt::Display) -> NodeError {
+/// A node's id, itself, and the members that it knew when it became one.
+type Place = (NodeId, Member, Vec<(NodeId, Member)>);
+
+pub(crate) fn config_error(path: &Path, reason: impl std::fmt::Display) -> NodeError {
     NodeError::Config(format!("{}: {reason}", path.display()))
 }
 
@@ -107,12 +115,28 @@ pub fn random_key() -> Result<SigningKey, NodeError> {
     }
 }
 
-fn random_bytes<const N: usize>() -> Result<[u8; N], NodeError> {
+pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], NodeError> {
     use rand::TryRng as _;
     let mut bytes = [0; N];
     let failed = |e| NodeError::Config(format!("the system gives no randomness: {e}"));
     rand::rngs::SysRng.try_fill_bytes(&mut bytes).map_err(failed)?;
     Ok(bytes)
+}
+
+impl Opened {
+    /// The epoch that the network is in.
+    pub fn epoch(&self) -> Epoch {
+        self.epochs.current()
+    }
+
+    /// Whose tasks this node's outputs get.
+    ///
+    /// # Errors
+    /// If the genesis has no text.
+    pub fn owner(&self) -> Result<Owner, NodeError> {
+        let (network, epoch) = (self.genesis.id()?, self.epoch());
+        Ok(Owner { network, epoch, first_task_number: self.genesis.params.first_task_number })
+    }
 }
 
 impl Home {
@@ -129,6 +153,11 @@ impl Home {
     /// A file or directory in it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+
+    /// Whether a node runs in it.
+    pub fn is_running(&self) -> bool {
+        std::os::unix::net::UnixStream::connect(self.admin_socket()).is_ok()
     }
 
     fn write_new(&self, name: &str, text: &str, mode: u32) -> Result<(), NodeError> {
@@ -235,6 +264,43 @@ impl Home {
         self.write_new("admitted.json", &(text + "\n"), 0o644)
     }
 
+    /// The network's epochs after the first.
+    ///
+    /// # Errors
+    /// If the file is damaged.
+    pub fn epochs(&self, genesis: &Genesis) -> Result<Epochs, NodeError> {
+        let file = self.file("epoch.json");
+        if !file.exists() {
+            return Ok(Epochs::default());
+        }
+        Epochs::parse(&self.read("epoch.json")?, genesis).map_err(|e| config_error(&file, e))
+    }
+
+    /// Puts a genesis into a home whose node is a member by another way than the genesis.
+    ///
+    /// # Errors
+    /// If there is one, or it cannot be written.
+    pub(crate) fn write_genesis(&self, genesis: &Genesis) -> Result<(), NodeError> {
+        self.write_new("genesis.json", &genesis.to_text()?, 0o644)
+    }
+
+    /// Keeps the network's epochs in the place of those that were known before.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn install_epochs(&self, epochs: &Epochs) -> Result<(), NodeError> {
+        let file = self.file("epoch.json");
+        replace_file(&file, &epochs.to_text()?, 0o644).map_err(|e| config_error(&file, e))
+    }
+
+    /// The genesis that the home has.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged.
+    pub fn genesis(&self) -> Result<Genesis, NodeError> {
+        Ok(Genesis::parse(&self.read("genesis.json")?)?)
+    }
+
     /// Where the operator's commands reach the running node.
     pub fn admin_socket(&self) -> PathBuf {
         self.file("admin.sock")
@@ -272,6 +338,32 @@ impl Home {
         })
     }
 
+    /// Which member this node is, as what, and whom it knew when it became one: of the newest epoch if it began it,
+    /// else as it was admitted, else of the genesis.
+    fn own_place(&self, genesis: &Genesis, epochs: &Epochs, key: &SigningKey) -> Result<Place, NodeError> {
+        if let Some(record) = epochs.records().last() {
+            let is_own = |first: &&EpochMember| first.member().key().is_ok_and(|known| known == key.public());
+            if let Some(first) = record.members.iter().find(is_own) {
+                return Ok((first.node, first.member(), vec![(first.node, first.member())]));
+            }
+        }
+        let file = self.file("admitted.json");
+        if file.exists() {
+            let admitted: Admitted =
+                serde_json::from_str(&self.read("admitted.json")?).map_err(|e| config_error(&file, e))?;
+            return Ok((admitted.node, self.member()?, admitted.members));
+        }
+        if !epochs.is_empty() {
+            let reason = format!(
+                "the network is in epoch {} now, and this node belongs to an earlier one; to join it, make a new home with `lockstep init --join ADDRESS`",
+                epochs.current()
+            );
+            return Err(config_error(&self.path, reason));
+        }
+        let (node, member) = self.member_of(genesis, key)?;
+        Ok((node, member, Vec::new()))
+    }
+
     /// Reads everything and checks that it belongs together.
     ///
     /// # Errors
@@ -279,6 +371,10 @@ impl Home {
     pub fn open(&self) -> Result<Opened, NodeError> {
         if !self.path.is_dir() {
             let hint = "no such directory; make a node with `lockstep init --home DIR`";
+            return Err(config_error(&self.path, hint));
+        }
+        if recover::is_unfinished(self) {
+            let hint = "a recovery was interrupted; finish it with `lockstep recover --unsafe`";
             return Err(config_error(&self.path, hint));
         }
         let config = Config::parse(&self.read("config.toml")?)
@@ -289,25 +385,15 @@ impl Home {
             return Err(config_error(&self.file("genesis.json"), hint));
         }
         let genesis = Genesis::parse(&self.read("genesis.json")?)?;
-        let admitted = self.file("admitted.json").exists().then(|| self.read("admitted.json")).transpose()?;
-        let (node, member, found) = match admitted {
-            Some(text) => {
-                let file = self.file("admitted.json");
-                let admitted: Admitted = serde_json::from_str(&text).map_err(|e| config_error(&file, e))?;
-                (admitted.node, self.member()?, admitted.members)
-            }
-            None => {
-                let (node, member) = self.member_of(&genesis, &node_key)?;
-                (node, member, Vec::new())
-            }
-        };
+        let epochs = self.epochs(&genesis)?;
+        let (node, member, found) = self.own_place(&genesis, &epochs, &node_key)?;
         let store = StoreHome::open(&self.file("store"))?;
         if store.incarnation() != member.incarnation {
             let reason = "the store is not the one that this member joined with; a member that lost its store must join under a new id";
             return Err(config_error(&self.file("store"), reason));
         }
         store.bind(&genesis.id()?)?;
-        Ok(Opened { config, node_key, task_key, genesis, node, found, store })
+        Ok(Opened { config, node_key, task_key, genesis, epochs, node, found, store })
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lockstep_network::{AskError, ask};
 use lockstep_types::members::{member_from_proto, member_to_proto};
-use lockstep_types::{Genesis, Member, NodeId, SigningKey, proto};
+use lockstep_types::{Epochs, Genesis, Member, NodeId, SigningKey, proto};
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,8 @@ const REMIND_EVERY: u32 = 30;
 pub struct JoinAnswer {
     /// The network.
     pub genesis: Genesis,
+    /// Its epochs after the first.
+    pub epochs: Epochs,
     /// Its members.
     pub members: Vec<(NodeId, Member)>,
     /// The newcomer's id, once it is admitted.
@@ -59,8 +61,17 @@ pub async fn ask_to_join(key: &SigningKey, address: &str, member: &Member) -> Re
         let member = member_from_proto(known.record.ok_or_else(|| malformed(&"a member is missing"))?);
         Ok((NodeId(known.node), member.map_err(|e| malformed(&e))?))
     };
+    let genesis = Genesis::parse(&answer.genesis).map_err(|e| malformed(&e))?;
+    let epochs = match &answer.epochs[..] {
+        "" => Epochs::default(),
+        text => Epochs::parse(text, &genesis).map_err(|e| malformed(&e))?,
+    };
+    if epochs.current().0 != answer.epoch {
+        return Err(malformed(&"it is of another epoch than its list of epochs"));
+    }
     Ok(JoinAnswer {
-        genesis: Genesis::parse(&answer.genesis).map_err(|e| malformed(&e))?,
+        genesis,
+        epochs,
         members: present.map(read).collect::<Result<_, JoinError>>()?,
         node: (answer.node > 0).then_some(NodeId(answer.node)),
     })
@@ -92,8 +103,11 @@ async fn wait(home: &Home, waiting: Waiting, stop: &CancellationToken) -> Result
                 Ok(answer) if answer.genesis.id()? != network => {
                     tracing::warn!(address, "another network answers at this address");
                 }
-                Ok(JoinAnswer { node: Some(node), members, .. }) => {
+                Ok(JoinAnswer { node: Some(node), members, epochs, .. }) => {
                     tracing::info!(%node, "this node was admitted");
+                    if !epochs.is_empty() {
+                        home.install_epochs(&epochs)?;
+                    }
                     home.install_admission(&Admitted { node, members })?;
                     return Ok(true);
                 }

@@ -7,6 +7,8 @@
 //! [`Node`] starts them, in order, and stops them in the reverse of it.
 
 pub mod admin;
+mod adopt;
+pub mod backup;
 mod bundle;
 mod certify;
 pub mod check;
@@ -29,6 +31,8 @@ mod proofs;
 mod proposer;
 mod publish;
 mod reader;
+pub mod rebuild;
+pub mod recover;
 mod retention;
 mod steer;
 mod supervisor;

@@ -5,16 +5,19 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lockstep_api::{Bound, Options as ApiOptions, Ports, Server};
+use lockstep_consensus::rebuild::fetch_state;
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
 use lockstep_ledger::Members;
 use lockstep_network::{Channel, GossipInbox, Handle, Network, Options as NetworkOptions, Peer};
-use lockstep_outputs::{Options as PublisherOptions, Owner, ProgressSink, Publisher, TaskSigner};
-use lockstep_types::{Epoch, Member, NodeId};
+use lockstep_outputs::{Options as PublisherOptions, ProgressSink, Publisher, TaskSigner};
+use lockstep_types::{Member, NodeId, SigningKey};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin;
+use crate::admin::{self, Desk};
+use crate::adopt::Adopter;
+use crate::backup::Backups;
 use crate::certify::{Certifier, CertifierParts, Conflict, KnownEvidence};
 use crate::config::Scope;
 use crate::control::ControlService;
@@ -30,6 +33,7 @@ use crate::peers;
 use crate::proposer::Proposer;
 use crate::publish::{self, LogSink, NoSink, RunningOutput, StateSource};
 use crate::reader::Reader;
+use crate::rebuild;
 use crate::retention::Retention;
 use crate::steer::Steward;
 use crate::supervisor::Supervisor;
@@ -47,6 +51,7 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 /// A node that is up. [`Node::run`] keeps it so.
 pub struct Node {
     node: NodeId,
+    key: SigningKey,
     members: watch::Receiver<Arc<Members>>,
     supervisor: Supervisor,
     consensus: Consensus,
@@ -129,9 +134,10 @@ fn first_peers(opened: &Opened, stored: Option<&Members>) -> Result<Vec<Peer>, N
 async fn bind_network(opened: &Opened, peers: Vec<Peer>) -> Result<(Network, Handle, GossipInbox), NodeError> {
     let network = opened.genesis.id()?;
     let incarnation = opened.store.incarnation();
-    let mut options = NetworkOptions::new(opened.node_key.clone(), network, Epoch(0), opened.node, incarnation);
+    let mut options = NetworkOptions::new(opened.node_key.clone(), network, opened.epoch(), opened.node, incarnation);
     options.members = peers;
     options.listen = opened.config.p2p.listen.clone();
+    options.advertise = opened.config.p2p.advertise.clone();
     Ok(Network::bind(options).await?)
 }
 
@@ -157,12 +163,13 @@ impl Node {
         let mut supervisor = Supervisor::new();
         // The network ends last: consensus needs it to hand over.
         supervisor.spawn("the network", network.run(supervisor.token()));
+        let (log, stored) = Self::fetch_lost_state(&opened, &handle, &state, stored).await?;
         let members = stored.map_or_else(|| Members::genesis(&opened.genesis), Ok)?;
         let admin = admin::bind(&home.admin_socket())?;
-        let parts = Self::start_parts(home, opened, handle, state, members).await?;
+        let parts = Self::start_parts(home, opened, (handle, log), state, members).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
         parts.start_tasks(&mut supervisor, inbox, &outputs);
-        supervisor.spawn("administration", admin::run_admin(admin, parts.operator.clone(), supervisor.token()));
+        supervisor.spawn("administration", admin::run_admin(admin, parts.desk()?, supervisor.token()));
         let http = bound.local_addr();
         let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
         supervisor.spawn("metrics", run_upkeep(upkeep, supervisor.token()));
@@ -170,15 +177,35 @@ impl Node {
         let ports = Ports { submit: parts.ingress.clone(), read: Arc::new(reader) };
         let api = tokio::spawn(bound.run(ports, api_stop.clone()));
         tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
-        let (node, members) = (parts.opened.node, parts.tracker.members());
+        let (node, key, members) = (parts.opened.node, parts.opened.node_key.clone(), parts.tracker.members());
         let Parts { consensus, network, ingress, verify_threads, .. } = parts;
-        Ok(Self { node, members, supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
+        Ok(Self { node, key, members, supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
+    }
+
+    /// Fetches the state of a node whose own was damaged and whose log no longer makes it. Waits until a member gives it.
+    async fn fetch_lost_state(
+        opened: &Opened,
+        network: &Handle,
+        state: &StateStore,
+        stored: Option<Members>,
+    ) -> Result<(Arc<LogPositions>, Option<Members>), NodeError> {
+        let Some((at_least, last)) = rebuild::wanted(&opened.store)? else {
+            return Ok((Arc::default(), stored));
+        };
+        tracing::warn!("the state of this node was put aside: it is fetched from another member before anything else");
+        let log = Arc::new(LogPositions { before: last, ..LogPositions::default() });
+        network.set_log_view(log.clone());
+        let others: Vec<NodeId> =
+            network.peers().iter().map(|peer| peer.node).filter(|node| *node != opened.node).collect();
+        fetch_state(state, Arc::new(NetworkTransport(network.clone())), &others, at_least).await;
+        rebuild::done(&opened.store)?;
+        Ok((log, state.members(&opened.genesis.id()?)?))
     }
 
     async fn start_parts(
         home: &Home,
         opened: Opened,
-        network: Handle,
+        (network, log): (Handle, Arc<LogPositions>),
         state: StateStore,
         members: Members,
     ) -> Result<Parts, NodeError> {
@@ -203,6 +230,7 @@ impl Node {
             ConsensusOptions {
                 node: opened.node,
                 genesis: opened.genesis.clone(),
+                epoch: opened.epoch(),
                 store: opened.store.clone(),
                 election_timeout_ms: opened.config.raft.election_timeout_ms,
                 heartbeat_ms: opened.config.raft.heartbeat_ms,
@@ -213,14 +241,16 @@ impl Node {
             tracker.clone(),
         )
         .await?;
-        network.set_log_view(Arc::new(LogPositions(consensus.positions())));
+        // Set before for a node that had to fetch its state.
+        let _ = log.positions.set(consensus.positions());
+        network.set_log_view(log);
         let hold = Duration::from_millis(opened.config.http.hold_ms);
         let conflict = watch::Sender::new(None);
         let params = opened.genesis.params.clone();
         let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), params, hold, conflict.subscribe()));
         let certifier = Certifier::new(CertifierParts {
             node: opened.node,
-            epoch: Epoch(0),
+            epoch: opened.epoch(),
             key: opened.node_key.clone(),
             state: state.clone(),
             tracker: tracker.clone(),
@@ -231,7 +261,7 @@ impl Node {
             node: opened.node,
             genesis: opened.genesis.clone(),
             network_id: opened.genesis.id()?,
-            epoch: Epoch(0),
+            epochs: opened.epochs.clone(),
             consensus: consensus.clone(),
             network: network.clone(),
             tracker: tracker.clone(),
@@ -267,7 +297,7 @@ impl Node {
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), NodeError> {
         let mut status = self.consensus.status();
         let ingress = self.ingress.clone();
-        let departed = peers::departed(self.node, self.members.clone(), self.network.clone(), move || ingress.stop());
+        let departed = peers::departed(self.node, self.key.clone(), self.members.clone(), move || ingress.stop());
         let mut result = tokio::select! {
             () = stop.cancelled() => Ok(()),
             () = departed => Err(NodeError::Config(
@@ -414,8 +444,7 @@ impl Parts {
 
     fn start_publishers(&self, supervisor: &mut Supervisor) -> Result<Vec<RunningOutput>, NodeError> {
         let genesis = &self.opened.genesis;
-        let owner =
-            Owner { network: genesis.id()?, epoch: Epoch(0), first_task_number: genesis.params.first_task_number };
+        let owner = self.opened.owner()?;
         let leads = follow_role(supervisor, &self.consensus);
         let always = watch::channel(true).1;
         let mut running = Vec::new();
@@ -446,9 +475,25 @@ impl Parts {
         Ok(running)
     }
 
+    fn desk(&self) -> Result<Desk, NodeError> {
+        let opened = &self.opened;
+        let (genesis, epochs) = (opened.genesis.clone(), opened.epochs.clone());
+        Ok(Desk {
+            operator: self.operator.clone(),
+            backups: Backups::new(self.state.clone(), opened.store.clone(), genesis, epochs.clone()),
+            adopter: Adopter {
+                home: self.home.clone(),
+                outputs: opened.config.outputs.clone(),
+                owner: opened.owner()?,
+                epochs,
+            },
+        })
+    }
+
     fn reader(&self, outputs: Vec<RunningOutput>, prometheus: PrometheusHandle) -> Reader {
         Reader {
             genesis: self.opened.genesis.clone(),
+            epoch: self.opened.epoch(),
             node: self.opened.node,
             key: self.opened.node_key.public(),
             state: self.state.clone(),

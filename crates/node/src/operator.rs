@@ -11,8 +11,8 @@ use lockstep_ledger::{Command, KnownMember, Members, OpenProposal};
 use lockstep_network::{Channel, Handle, JoinService};
 use lockstep_types::members::{member_from_proto, member_to_proto};
 use lockstep_types::{
-    Address, Approval, Change, Epoch, Genesis, Hash32, Member, MemberRole, NetworkId, NodeId, PublicKey, keccak256,
-    proto,
+    Address, Approval, Change, Epoch, Epochs, Genesis, Hash32, Member, MemberRole, NetworkId, NodeId, PublicKey,
+    keccak256, proto,
 };
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -58,7 +58,7 @@ pub(crate) struct OperatorParts {
     pub node: NodeId,
     pub genesis: Genesis,
     pub network_id: NetworkId,
-    pub epoch: Epoch,
+    pub epochs: Epochs,
     pub consensus: Consensus,
     pub network: Handle,
     pub tracker: Arc<Tracker>,
@@ -72,6 +72,12 @@ struct Inner {
 /// See the module's documentation. Clones share it.
 #[derive(Clone)]
 pub(crate) struct Operator(Arc<Inner>);
+
+impl OperatorParts {
+    fn epoch(&self) -> Epoch {
+        self.epochs.current()
+    }
+}
 
 impl Operator {
     pub fn new(parts: OperatorParts) -> Self {
@@ -109,7 +115,7 @@ impl Operator {
         let live = members.proposals().iter().filter(|(_, open)| open.proposal.expires_ms > now);
         MembersView {
             network_id: parts.network_id,
-            epoch: parts.epoch,
+            epoch: parts.epoch(),
             members_hash: format!("0x{}", hex::encode(members.hash())),
             changes: members.changes(),
             members: members.all().map(member).collect(),
@@ -133,7 +139,7 @@ impl Operator {
     /// Brings an approval into the log, by way of the leader.
     pub async fn approve(&self, approval: Approval) -> Result<(), String> {
         let parts = &self.0.parts;
-        self.members().check(&approval, &parts.network_id, parts.epoch, now_ms()).map_err(|e| e.to_string())?;
+        self.members().check(&approval, &parts.network_id, parts.epoch(), now_ms()).map_err(|e| e.to_string())?;
         let status = parts.consensus.status().borrow().clone();
         if status.role == Role::Leader {
             return self.decide(approval).await;
@@ -160,7 +166,7 @@ impl Operator {
     pub async fn decide(&self, approval: Approval) -> Result<(), String> {
         let parts = &self.0.parts;
         let members = self.members();
-        members.check(&approval, &parts.network_id, parts.epoch, now_ms()).map_err(|e| e.to_string())?;
+        members.check(&approval, &parts.network_id, parts.epoch(), now_ms()).map_err(|e| e.to_string())?;
         self.check_safe(&members, &approval.proposal.change)?;
         let command = Command::encode_approval(now_ms(), &approval);
         match tokio::time::timeout(APPROVAL_TIMEOUT, parts.consensus.propose(command)).await {
@@ -224,7 +230,10 @@ impl Operator {
         let members = self.members();
         let same_store = |known: &KnownMember| known.member.incarnation == member.incarnation;
         if let Some((node, known)) = members.all().find(|(_, known)| same_store(known)) {
+            let leaving = members.pending().is_some_and(|p| p.proposal.change == Change::Remove(node));
             return match known.role {
+                // It asks whether it may go: not before the change is made.
+                MemberRole::Removed if leaving => Ok(Some(node)),
                 MemberRole::Removed => Err(format!("node {node} was removed from this network: join with a new home")),
                 _ => Ok(Some(node)),
             };
@@ -262,9 +271,10 @@ impl JoinService for Operator {
         proto::JoinResponse {
             genesis: parts.genesis.to_text().unwrap_or_default(),
             members: members.map(|members| members.members).unwrap_or_default(),
-            epoch: parts.epoch.0,
+            epoch: parts.epoch().0,
             node: node.unwrap_or_default().0,
             refused,
+            epochs: if parts.epochs.is_empty() { String::new() } else { parts.epochs.to_text().unwrap_or_default() },
         }
         .encode_to_vec()
         .into()

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use lockstep_ledger::{KnownMember, Members};
 use lockstep_network::{Handle, Peer};
-use lockstep_types::{GenesisError, MemberRole, NodeId};
+use lockstep_types::{GenesisError, MemberRole, NodeId, SigningKey};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::join::{JoinError, ask_to_join};
 
 pub(crate) fn peer(node: NodeId, known: &KnownMember) -> Result<Peer, GenesisError> {
     let member = &known.member;
@@ -32,30 +34,32 @@ pub(crate) fn peers(members: &Members) -> BTreeMap<NodeId, Peer> {
     members.all().filter(wanted).filter_map(|(node, known)| Some((node, peer(node, known).ok()?))).collect()
 }
 
-/// How often a node that was removed looks whether it may go.
-const DEPARTURE_TICK: Duration = Duration::from_millis(500);
-/// A node that was removed goes when nobody has talked to it for as many looks: the change is made.
-const DEPARTURE_LOOKS: u32 = 8;
+/// How often a node that was removed asks whether it may go.
+const DEPARTURE_TICK: Duration = Duration::from_secs(1);
 
 /// Returns when this node was removed from the network and is needed no more: until the change is made it still votes
-/// on it and certifies it. `on_removal` is called at once.
+/// on it and certifies it. Nobody sends it the end of the change any more, so it asks, as a newcomer would.
+/// `on_removal` is called at once.
 pub(crate) async fn departed(
     own: NodeId,
+    key: SigningKey,
     mut members: watch::Receiver<Arc<Members>>,
-    network: Handle,
     on_removal: impl FnOnce(),
 ) {
     let removed = |members: &Arc<Members>| members.get(own).is_some_and(|known| known.role == MemberRole::Removed);
-    if members.wait_for(removed).await.is_err() {
+    let Ok(known) = members.wait_for(removed).await.map(|members| members.clone()) else {
         return std::future::pending().await;
-    }
+    };
     tracing::warn!("this node is being removed from the network: it takes no more messages");
     on_removal();
-    let mut alone = 0;
-    while members.borrow().pending().is_some() && alone < DEPARTURE_LOOKS {
+    let Some(record) = known.get(own).map(|known| known.member.clone()) else { return };
+    while members.borrow().pending().is_some() {
+        for (_, other) in known.present() {
+            if let Err(JoinError::Refused(_)) = ask_to_join(&key, &other.member.p2p, &record).await {
+                return;
+            }
+        }
         tokio::time::sleep(DEPARTURE_TICK).await;
-        let connected = network.peers().iter().any(|peer| peer.connected);
-        alone = if connected { 0 } else { alone + 1 };
     }
 }
 

@@ -30,6 +30,7 @@ use crate::tracker::Tracker;
 
 pub(crate) struct Reader {
     pub genesis: Genesis,
+    pub epoch: Epoch,
     pub node: NodeId,
     pub key: PublicKey,
     pub state: StateStore,
@@ -247,7 +248,7 @@ impl Read for Reader {
         };
         StatusView {
             network: self.genesis.network.clone(),
-            epoch: Epoch(0),
+            epoch: self.epoch,
             node: NodeView { id: self.node, peer_id: peer_id_of(&self.key), address: self.key.address() },
             role: match raft.role {
                 lockstep_consensus::Role::Leader => Role::Leader,

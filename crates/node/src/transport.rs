@@ -1,5 +1,6 @@
 //! Joins consensus' port to the network.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -37,14 +38,20 @@ impl Connection for NetworkConnection {
 }
 
 /// What members' logs are held against.
-pub(crate) struct LogPositions(pub Positions);
+#[derive(Default)]
+pub(crate) struct LogPositions {
+    /// Where the log ends while raft does not run yet.
+    pub before: u64,
+    /// Set once raft runs.
+    pub positions: OnceLock<Positions>,
+}
 
 impl LogView for LogPositions {
     fn last_index(&self) -> u64 {
-        self.0.last_index()
+        self.positions.get().map_or(self.before, Positions::last_index)
     }
 
     fn acknowledged(&self, node: NodeId) -> u64 {
-        self.0.acknowledged(node)
+        self.positions.get().map_or(0, |positions| positions.acknowledged(node))
     }
 }

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use lockstep_types::{Address, Epoch, NetworkId, ProjectId, Sequence, Signature, TaskId, TaskNumber, TimeMs};
 
-use crate::output::{FinalMessage, FinalTask, OutputError, Owner, Receipt};
+use crate::output::{Adopted, Adoption, FinalMessage, FinalTask, OutputError, Owner, Receipt};
 
 /// Name of the layout in the cursor row. A store keeps the layout that it was made with: the generations of readers use
 /// the same table names with different columns.
@@ -45,9 +45,29 @@ impl Cursor {
             return foreign(format!("it holds tasks of network 0x{theirs}, this is {}", owner.network));
         }
         if self.epoch != epoch_column(owner.epoch) {
-            return foreign(format!("it holds tasks of epoch {}, this is epoch {}", self.epoch, owner.epoch));
+            let hint =
+                if self.epoch < epoch_column(owner.epoch) { "; `lockstep outputs adopt` takes it over" } else { "" };
+            return foreign(format!("it holds tasks of epoch {}, this is epoch {}{hint}", self.epoch, owner.epoch));
         }
         Ok(())
+    }
+
+    /// Whether and from what the store is to be taken over into `owner`'s epoch.
+    pub(crate) fn adopt(&self, owner: &Owner, adoption: &Adoption) -> Result<Adopted, OutputError> {
+        if self.epoch >= epoch_column(owner.epoch) {
+            self.check_owner(owner)?;
+        } else {
+            // All but the epoch has to be right.
+            Self { epoch: epoch_column(owner.epoch), ..self.clone() }.check_owner(owner)?;
+        }
+        let from = Epoch(u64::try_from(self.epoch).map_err(|_| damaged("the epoch"))?);
+        let later = adoption.first_tasks.iter().filter(|(epoch, _)| *epoch > from && *epoch <= owner.epoch);
+        let first = later.map(|(_, first)| *first).min();
+        let foreign = self.last.zip(first).filter(|(last, first)| last >= first).map(|(last, first)| (first, last));
+        match foreign {
+            Some((first, last)) if !adoption.accept_ahead => Err(OutputError::Ahead { last, first }),
+            foreign => Ok(Adopted { from, last: self.last, foreign }),
+        }
     }
 
     /// Compare and set: whether `tasks` (checked by [`check_tasks`]) may be written after `expected_last`.

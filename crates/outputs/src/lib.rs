@@ -12,7 +12,7 @@ pub mod publisher;
 pub mod source;
 pub mod sqlite;
 
-pub use output::{FinalMessage, FinalTask, Output, OutputError, Owner, Receipt};
+pub use output::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError, Owner, Receipt};
 pub use postgres::{PostgresOptions, PostgresOptionsError, PostgresOutput};
 pub use publisher::{Handle, Options, Publisher, State, Status};
 pub use source::{ProgressSink, SourceError, TaskSigner, TaskSource, UnsignedTask};

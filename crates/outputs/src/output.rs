@@ -62,6 +62,28 @@ impl Owner {
     }
 }
 
+/// What is known when a store is taken over into the owner's epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Adoption {
+    /// Epochs after the first, with the number of the first task of each: what an earlier epoch published from that
+    /// number on is not part of this history.
+    pub first_tasks: Vec<(Epoch, TaskNumber)>,
+    /// Take the store over although it is ahead. Its rows stay, also those that are not part of this history, and the
+    /// next task that it gets is the one after its last number.
+    pub accept_ahead: bool,
+}
+
+/// What became of a store that was taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Adopted {
+    /// Epoch that it was of; the owner's own where there was nothing to do.
+    pub from: Epoch,
+    /// Number of the last task in it.
+    pub last: Option<TaskNumber>,
+    /// First and last number of tasks in it that are not part of this history.
+    pub foreign: Option<(TaskNumber, TaskNumber)>,
+}
+
 /// What a store confirms: these tasks are in it, durably. The same tasks always give an equal receipt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Receipt {
@@ -93,6 +115,16 @@ pub enum OutputError {
         /// What does not fit.
         reason: String,
     },
+    /// Nothing was changed: the store has tasks of an earlier epoch that are not part of this history.
+    #[error(
+        "the store's last task is {last}, but the history of this epoch ends before task {first}: tasks {first} to {last} in it are of what was lost"
+    )]
+    Ahead {
+        /// Number of its last task.
+        last: TaskNumber,
+        /// Number of the first task that is not part of this history.
+        first: TaskNumber,
+    },
     /// Nothing was written: the store holds what another network, epoch or program wrote. An operator must act.
     #[error("the store is not ours: {0}")]
     Foreign(String),
@@ -115,6 +147,10 @@ pub trait Output: Send + Sync {
 
     /// Number of the last task that is present, or that was skipped. It is the truth; cursors elsewhere are hints.
     async fn last(&self) -> Result<Option<TaskNumber>, OutputError>;
+
+    /// Takes a store of an earlier epoch of the same network over into the owner's: from then on only tasks of that
+    /// epoch's history are taken, and writers of the earlier epoch are refused. A second time changes nothing.
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopted, OutputError>;
 
     /// The task with this id, as it is in the store.
     async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError>;

@@ -16,7 +16,7 @@ use tokio_postgres::Config;
 pub use self::options::{PostgresOptions, PostgresOptionsError, PostgresTimeouts};
 use self::session::Session;
 use crate::apinode::{self, Admission};
-use crate::output::{FinalTask, Output, OutputError, Owner, Receipt};
+use crate::output::{Adopted, Adoption, FinalTask, Output, OutputError, Owner, Receipt};
 
 /// Most messages of one statement.
 pub const MESSAGES_PER_STATEMENT_MAX: usize = 16_384;
@@ -121,6 +121,18 @@ impl Output for PostgresOutput {
         *slot = Some(session);
         cursor.check_owner(&self.owner)?;
         Ok(cursor.last)
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopted, OutputError> {
+        let mut slot = self.session.lock().await;
+        let session = self.session(&mut slot).await?;
+        let cursor = session.cursor().await?;
+        let adopted = cursor.adopt(&self.owner, adoption)?;
+        if adopted.from != self.owner.epoch && !session.adopt(&self.owner, &adopted).await? {
+            return Err(OutputError::Retryable("somebody published to it meanwhile".to_owned()));
+        }
+        *slot = Some(session);
+        Ok(adopted)
     }
 
     async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use lockstep_types::{TaskId, TaskNumber};
 
 use self::database::Database;
-use crate::output::{FinalTask, Output, OutputError, Owner, Receipt};
+use crate::output::{Adopted, Adoption, FinalTask, Output, OutputError, Owner, Receipt};
 
 /// Where the file is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +99,11 @@ impl Output for SqliteOutput {
             Ok(cursor.last)
         })
         .await
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopted, OutputError> {
+        let adoption = adoption.clone();
+        self.run(move |database, owner| database.adopt(owner, &adoption)).await
     }
 
     async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {

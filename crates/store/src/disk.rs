@@ -21,7 +21,7 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok((stats.f_bavail as u64).saturating_mul(stats.f_frsize as u64))
+    Ok(stats.f_bavail.saturating_mul(stats.f_frsize))
 }
 
 /// Makes the names in a directory survive a power loss.

@@ -62,6 +62,25 @@ pub fn write_new_file(path: &Path, text: &str, mode: u32) -> std::io::Result<()>
     write().inspect_err(|_| drop(fs::remove_file(&next)))
 }
 
+/// Replaces a file, whole or not at all: after a crash it has the old text or the new one.
+///
+/// # Errors
+/// If the disk fails; then the old text is there.
+pub fn replace_file(path: &Path, text: &str, mode: u32) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut next = path.as_os_str().to_owned();
+    next.push(".next");
+    let write = || -> std::io::Result<()> {
+        let _ = fs::remove_file(&next);
+        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&next)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&next, path)?;
+        path.parent().map_or(Ok(()), sync_directory)
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&next)))
+}
+
 fn is_state(path: &Path) -> bool {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     path.is_dir() && (name == FIRST_STATE || name.strip_prefix(FIRST_STATE).is_some_and(|rest| rest.starts_with('-')))

@@ -72,6 +72,8 @@ pub const PROGRESS: u8 = b'u';
 pub const GAP: u8 = b'w';
 /// The members, in [`crate::Table::Index`].
 pub const MEMBERS: &[u8] = b"e";
+/// The network's epoch, in [`crate::Table::Index`]; missing in the first one.
+pub const EPOCH: &[u8] = b"i";
 /// The ledger's head, in [`crate::Table::Index`].
 pub const HEAD: &[u8] = b"h";
 /// The applied log position, in [`crate::Table::Index`].
@@ -167,9 +169,20 @@ mod tests {
         assert_eq!(boundary_certificate(Height(258)), with(b'y', &number));
         assert_eq!(gap(&"pg".parse().unwrap(), TaskNumber(258)), [&b"wpg\0"[..], &number].concat());
         assert_eq!(
-            [HEAD, APPLIED, MEMBERSHIP, MEMBERS, log::VOTE, log::COMMITTED, log::PURGED, log::SIGNED, log::MARKS]
-                .concat(),
-            b"hanevcpsm"
+            [
+                HEAD,
+                APPLIED,
+                MEMBERSHIP,
+                MEMBERS,
+                EPOCH,
+                log::VOTE,
+                log::COMMITTED,
+                log::PURGED,
+                log::SIGNED,
+                log::MARKS
+            ]
+            .concat(),
+            b"haneivcpsm"
         );
         assert_eq!(end_of(BATCH), b"c");
     }

@@ -108,8 +108,17 @@ fn families(kind: Kind, cache: &Cache, forgetting: &Forgetting) -> Vec<ColumnFam
     tables(kind).iter().map(family).collect()
 }
 
-fn opening(path: &Path, error: rocksdb::Error) -> StoreError {
-    StoreError::Open(format!("cannot open the store at {}: {}", path.display(), error.into_string()))
+fn opening(path: &Path, kind: Kind, error: rocksdb::Error) -> StoreError {
+    let out = match (error.kind(), kind) {
+        (rocksdb::ErrorKind::Corruption, Kind::Log) => {
+            "; the log is damaged, and a member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)"
+        }
+        (rocksdb::ErrorKind::Corruption, Kind::State) => {
+            "; the state is damaged: `lockstep rebuild` makes it anew from the log or from another member"
+        }
+        _ => "",
+    };
+    StoreError::Open(format!("cannot open the store at {}: {}{out}", path.display(), error.into_string()))
 }
 
 impl RocksStorage {
@@ -153,7 +162,8 @@ impl RocksStorage {
         recover_strictly(&mut options, kind);
         let forgetting = Forgetting::default();
         let families = families(kind, &cache, &forgetting);
-        let db = Db::open_cf_descriptors_read_only(&options, path, families, false).map_err(|e| opening(path, e))?;
+        let db =
+            Db::open_cf_descriptors_read_only(&options, path, families, false).map_err(|e| opening(path, kind, e))?;
         Ok(Self { db, kind, forgetting })
     }
 
@@ -185,7 +195,7 @@ impl RocksStorage {
         }
         let forgetting = Forgetting::default();
         let families = families(kind, &cache, &forgetting);
-        let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| opening(path, e))?;
+        let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| opening(path, kind, e))?;
         Ok(Self { db, kind, forgetting })
     }
 

@@ -14,7 +14,7 @@ use lockstep_client::{Client, ClientOptions};
 use lockstep_types::{Address, Genesis, NetworkParams, NodeId, SigningKey};
 use tempfile::TempDir;
 
-pub use self::homes::genesis_of;
+pub use self::homes::{change_config, genesis_of};
 use self::homes::{form_network, id_of, make_node};
 pub use self::members::{Ballot, approve};
 use crate::http;

@@ -172,6 +172,17 @@ impl History {
         records[first..].iter().filter_map(|record| record.acknowledgement()).map(|answer| answer.at).min()
     }
 
+    /// How long the calls took that were answered with a position after an instant, from the shortest to the longest.
+    pub fn times_since(&self, instant: Instant) -> Vec<Duration> {
+        let time = |record: &Record| {
+            let at = record.acknowledgement()?.at;
+            (at > instant).then(|| at - record.invoked_at)
+        };
+        let mut times: Vec<Duration> = self.records.lock().iter().filter_map(time).collect();
+        times.sort();
+        times
+    }
+
     /// The longest time between two answers one after the other, from `from` to `to`.
     pub fn longest_silence(&self, from: Instant, to: Instant) -> Duration {
         let answered = |record: &Record| record.acknowledgement().map(|answer| answer.at);

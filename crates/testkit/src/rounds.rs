@@ -23,7 +23,7 @@ const MEMBERS_MIN: usize = 3;
 /// Members at most.
 const MEMBERS_MAX: usize = 5;
 /// Faults and mendings in one round at most.
-const EVENTS_MAX: usize = 3;
+const EVENTS_MAX: usize = 4;
 /// Pause before each of them at most.
 const PAUSE_MAX_MS: usize = 800;
 /// Load between the last of them and the look at the network.
@@ -107,7 +107,7 @@ pub async fn rounds(binary: &Path, seed: u64, count: usize) -> RoundsReport {
             play.mend().await;
         }
         play.look().await;
-        println!("  {:.1} s, {}", begun.elapsed().as_secs_f64(), play.figures());
+        println!("  {:.1} s, {}", begun.elapsed().as_secs_f64(), play.figures(begun).await);
     }
     play.finish().await
 }
@@ -451,11 +451,18 @@ impl Play {
         assert!(bypasses.is_empty(), "connections that a cut does not reach, by place: {bypasses:?}");
     }
 
-    fn figures(&mut self) -> String {
+    async fn figures(&mut self, since: Instant) -> String {
         let (awake, down, paused) = (self.awake().len(), self.down().len(), self.paused().len());
-        let (acknowledged, height) = (self.history.acknowledged(), self.order.height());
+        let leader = self.cluster.leader().await.map_or("none".to_owned(), |leader| (leader + 1).to_string());
+        let times = self.history.times_since(since);
+        let median = times.get(times.len() / 2).copied().unwrap_or_default();
         let cut = if self.is_cut() { ", cut" } else { "" };
-        format!("{acknowledged} acknowledged, height {height}, {awake} up, {down} down, {paused} paused{cut}")
+        format!(
+            "{} acknowledged (median {} ms), height {}, leader {leader}, {awake} up, {down} down, {paused} paused{cut}",
+            times.len(),
+            median.as_millis(),
+            self.order.height(),
+        )
     }
 
     /// Makes everything whole: no cuts, all members up and ready.

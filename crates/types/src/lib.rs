@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod certificate;
+pub mod epoch;
 pub mod export;
 pub mod genesis;
 pub mod go_json;
@@ -29,6 +30,7 @@ pub mod proto {
 
 pub use batch::{Batch, BatchHeader, OrderedMessage};
 pub use certificate::Certificate;
+pub use epoch::{EpochMember, EpochReason, EpochRecord, Epochs};
 pub use export::{ExportPage, ExportedBatch};
 pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings, Retention};
 pub use hash::{Hash32, keccak256};
@@ -38,6 +40,6 @@ pub use ids::{
 };
 pub use members::{Approval, Change, MemberRole, MemberSet, Proposal, SetMember};
 pub use message::{Api, DecodeError, Evidence, Message, VerifiedMessage};
-pub use proof::{Proof, ProofError, Proven, verify_proof};
+pub use proof::{Proof, ProofError, Proven, verify_proof, verify_proof_in};
 pub use signature::{PublicKey, Signature, SignatureError, SigningKey};
 pub use task::Task;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::batch::{Batch, BatchHeader};
 use crate::certificate::Certificate;
+use crate::epoch::Epochs;
 use crate::genesis::{Genesis, GenesisError};
 use crate::hash::keccak256;
 use crate::ids::{Address, BatchHash, Digest, Height, MessageId, NetworkId, NodeId, ProjectId, Sequence, TimeMs};
@@ -276,14 +277,25 @@ impl Proof {
         if merkle::verify(leaf, &path, &header.messages_root) { Ok(()) } else { Err(ProofError::Path) }
     }
 
+    /// The header that the certificate is of.
+    fn last_header(&self) -> &BatchHeader {
+        self.headers.last().unwrap_or(&self.header)
+    }
+
     /// Follows the headers to the certified one.
     fn check_headers(&self, members: &Checkpoint) -> Result<&BatchHeader, ProofError> {
-        members.check_header(&self.header)?;
+        let check = |header: &BatchHeader| {
+            // The end of an earlier epoch was certified by nobody. It stands because what was certified follows it.
+            let is_earlier = header.epoch < members.epoch && header.network == members.network;
+            if is_earlier { Ok(()) } else { members.check_header(header) }
+        };
+        check(&self.header)?;
         let mut last = &self.header;
         for header in &self.headers {
-            members.check_header(header)?;
+            check(header)?;
+            let changes = last.is_boundary() && last.epoch == header.epoch;
             let height = last.height.0.checked_add(1);
-            if header.parent != last.hash() || Some(header.height.0) != height || last.is_boundary() {
+            if header.parent != last.hash() || Some(header.height.0) != height || changes {
                 return Err(ProofError::Headers(header.height));
             }
             last = header;
@@ -297,6 +309,19 @@ impl Proof {
 /// # Errors
 /// What of it does not hold.
 pub fn verify_proof(genesis: &Genesis, proof: &Proof, data: Option<&[u8]>) -> Result<Proven, ProofError> {
+    verify_proof_in(genesis, &Epochs::default(), proof, data)
+}
+
+/// As [`verify_proof`], of a network that has had restores or recoveries: `epochs` is trusted like the genesis.
+///
+/// # Errors
+/// What of it does not hold.
+pub fn verify_proof_in(
+    genesis: &Genesis,
+    epochs: &Epochs,
+    proof: &Proof,
+    data: Option<&[u8]>,
+) -> Result<Proven, ProofError> {
     if proof.version > PROOF_VERSION {
         return Err(ProofError::Newer(proof.version));
     }
@@ -305,11 +330,12 @@ pub fn verify_proof(genesis: &Genesis, proof: &Proof, data: Option<&[u8]>) -> Re
     if proof.network != expected {
         return Err(ProofError::Network { found: proof.network, expected });
     }
-    let mut members = Checkpoint::genesis(genesis)?;
+    let mut members = Checkpoint::genesis(genesis)?.with_epochs(epochs)?;
     for boundary in &proof.boundaries {
         members.follow(&boundary.header, &boundary.members, &(&boundary.certificate).into())?;
     }
     proof.check_path()?;
+    members.enter(proof.last_header())?;
     let certified = proof.check_headers(&members)?;
     if certified.height <= members.height {
         return Err(Fault::Height(Height(members.height.0.saturating_add(1))).at(certified.height).into());

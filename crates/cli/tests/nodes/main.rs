@@ -8,6 +8,8 @@ mod full_disk;
 mod grpc;
 mod hostile;
 mod idle;
+mod joining;
+mod lifetimes;
 mod partitions;
 mod rolling;
 mod rounds;

@@ -112,9 +112,13 @@ async fn a_network_is_checked_while_it_runs_and_a_node_when_it_is_stopped() {
     // The node itself does not start on it either.
     cluster.start_node(0);
     let process = &mut cluster.node_mut(0).process;
-    eventually("the node refuses its log", SOON, async || {
-        if process.is_running() { Err("it runs".to_owned()) } else { Ok(()) }
-    })
+    eventually(
+        "the node refuses its log",
+        SOON,
+        async || {
+            if process.is_running() { Err("it runs".to_owned()) } else { Ok(()) }
+        },
+    )
     .await;
     assert!(process.log().contains("is damaged at byte"), "{}", process.log_tail());
     flip(&entry, 300);

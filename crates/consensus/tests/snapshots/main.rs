@@ -1,10 +1,13 @@
 //! Copies of the state between members, and logs that are purged: nodes in one process, on real files.
+// Clippy's leave for tests does not reach the functions that they share.
+#![allow(clippy::unwrap_used)]
 
 mod network;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_consensus::{ConsensusError, TransportError};
@@ -133,6 +136,23 @@ async fn pieces_that_are_not_what_was_offered_never_become_state() {
     network.wires.tamper(None);
     network.propose(1).await;
     assert_eq!(network.wait_equal().await.next_sequence.0, 255);
+    network.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_takes_entries_too_slowly_does_not_let_the_log_grow_for_ever() {
+    let mut network = Network::start(3, small_logs()).await;
+    network.propose(3).await;
+    network.wait_equal().await;
+    let leader = network.leader().await;
+    let slow = leader % 3 + 1;
+    // A few entries in ten seconds: openraft would never purge what it is still sending.
+    *network.wires.slow.lock() = Some((slow, Duration::from_secs(10)));
+    network.propose(200).await;
+    network.wait_purged(leader, 150).await;
+    assert!(network.head(slow).unwrap().next_sequence.0 < 100);
+    *network.wires.slow.lock() = None;
+    assert_eq!(network.wait_equal().await.next_sequence.0, 204);
     network.end().await;
 }
 

@@ -43,6 +43,8 @@ pub struct Wires {
     pub bulk_bytes: AtomicU64,
     /// Time that a piece takes.
     pub piece_ms: AtomicU64,
+    /// Requests of raft to this node take so long.
+    pub slow: Mutex<Option<(u64, Duration)>>,
 }
 
 impl Wires {
@@ -96,6 +98,10 @@ impl Connection for Wire {
             return Err(TransportError::Unreachable("cut".into()));
         };
         if !self.is_bulk {
+            let slow = self.wires.slow.lock().filter(|(node, _)| *node == self.to.0);
+            if let Some((_, time)) = slow {
+                tokio::time::sleep(time).await;
+            }
             return Ok(node.serve(self.from, request).await);
         }
         let asked = proto::BulkRequest::decode(request.clone()).ok().and_then(|request| request.kind);
@@ -199,6 +205,7 @@ impl Network {
         let store = StoreHome::open(&path).unwrap();
         let state = StateStore::open(&store)?;
         let options = Options {
+            epoch: lockstep_types::Epoch(0),
             node: NodeId(node),
             genesis: self.genesis.clone(),
             store,

@@ -10,7 +10,7 @@ use tokio_postgres::{Client, Config, Error, NoTls, Statement};
 use super::options::PostgresOptions;
 use super::schema::{self, SetupError};
 use crate::apinode::{self, Cursor, LAYOUT, MessageRow, TaskRow};
-use crate::output::{FinalTask, OutputError, Owner};
+use crate::output::{Adopted, FinalTask, OutputError, Owner};
 
 /// How much later than the server's own limit we stop to wait for a statement.
 const GRACE: Duration = Duration::from_secs(5);
@@ -41,6 +41,9 @@ const CURSOR: &str = r#"SELECT "layout", "network", "epoch", "last_task" FROM {s
 const SKIP: &str = r#"
 UPDATE {s}."lockstep_cursor" SET "last_task" = $4, "last_task_id" = NULL
 WHERE "layout" = '{layout}' AND "network" = $1 AND "epoch" = $2 AND "last_task" IS NOT DISTINCT FROM $3"#;
+const ADOPT: &str = r#"
+UPDATE {s}."lockstep_cursor" SET "epoch" = $3
+WHERE "layout" = '{layout}' AND "network" = $1 AND "epoch" = $2 AND "last_task" IS NOT DISTINCT FROM $4"#;
 const IDS: &str = r#"SELECT "id", "task_id" FROM {s}."tasks" WHERE "id" BETWEEN $1 AND $2 ORDER BY "id""#;
 const TASK: &str = r#"
 SELECT "id", "project_id", "created_at", "message_ids"::text, "signature" FROM {s}."tasks" WHERE "task_id" = $1"#;
@@ -53,6 +56,7 @@ pub(super) struct Session {
     append: Statement,
     cursor: Statement,
     skip: Statement,
+    adopt: Statement,
     ids: Statement,
     task: Statement,
     messages: Statement,
@@ -77,6 +81,7 @@ impl Session {
                 append: client.prepare(&text(APPEND)).await?,
                 cursor: client.prepare(&text(CURSOR)).await?,
                 skip: client.prepare(&text(SKIP)).await?,
+                adopt: client.prepare(&text(ADOPT)).await?,
                 ids: client.prepare(&text(IDS)).await?,
                 task: client.prepare(&text(TASK)).await?,
                 messages: client.prepare(&text(MESSAGES)).await?,
@@ -113,6 +118,14 @@ impl Session {
         let (epoch, to) = (apinode::epoch_column(owner.epoch), apinode::id_column(last.0));
         let expected = expected_last.map(|last| apinode::id_column(last.0));
         Ok(self.wait(self.client.execute(&self.skip, &[&network, &epoch, &expected, &to])).await? == 1)
+    }
+
+    /// Moves the cursor from the epoch that it was found in to the owner's. `false`: it is elsewhere by now.
+    pub(super) async fn adopt(&self, owner: &Owner, found: &Adopted) -> Result<bool, OutputError> {
+        let network = apinode::network_column(&owner.network);
+        let (from, to) = (apinode::epoch_column(found.from), apinode::epoch_column(owner.epoch));
+        let last = found.last.map(|last| apinode::id_column(last.0));
+        Ok(self.wait(self.client.execute(&self.adopt, &[&network, &from, &to, &last])).await? == 1)
     }
 
     /// Writes `chunks` after `expected_last`, all or nothing. `false`: the cursor is elsewhere, nothing was written.

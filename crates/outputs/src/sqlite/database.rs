@@ -8,7 +8,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, Transactio
 
 use super::SqliteOptions;
 use crate::apinode::{self, Admission, Cursor, LAYOUT, MessageRow, TaskRow};
-use crate::output::{FinalTask, OutputError, Owner, Receipt};
+use crate::output::{Adopted, Adoption, FinalTask, OutputError, Owner, Receipt};
 
 /// Room for every statement of this file.
 const CACHED_STATEMENTS_MAX: usize = 16;
@@ -54,6 +54,7 @@ const INSERT_TASK: &str = r#"
 INSERT INTO "tasks" ("id", "created_at", "updated_at", "task_id", "project_id", "message_ids", "signature")
 VALUES (?1, ?2, ?2, ?3, ?4, ?5, ?6)"#;
 const MOVE_CURSOR: &str = r#"UPDATE "lockstep_cursor" SET "last_task" = ?1, "last_task_id" = ?2"#;
+const MOVE_EPOCH: &str = r#"UPDATE "lockstep_cursor" SET "epoch" = ?1"#;
 /// The form that the reference's library writes and reads, in UTC.
 const TIME_TEXT: &str = "SELECT strftime('%Y-%m-%d %H:%M:%f+00:00', ?1 / 1000.0, 'unixepoch')";
 const IDS: &str = r#"SELECT "id", "task_id" FROM "tasks" WHERE "id" BETWEEN ?1 AND ?2 ORDER BY "id""#;
@@ -125,6 +126,17 @@ impl Database {
             transaction.commit().map_err(classify)?;
         }
         Ok(())
+    }
+
+    pub(super) fn adopt(&mut self, owner: &Owner, adoption: &Adoption) -> Result<Adopted, OutputError> {
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(classify)?;
+        let adopted = cursor(&transaction)?.adopt(owner, adoption)?;
+        if adopted.from != owner.epoch {
+            transaction.execute(MOVE_EPOCH, [apinode::epoch_column(owner.epoch)]).map_err(classify)?;
+            transaction.commit().map_err(classify)?;
+        }
+        Ok(adopted)
     }
 
     pub(super) fn read(&mut self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use lockstep_outputs::{FinalMessage, Output, OutputError, Owner};
-use lockstep_types::{Epoch, NetworkId, Sequence, TaskId};
+use lockstep_outputs::{Adopted, Adoption, FinalMessage, Output, OutputError, Owner};
+use lockstep_types::{Epoch, NetworkId, Sequence, TaskId, TaskNumber};
 
 use crate::support::{FIRST, number, owner, tasks};
 
@@ -137,6 +137,40 @@ pub async fn another_networks_or_epochs_store_is_refused(store: &dyn Store) {
     assert_eq!(store.rows().await, before);
 }
 
+pub async fn a_store_of_an_earlier_epoch_is_taken_over_when_told_and_not_ahead_of_it(store: &dyn Store) {
+    let (old, new) = (owner(), Owner { epoch: Epoch(4), ..owner() });
+    let (old_writer, output) = (store.open(old), store.open(new));
+    old_writer.publish(&tasks(FIRST..=9), None).await.unwrap();
+    let before = store.rows().await;
+    let ends = |third: u64, fourth: u64| Adoption {
+        first_tasks: vec![(Epoch(1), TaskNumber(FIRST)), (Epoch(3), TaskNumber(third)), (Epoch(4), TaskNumber(fourth))],
+        accept_ahead: false,
+    };
+    let other = Owner { network: NetworkId([1; 32]), ..new };
+    assert!(matches!(store.open(other).adopt(&ends(10, 10)).await, Err(OutputError::Foreign(_))));
+    for ahead in [ends(8, 20), ends(20, 8)] {
+        let (first, last) = (TaskNumber(8), TaskNumber(9));
+        assert_eq!(output.adopt(&ahead).await, Err(OutputError::Ahead { last, first }));
+    }
+    assert_eq!(store.rows().await, before);
+    // As far as the restored history goes, or less: nothing is lost, and the old writer is out.
+    let adopted = output.adopt(&ends(10, 20)).await.unwrap();
+    assert_eq!(adopted, Adopted { from: old.epoch, last: number(9), foreign: None });
+    assert!(matches!(old_writer.publish(&tasks(10..=10), number(9)).await, Err(OutputError::Foreign(_))));
+    output.publish(&tasks(10..=12), number(9)).await.unwrap();
+    // A second time there is nothing to do, however far it has come since.
+    assert_eq!(output.adopt(&ends(10, 10)).await.unwrap().from, new.epoch);
+    assert!(matches!(old_writer.adopt(&ends(10, 10)).await, Err(OutputError::Foreign(_))));
+    // Ahead, and told to take it: its rows stay, and it goes on behind them.
+    let newest = Owner { epoch: Epoch(5), ..new };
+    let newest = store.open(newest);
+    let told = Adoption { first_tasks: vec![(Epoch(5), TaskNumber(11))], accept_ahead: true };
+    let rows = store.rows().await.len();
+    assert_eq!(newest.adopt(&told).await.unwrap().foreign, Some((TaskNumber(11), TaskNumber(12))));
+    assert_eq!((store.rows().await.len(), newest.last().await), (rows, Ok(number(12))));
+    newest.publish(&tasks(13..=13), number(12)).await.unwrap();
+}
+
 pub async fn three_nodes_can_set_up_at_once(store: &dyn Store) {
     let nodes = [store.open(owner()), store.open(owner()), store.open(owner())];
     let starting: Vec<_> = nodes.into_iter().map(|n| tokio::spawn(async move { n.last().await })).collect();
@@ -210,6 +244,7 @@ macro_rules! conformance_suite {
             what_never_comes_is_skipped_once_and_only_from_where_the_store_is,
             writers_at_the_same_time_write_each_task_once,
             another_networks_or_epochs_store_is_refused,
+            a_store_of_an_earlier_epoch_is_taken_over_when_told_and_not_ahead_of_it,
             three_nodes_can_set_up_at_once,
             readers_get_payloads_in_signed_order,
             payloads_may_hold_any_bytes,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockstep_outputs::publisher::State;
-use lockstep_outputs::{FinalTask, Output, OutputError, Receipt, SqliteOptions, SqliteOutput};
+use lockstep_outputs::{Adopted, Adoption, FinalTask, Output, OutputError, Receipt, SqliteOptions, SqliteOutput};
 use lockstep_types::signature::recover_address;
 use lockstep_types::{SigningKey, TaskId, TaskNumber};
 
@@ -34,6 +34,10 @@ impl Fake {
 
 #[async_trait]
 impl Output for Fake {
+    async fn adopt(&self, _adoption: &Adoption) -> Result<Adopted, OutputError> {
+        Err(OutputError::Retryable("not here".into()))
+    }
+
     async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {
         assert_eq!(self.last().await?, expected_last);
         *self.skipped.lock().unwrap() = Some(last);

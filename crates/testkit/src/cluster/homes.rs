@@ -26,15 +26,33 @@ pub(super) fn make_node(
     let home = node.process.home().display().to_string();
     let first = ["init".to_owned(), "--home".into(), home];
     run(binary, first.into_iter().chain(init_arguments(&node, directory, index)));
-    complete_home(node.process.home(), options);
+    complete_home(&node, options);
     node
 }
 
 /// What an operator changes in a home that `init` has made.
-pub(super) fn complete_home(home: &Path, options: &ClusterOptions) {
+pub(super) fn complete_home(node: &ClusterNode, options: &ClusterOptions) {
+    let home = node.process.home();
     if let Some(dsn) = &options.postgres {
         add_postgres(home, dsn);
     }
+    if node.advertised_port != node.p2p_port {
+        // Or the others would learn where it listens, and go past its gate.
+        let advertise = format!("[p2p]\nadvertise = [\"{}\"]\n", node.p2p_address());
+        change_config(home, |text| text.replacen("[p2p]\n", &advertise, 1));
+    }
+}
+
+/// Changes the `config.toml` of a home.
+///
+/// # Panics
+/// When it is not there, or nothing changes.
+pub fn change_config(home: &Path, change: impl FnOnce(&str) -> String) {
+    let config = home.join("config.toml");
+    let text = fs::read_to_string(&config).expect("init makes config.toml");
+    let changed = change(&text);
+    assert!(changed != text, "nothing was changed in {}", config.display());
+    fs::write(config, changed).expect("config.toml can be written");
 }
 
 /// A node without a home yet, with ports, and with its gate where nodes have one.
@@ -67,9 +85,7 @@ pub(super) fn init_arguments(node: &ClusterNode, directory: &Path, index: usize)
 fn add_postgres(home: &Path, dsn: &str) {
     let section =
         "\n[[output]]\nname = \"w3bstream\"\nscope = \"network\"\nkind = \"postgres\"\ndsn_file = \"postgres.dsn\"\n";
-    let config = home.join("config.toml");
-    let text = fs::read_to_string(&config).expect("init makes config.toml");
-    fs::write(config, text + section).expect("config.toml can be written");
+    change_config(home, |text| text.to_owned() + section);
     fs::write(home.join("postgres.dsn"), dsn).expect("a file with the connection string");
 }
 

@@ -52,7 +52,7 @@ impl Cluster {
         self.nodes.push(node);
         self.client = client_of(&self.nodes);
         operator.ask_to_join(&address, how).await?;
-        complete_home(self.nodes[index].process.home(), &self.options);
+        complete_home(&self.nodes[index], &self.options);
         self.start_node(index);
         Ok(index)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::batch::{Batch, BatchHeader};
 use crate::certificate::Certificate;
+use crate::epoch::{EpochRecord, Epochs};
 use crate::genesis::{Genesis, GenesisError};
 use crate::ids::{Address, BatchHash, Height, MessageId, Sequence, TaskNumber};
 use crate::members::MemberSet;
@@ -101,6 +102,17 @@ impl ChainVerifier {
         }
     }
 
+    /// With epochs after the first, which nothing but these records vouches for: see [`ChainVerifier::epochs`].
+    pub fn with_epochs(mut self, epochs: &Epochs) -> Result<Self, GenesisError> {
+        self.members = self.members.with_epochs(epochs)?;
+        Ok(self)
+    }
+
+    /// The epochs that began in what was checked so far: where each did, and why, is trusted from its record only.
+    pub fn epochs(&self) -> impl Iterator<Item = &EpochRecord> {
+        self.members.begun()
+    }
+
     /// Addresses whose word counts in the next batch: of all who are or were members.
     pub fn known(&self) -> Arc<BTreeSet<Address>> {
         self.members.known.clone()
@@ -121,6 +133,10 @@ impl ChainVerifier {
     pub fn advance(&mut self, outline: &Outline) -> Result<(), VerifyError> {
         let header = &outline.header;
         self.check_place(header)?;
+        if self.members.enter(header)? {
+            // The old members can certify nothing any more.
+            self.boundary = None;
+        }
         self.members.check_header(header)?;
         self.check_rules(header)?;
         self.take_messages(outline)?;

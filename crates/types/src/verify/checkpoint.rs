@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::batch::BatchHeader;
 use crate::certificate::Certificate;
+use crate::epoch::{EpochRecord, Epochs};
 use crate::genesis::{Genesis, GenesisError};
 use crate::hash::Hash32;
 use crate::ids::{Address, Epoch, Height, NetworkId};
@@ -25,6 +26,9 @@ pub struct Checkpoint {
     /// Addresses of all who are or were members.
     pub(crate) known: Arc<BTreeSet<Address>>,
     pub(crate) changes: u64,
+    /// Epochs after the first that the caller trusts, and how many of them have begun.
+    epochs: Vec<(EpochRecord, MemberSet)>,
+    begun: usize,
 }
 
 impl Checkpoint {
@@ -39,7 +43,49 @@ impl Checkpoint {
             known: Arc::new(set.0.iter().map(|member| member.address).collect()),
             set,
             changes: 0,
+            epochs: Vec::new(),
+            begun: 0,
         })
+    }
+
+    /// With epochs after the first. Nothing but these records vouches for where an epoch begins and with whom.
+    pub fn with_epochs(mut self, epochs: &Epochs) -> Result<Self, GenesisError> {
+        let known = Arc::make_mut(&mut self.known);
+        for record in epochs.records() {
+            let set = record.set()?;
+            known.extend(set.0.iter().map(|member| member.address));
+            self.epochs.push((record.clone(), set));
+        }
+        Ok(self)
+    }
+
+    /// The epochs that have begun so far, beside the first.
+    pub fn begun(&self) -> impl Iterator<Item = &EpochRecord> {
+        self.epochs[..self.begun].iter().map(|(record, _)| record)
+    }
+
+    /// Begins the epochs that the batch with this header is in. Whether there were any.
+    pub(crate) fn enter(&mut self, header: &BatchHeader) -> Result<bool, VerifyError> {
+        let before = self.begun;
+        while let Some((record, set)) = self.epochs.get(self.begun) {
+            if header.height <= record.parent_height {
+                break;
+            }
+            if header.epoch < record.epoch {
+                // What the old epoch's members ordered beyond the parent is not part of this history.
+                return Err(Fault::Epoch { found: header.epoch, expected: record.epoch }.at(header.height));
+            }
+            if header.height == record.parent_height.next() && header.parent != record.parent_hash {
+                let (found, expected) = (header.parent, record.parent_hash);
+                return Err(Fault::Parent { found, expected }.at(header.height));
+            }
+            let (epoch, height, set) = (record.epoch, record.parent_height, set.clone());
+            let set_hash = set.hash();
+            self.epoch = epoch;
+            self.change(height, set, set_hash);
+            self.begun += 1;
+        }
+        Ok(self.begun > before)
     }
 
     /// The set in force.
@@ -55,6 +101,7 @@ impl Checkpoint {
         next_set: &MemberSet,
         certificate: &Certificate,
     ) -> Result<(), VerifyError> {
+        self.enter(header)?;
         self.check_header(header)?;
         let at = |fault: Fault| Err(fault.at(header.height));
         if header.height <= self.height {

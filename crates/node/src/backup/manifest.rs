@@ -1,0 +1,178 @@
+//! What a backup consists of, and looking at the backups in a directory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lockstep_consensus::copy::{is_data_file, sum_of};
+use lockstep_types::{
+    BatchHash, Digest, Epoch, EpochRecord, Epochs, Genesis, Height, NetworkId, Sequence, TaskNumber, TimeMs,
+};
+use serde::{Deserialize, Serialize};
+
+use super::{BACKUP_VERSION, FILES, FILES_MAX, MANIFEST_BYTES_MAX, failed};
+use crate::error::NodeError;
+use crate::home::config_error;
+
+/// A file of the state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupFile {
+    /// Its name in the state's directory.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// keccak256 of its content; its name in the backup is this, in hex without `0x`.
+    pub sum: Digest,
+}
+
+impl BackupFile {
+    /// Where it is in a backup directory.
+    pub fn path(&self, directory: &Path) -> PathBuf {
+        directory.join(FILES).join(self.sum.to_string().trim_start_matches("0x"))
+    }
+}
+
+/// `backup-EPOCH-HEIGHT.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackupManifest {
+    /// [`BACKUP_VERSION`] when it was made.
+    pub version: u32,
+    /// The network.
+    pub network: NetworkId,
+    /// The epoch that it was in.
+    pub epoch: Epoch,
+    /// Height of the newest batch in it.
+    pub height: Height,
+    /// Hash of that batch.
+    pub hash: BatchHash,
+    /// That batch's time.
+    pub time_ms: TimeMs,
+    /// Sequence of the next message.
+    pub next_sequence: Sequence,
+    /// Number of the next task.
+    pub next_task_number: TaskNumber,
+    /// Height of the newest certificate in it.
+    pub final_height: Height,
+    /// When it was made, by the node's clock.
+    pub made_ms: TimeMs,
+    /// The network's genesis.
+    pub genesis: Genesis,
+    /// The network's epochs after the first.
+    pub epochs: Vec<EpochRecord>,
+    /// The state's files.
+    pub files: Vec<BackupFile>,
+}
+
+impl BackupManifest {
+    /// Its file's name.
+    pub fn name(&self) -> String {
+        format!("backup-{}-{}.json", self.epoch, self.height)
+    }
+
+    /// The network's epochs after the first.
+    ///
+    /// # Errors
+    /// If they do not follow from each other.
+    pub fn epochs(&self) -> Result<Epochs, NodeError> {
+        Ok(Epochs::new(self.epochs.clone(), &self.genesis)?)
+    }
+
+    /// Bytes of its files.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Reads one and checks that it fits together. Its files are not looked at.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn read(path: &Path) -> Result<Self, NodeError> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let bad = |reason: &dyn std::fmt::Display| config_error(path, reason);
+        if fs::metadata(path).map_err(failed(path))?.len() > MANIFEST_BYTES_MAX {
+            return Err(bad(&"is too large to be a backup's manifest"));
+        }
+        let text = fs::read_to_string(path).map_err(failed(path))?;
+        let Version { version } = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+        if version > BACKUP_VERSION {
+            let reason = format!("has version {version}, this program knows {BACKUP_VERSION}; upgrade it");
+            return Err(bad(&reason));
+        }
+        let manifest: Self = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+        let genesis = Genesis::parse(&manifest.genesis.to_text()?)?;
+        if genesis.id()? != manifest.network || manifest.epochs()?.current() != manifest.epoch {
+            return Err(bad(&"its network or epoch is not that of its genesis and epochs"));
+        }
+        if manifest.files.len() > FILES_MAX || manifest.files.iter().any(|file| !is_data_file(&file.name)) {
+            return Err(bad(&"it names files that are not of a state"));
+        }
+        Ok(manifest)
+    }
+}
+
+/// The backups in a directory, oldest first.
+///
+/// # Errors
+/// If the directory, or one of them, cannot be read.
+pub fn backups_in(directory: &Path) -> Result<Vec<BackupManifest>, NodeError> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed(directory))? {
+        let path = entry.map_err(failed(directory))?.path();
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if name.starts_with("backup-") && name.ends_with(".json") {
+            found.push(BackupManifest::read(&path)?);
+        }
+    }
+    found.sort_by_key(|manifest| (manifest.epoch, manifest.height));
+    Ok(found)
+}
+
+/// What was found in a directory of backups.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct CheckReport {
+    /// Files that were read, and their bytes.
+    pub files: u64,
+    /// See `files`.
+    pub bytes: u64,
+    /// What is wrong, a sentence each.
+    pub faults: Vec<String>,
+}
+
+/// Reads every file of every backup and compares it with its checksum. `on_file` is told bytes done and in all.
+///
+/// # Errors
+/// If a manifest cannot be read.
+pub fn check_backups(directory: &Path, mut on_file: impl FnMut(u64, u64)) -> Result<CheckReport, NodeError> {
+    let mut files: BTreeMap<String, (BackupFile, Vec<String>)> = BTreeMap::new();
+    for manifest in backups_in(directory)? {
+        for file in &manifest.files {
+            let known = files.entry(file.sum.to_string()).or_insert_with(|| (file.clone(), Vec::new()));
+            known.1.push(manifest.name());
+        }
+    }
+    let total = files.values().map(|(file, _)| file.bytes).sum();
+    let mut report = CheckReport::default();
+    for (file, used_by) in files.values() {
+        let path = file.path(directory);
+        let fault = match fs::metadata(&path) {
+            Err(error) => Some(error.to_string()),
+            Ok(about) if about.len() != file.bytes => Some(format!("it has {} bytes, not {}", about.len(), file.bytes)),
+            Ok(_) => match sum_of(&path) {
+                Err(error) => Some(error.to_string()),
+                Ok(sum) if sum != file.sum.0 => Some("its content is not what was written".into()),
+                Ok(_) => None,
+            },
+        };
+        (report.files, report.bytes) = (report.files + 1, report.bytes + file.bytes);
+        if let Some(fault) = fault {
+            report.faults.push(format!("{}: {fault}; it is part of {}", path.display(), used_by.join(", ")));
+        }
+        on_file(report.bytes, total);
+    }
+    Ok(report)
+}

@@ -1,0 +1,253 @@
+//! Making a backup of a running node's state, on a thread of its own that gives way to everything else.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lockstep_consensus::StateStore;
+use lockstep_consensus::copy::{Hasher, head_of_copy, is_data_file, sum_of};
+use lockstep_store::disk::sync_directory;
+use lockstep_store::home::{StoreHome, replace_file};
+use lockstep_types::{Digest, Epochs, Genesis, Hash32};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::manifest::{BackupFile, BackupManifest};
+use super::{BACKUP_VERSION, FILES, failed};
+use crate::clock::now_ms;
+use crate::error::NodeError;
+use crate::home::config_error;
+
+/// Bytes that are copied at a time.
+const PIECE_BYTES: usize = 256 << 10;
+/// How much the thread gives way.
+const NICENESS: i32 = 15;
+/// Name of the copy of the state that is being backed up, in `store/snapshots`. One that a crash left is removed at start.
+const COPY: &str = "backup";
+
+/// How far a backup is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BackupProgress {
+    /// Bytes that are in the backup already, or were found there.
+    pub bytes_done: u64,
+    /// Bytes of the state.
+    pub bytes_total: u64,
+    /// Files that had to be copied.
+    pub files_copied: u64,
+    /// Bytes that had to be copied.
+    pub bytes_copied: u64,
+    /// Whether it has ended.
+    pub ended: bool,
+    /// Its manifest, once it is complete.
+    pub manifest: Option<PathBuf>,
+    /// Why it failed.
+    pub error: Option<String>,
+}
+
+/// Checksums of table files, by name and size, within one lineage of the state.
+type Sums = HashMap<(String, u64), Hash32>;
+
+struct Inner {
+    state: StateStore,
+    store: StoreHome,
+    genesis: Genesis,
+    epochs: Epochs,
+    progress: Mutex<Option<BackupProgress>>,
+    sums: Mutex<(u64, Sums)>,
+}
+
+/// Backups of a running node, one at a time. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Backups(Arc<Inner>);
+
+/// A directory that goes with the value.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "a copy of the state was not removed");
+        }
+    }
+}
+
+/// Lets all other threads of the machine go first, where the system allows it.
+fn give_way() {
+    // SAFETY: changes the scheduling of the calling thread (0) and nothing else.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS);
+    }
+}
+
+impl Backups {
+    pub fn new(state: StateStore, store: StoreHome, genesis: Genesis, epochs: Epochs) -> Self {
+        let (progress, sums) = (Mutex::new(None), Mutex::default());
+        Self(Arc::new(Inner { state, store, genesis, epochs, progress, sums }))
+    }
+
+    /// How far the newest backup is; `None` where there was none since the start.
+    pub fn progress(&self) -> Option<BackupProgress> {
+        self.0.progress.lock().clone()
+    }
+
+    /// Begins a backup to a directory.
+    pub fn start(&self, to: &Path) -> Result<(), String> {
+        if !to.is_absolute() {
+            return Err("the directory has to be an absolute path".into());
+        }
+        {
+            let mut progress = self.0.progress.lock();
+            if progress.as_ref().is_some_and(|progress| !progress.ended) {
+                return Err("a backup is being made already: wait for it".into());
+            }
+            *progress = Some(BackupProgress::default());
+        }
+        let (this, to) = (self.clone(), to.to_owned());
+        let run = move || {
+            give_way();
+            let result = this.0.write(&to);
+            match &result {
+                Ok(path) => tracing::info!(path = %path.display(), "a backup was made"),
+                Err(error) => tracing::error!(%error, "a backup failed"),
+            }
+            this.0.note(|progress| {
+                progress.ended = true;
+                match result {
+                    Ok(path) => progress.manifest = Some(path),
+                    Err(error) => progress.error = Some(error.to_string()),
+                }
+            });
+        };
+        let spawned = std::thread::Builder::new().name("backup".into()).spawn(run);
+        if let Err(error) = spawned {
+            self.0.note(|progress| progress.ended = true);
+            return Err(error.to_string());
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn note(&self, change: impl FnOnce(&mut BackupProgress)) {
+        if let Some(progress) = self.progress.lock().as_mut() {
+            change(progress);
+        }
+    }
+
+    fn write(&self, to: &Path) -> Result<PathBuf, NodeError> {
+        let files = to.join(FILES);
+        fs::create_dir_all(&files).map_err(failed(&files))?;
+        let copy = Scratch(self.store.snapshots_path().join(COPY));
+        if copy.0.exists() {
+            fs::remove_dir_all(&copy.0).map_err(failed(&copy.0))?;
+        }
+        fs::create_dir_all(self.store.snapshots_path()).map_err(failed(&copy.0))?;
+        let lineage = self.state.copy_to(&copy.0)?;
+        let head = head_of_copy(&copy.0, &self.genesis)?;
+        let mut manifest = BackupManifest {
+            version: BACKUP_VERSION,
+            network: self.genesis.id()?,
+            epoch: self.epochs.current(),
+            height: head.height,
+            hash: head.hash,
+            time_ms: head.time_ms,
+            next_sequence: head.next_sequence,
+            next_task_number: head.next_task_number,
+            final_height: head.final_height,
+            made_ms: now_ms(),
+            genesis: self.genesis.clone(),
+            epochs: self.epochs.records().to_vec(),
+            files: Vec::new(),
+        };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&copy.0).map_err(failed(&copy.0))? {
+            let entry = entry.map_err(failed(&copy.0))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if is_data_file(&name) {
+                found.push((name, entry.metadata().map_err(failed(&copy.0))?.len()));
+            }
+        }
+        found.sort();
+        self.note(|progress| progress.bytes_total = found.iter().map(|(_, bytes)| bytes).sum());
+        self.forget_sums_but_of(lineage, &found);
+        for (name, bytes) in found {
+            manifest.files.push(self.write_file(&copy.0, name, bytes, to)?);
+            self.note(|progress| progress.bytes_done += bytes);
+        }
+        sync_directory(&files).map_err(failed(&files))?;
+        let path = to.join(manifest.name());
+        let text = serde_json::to_string_pretty(&manifest).map_err(|e| config_error(&path, e))? + "\n";
+        replace_file(&path, &text, 0o644).map_err(failed(&path))?;
+        Ok(path)
+    }
+
+    fn forget_sums_but_of(&self, lineage: u64, found: &[(String, u64)]) {
+        let mut sums = self.sums.lock();
+        if sums.0 != lineage {
+            *sums = (lineage, Sums::new());
+        }
+        sums.1.retain(|file, _| found.contains(file));
+    }
+
+    fn write_file(&self, copy: &Path, name: String, bytes: u64, to: &Path) -> Result<BackupFile, NodeError> {
+        let from = copy.join(&name);
+        let key = (name, bytes);
+        let known = self.sums.lock().1.get(&key).copied();
+        let sum = known.map_or_else(|| sum_of(&from), Ok).map_err(failed(&from))?;
+        let (name, bytes) = key;
+        // Only table files are written once and keep their names.
+        if name.ends_with(".sst") {
+            self.sums.lock().1.insert((name.clone(), bytes), sum);
+        }
+        let file = BackupFile { name, bytes, sum: Digest(sum) };
+        let target = file.path(to);
+        if !fs::metadata(&target).is_ok_and(|about| about.len() == bytes) {
+            copy_file(&from, &target, &sum)?;
+            self.note(|progress| {
+                progress.files_copied += 1;
+                progress.bytes_copied += bytes;
+            });
+        }
+        Ok(file)
+    }
+}
+
+/// Copies a file whole or not at all, and looks whether it is what it should be on the way. Used both ways.
+pub(super) fn copy_file(from: &Path, to: &Path, sum: &Hash32) -> Result<(), NodeError> {
+    let mut part = to.as_os_str().to_owned();
+    part.push(".part");
+    let part = PathBuf::from(part);
+    let copy = || -> std::io::Result<bool> {
+        let (mut source, mut target) = (File::open(from)?, File::create(&part)?);
+        let (mut hasher, mut buffer) = (Hasher::default(), vec![0; PIECE_BYTES]);
+        loop {
+            match source.read(&mut buffer)? {
+                0 => break,
+                n => {
+                    hasher.update(&buffer[..n]);
+                    target.write_all(&buffer[..n])?;
+                }
+            }
+        }
+        target.sync_all()?;
+        if hasher.finish() != *sum {
+            return Ok(false);
+        }
+        fs::rename(&part, to)?;
+        Ok(true)
+    };
+    match copy() {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            let _ = fs::remove_file(&part);
+            Err(config_error(from, "its content is not what its checksum says: it is damaged"))
+        }
+        Err(error) => {
+            let _ = fs::remove_file(&part);
+            Err(config_error(to, error))
+        }
+    }
+}
