@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockstep_identity::DeviceRequest;
-use lockstep_types::{ContentId, Height, MessageId, Sequence, TaskId};
+use lockstep_types::{ContentId, ExportPage, Height, MessageId, Proof, Sequence, TaskId};
 
-use crate::views::{BatchView, BatchesView, MembersView, MessageView, StatusView, TaskView};
+use crate::views::{BatchView, BatchesView, BoundariesView, MembersView, MessageView, StatusView, TaskView};
 
 /// The ports that a server serves.
 #[derive(Clone)]
@@ -91,6 +91,12 @@ pub enum ReadError {
         /// The first height that is kept.
         first: Height,
     },
+    /// It is not final: no majority of voters has certified it yet.
+    #[error("no majority of voters has certified this yet")]
+    NotFinal {
+        /// When it may be worth asking again.
+        retry_after_ms: u64,
+    },
     /// Not now: the node is starting, catching up or stopping.
     #[error("{reason}")]
     Unavailable {
@@ -126,6 +132,16 @@ pub trait Read: Send + Sync {
 
     /// One task.
     async fn task(&self, id: TaskId) -> Result<Option<TaskView>, ReadError>;
+
+    /// The proof of a message's place, from the genesis on. [`ReadError::NotFinal`] while it has none.
+    async fn proof(&self, id: MessageId) -> Result<Option<Proof>, ReadError>;
+
+    /// Certified changes of the members from a height on, at most `limit`.
+    async fn boundaries(&self, from: Height, limit: usize) -> Result<BoundariesView, ReadError>;
+
+    /// Batches from a height on (from the oldest that is kept, where it is 0), with their certificates. It is bounded in bytes, but
+    /// has at least one batch where there is one.
+    async fn export(&self, from: Height) -> Result<ExportPage, ReadError>;
 
     /// Waits until `sequence` is applied here: true. False when `timeout` is over first. Cancel-safe.
     async fn wait_for_sequence(&self, sequence: Sequence, timeout: Duration) -> bool;

@@ -115,6 +115,7 @@ impl From<ReadError> for Problem {
         let text = error.to_string();
         match error {
             ReadError::Pruned { .. } => Self::new(StatusCode::GONE, "pruned", text),
+            ReadError::NotFinal { retry_after_ms } => Self::unavailable("not_final", text).retry_after(retry_after_ms),
             ReadError::Unavailable { retry_after_ms, .. } => {
                 Self::unavailable("unavailable", text).retry_after(retry_after_ms)
             }

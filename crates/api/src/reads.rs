@@ -9,13 +9,13 @@ use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
-use lockstep_types::{Height, MessageId, Sequence, TaskId};
+use lockstep_types::{Height, MessageId, Proof, Sequence, TaskId};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::problem::Problem;
 use crate::routes::App;
-use crate::views::{BatchView, BatchesView, MembersView, MessageView, StatusView, TaskView};
+use crate::views::{BatchView, BatchesView, BoundariesView, MembersView, MessageView, StatusView, TaskView};
 
 /// Batches in a list when the reader does not say how many.
 const BATCHES_DEFAULT: usize = 20;
@@ -110,6 +110,36 @@ pub(crate) async fn task(
 ) -> Result<Json<TaskView>, Problem> {
     let id: TaskId = parse_id(id)?;
     app.ports.read.task(id).await?.map(Json).ok_or_else(|| Problem::not_found("the task"))
+}
+
+pub(crate) async fn proof(
+    State(app): State<Arc<App>>,
+    _reading: Reading,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Proof>, Problem> {
+    let id: MessageId = parse_id(id)?;
+    app.ports.read.proof(id).await?.map(Json).ok_or_else(|| Problem::not_found("the message"))
+}
+
+pub(crate) async fn boundaries(
+    State(app): State<Arc<App>>,
+    _reading: Reading,
+    range: Result<Query<BatchRange>, QueryRejection>,
+) -> Result<Json<BoundariesView>, Problem> {
+    let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
+    let limit = range.limit.unwrap_or(BATCHES_MAX).clamp(1, BATCHES_MAX);
+    Ok(Json(app.ports.read.boundaries(Height(range.from.unwrap_or(0)), limit).await?))
+}
+
+/// Protobuf, because it is read whole by programs: see `proto/lockstep/v1/export.proto`.
+pub(crate) async fn export(
+    State(app): State<Arc<App>>,
+    _reading: Reading,
+    range: Result<Query<BatchRange>, QueryRejection>,
+) -> Result<impl IntoResponse, Problem> {
+    let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
+    let page = app.ports.read.export(Height(range.from.unwrap_or(0))).await?;
+    Ok(([(header::CONTENT_TYPE, "application/x-protobuf")], page.encode()))
 }
 
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {

@@ -23,11 +23,14 @@ pub(crate) mod path {
     pub(crate) const API_BATCH: &str = "/api/batches/{height}";
     pub(crate) const API_MESSAGE: &str = "/api/messages/{id}";
     pub(crate) const API_TASK: &str = "/api/tasks/{id}";
+    pub(crate) const API_PROOF: &str = "/api/proofs/{id}";
+    pub(crate) const API_BOUNDARIES: &str = "/api/boundaries";
+    pub(crate) const API_EXPORT: &str = "/api/export";
     pub(crate) const METRICS: &str = "/metrics";
     pub(crate) const LIVE: &str = "/livez";
     pub(crate) const READY: &str = "/readyz";
     pub(crate) const GRPC: &str = "/lockstep.v1.Sequencer/{method}";
-    pub(crate) const ALL: [&str; 13] = [
+    pub(crate) const ALL: [&str; 16] = [
         MESSAGE,
         TASK,
         GRPC,
@@ -37,6 +40,9 @@ pub(crate) mod path {
         API_BATCH,
         API_MESSAGE,
         API_TASK,
+        API_PROOF,
+        API_BOUNDARIES,
+        API_EXPORT,
         METRICS,
         LIVE,
         READY,
@@ -68,6 +74,9 @@ pub(crate) fn router(options: Options, ports: Ports) -> Router {
         .route(path::API_BATCH, get(reads::batch))
         .route(path::API_MESSAGE, get(reads::message))
         .route(path::API_TASK, get(reads::task))
+        .route(path::API_PROOF, get(reads::proof))
+        .route(path::API_BOUNDARIES, get(reads::boundaries))
+        .route(path::API_EXPORT, get(reads::export))
         .route(path::METRICS, get(reads::metrics))
         .route(path::LIVE, get(reads::livez))
         .route(path::READY, get(reads::readyz))

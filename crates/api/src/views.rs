@@ -1,6 +1,7 @@
 //! What the doors show: JSON of `/api`. Ids are hex with `0x`, payloads standard base64, times milliseconds.
 
 use base64::Engine as _;
+use lockstep_types::proof::Boundary;
 use lockstep_types::{
     Address, BatchHash, Epoch, Height, MessageId, NodeId, ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
 };
@@ -269,6 +270,13 @@ pub struct TaskView {
     pub time_ms: TimeMs,
     /// That batch.
     pub height: Height,
+}
+
+/// `/api/boundaries`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoundariesView {
+    /// Certified changes of the members, by ascending height.
+    pub boundaries: Vec<Boundary>,
 }
 
 /// A member in [`MembersView`].

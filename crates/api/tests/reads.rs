@@ -57,6 +57,9 @@ async fn every_error_has_the_same_shape() {
         ("/api/batches?from=13", 410, "pruned"),
         ("/api/messages/12", 400, "invalid_request"),
         ("/api/tasks/0x00", 400, "invalid_request"),
+        ("/api/proofs/12", 400, "invalid_request"),
+        ("/api/export?from=x", 400, "invalid_request"),
+        ("/api/export?from=13", 410, "pruned"),
         ("/api/status?min_sequence=x", 400, "invalid_request"),
         ("/api/status?min_sequence=251", 503, "behind"),
     ] {
@@ -104,4 +107,24 @@ async fn readers_beyond_the_limit_are_told_to_come_back_while_devices_go_on() {
     }
     assert_eq!(exchange(server.addr, &post(signed("a").as_bytes(), "")).await.status, 200);
     assert_eq!(waiting.await.unwrap(), 503);
+}
+
+#[tokio::test]
+async fn a_proof_is_there_or_not_yet_or_no_longer() {
+    let server = start(Options::default());
+    for (byte, status, code) in [("02", 404, "not_found"), ("03", 503, "not_final"), ("04", 410, "pruned")] {
+        let answer = get(server.addr, &format!("/api/proofs/0x{}", byte.repeat(32))).await;
+        answer.assert_problem(status, code);
+        assert_eq!(answer.header("retry-after"), (status == 503).then_some("1"));
+    }
+}
+
+#[tokio::test]
+async fn a_history_is_handed_over_in_pages() {
+    let server = start(Options::default());
+    let answer = get(server.addr, "/api/export").await;
+    assert_eq!(answer.header("content-type"), Some("application/x-protobuf"));
+    let page = lockstep_types::ExportPage::decode(answer.body.into()).unwrap();
+    assert_eq!((page.oldest_height.0, page.head.0), (14, 250));
+    assert_eq!(get(server.addr, "/api/boundaries").await.json()["boundaries"], serde_json::json!([]));
 }

@@ -46,6 +46,8 @@ pub enum Command {
     Submit(Submit),
     /// Sign a message as a device, and print the request body for curl.
     Sign(Message),
+    /// Check a whole history, or one proof, against the genesis.
+    Verify(Verify),
     /// Measure how many messages a network acknowledges.
     Bench(Bench),
     /// Run a network of several nodes on this machine, to try things out.
@@ -311,6 +313,28 @@ pub struct Submit {
     /// The message.
     #[command(flatten)]
     pub message: Message,
+}
+
+/// Reads everything: files, records, hashes, signatures, certificates. Exit code 0: good; 1: damaged or wrong; 2: it
+/// could not be checked.
+#[derive(Debug, ClapArgs)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["home", "url", "proof"])))]
+pub struct Verify {
+    /// A stopped node's directory: its files, its log and its state, with the history in it. Nothing is written.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["genesis", "data"])]
+    pub home: Option<PathBuf>,
+    /// A running node: the history that it hands over.
+    #[arg(long, value_name = "URL", requires = "genesis", conflicts_with = "data")]
+    pub url: Option<String>,
+    /// A file with the answer of `GET /api/proofs/{message id}`.
+    #[arg(long, value_name = "FILE", requires = "genesis")]
+    pub proof: Option<PathBuf>,
+    /// The network's genesis, from somebody whom you trust.
+    #[arg(long, value_name = "FILE")]
+    pub genesis: Option<PathBuf>,
+    /// The message's payload, to be compared with the proof.
+    #[arg(long, value_name = "FILE", requires = "proof")]
+    pub data: Option<PathBuf>,
 }
 
 /// Closed loop: every client sends its next message when the last one was acknowledged. 64 device keys; messages are

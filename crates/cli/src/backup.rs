@@ -140,12 +140,7 @@ fn explain(home: &Home, restored: &Restored, shares_key: bool) {
     let (record, from) = (&restored.record, &restored.from);
     let node = record.members.first().map_or(0, |member| member.node.0);
     println!("network  {} (epoch {})", from.genesis.network, record.epoch);
-    println!(
-        "head     height {}, sequence {}, {}",
-        from.height,
-        from.next_sequence.0.saturating_sub(1),
-        from.hash
-    );
+    println!("head     height {}, sequence {}, {}", from.height, from.next_sequence.0.saturating_sub(1), from.hash);
     println!("node     {node}, the only voter");
     println!("lost?    {}", record.possible_loss);
     println!("Nodes of epoch {} are not part of this network any more; each joins again in a new home:", from.epoch);

@@ -11,6 +11,7 @@ mod recover;
 mod start;
 mod status;
 mod testnet;
+mod verify;
 
 use std::io::Write as _;
 
@@ -32,10 +33,7 @@ fn main() {
         Err(error) => {
             // One sentence; the causes are part of it.
             eprintln!("lockstep: {error:#}");
-            let configuration = error
-                .downcast_ref::<lockstep_node::NodeError>()
-                .is_some_and(lockstep_node::NodeError::is_configuration);
-            if configuration { CONFIGURATION } else { 1 }
+            exit_code(&error)
         }
     };
     // Whatever must reach the disk has been written and synced by now. Leaving without running the destructors of
@@ -46,6 +44,14 @@ fn main() {
     unsafe {
         libc::_exit(code)
     }
+}
+
+fn exit_code(error: &anyhow::Error) -> i32 {
+    if let Some(verdict) = error.downcast_ref::<verify::NotGood>() {
+        return verdict.code;
+    }
+    let node = error.downcast_ref::<lockstep_node::NodeError>();
+    if node.is_some_and(lockstep_node::NodeError::is_configuration) { CONFIGURATION } else { 1 }
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
@@ -64,6 +70,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Outputs(options) => outputs::run(options.command).await,
             Command::Submit(options) => device::submit(&options).await,
             Command::Sign(options) => device::sign(&options),
+            Command::Verify(options) => verify::run(&options).await,
             Command::Bench(options) => bench::run(options).await,
             Command::Testnet(options) => testnet::run(options).await,
         }

@@ -89,7 +89,9 @@ pub async fn rebuild(options: &Rebuild) -> anyhow::Result<()> {
         None => println!("there was no state"),
     }
     if done.from_member {
-        println!("the log no longer begins at the beginning: the next start fetches the state from another member first");
+        println!(
+            "the log no longer begins at the beginning: the next start fetches the state from another member first"
+        );
     } else {
         println!("the next start makes the state anew from the log");
     }

@@ -142,6 +142,15 @@ impl Client {
     /// Reads JSON from the node of this number (modulo the number of nodes) and from no other, once: for comparing
     /// nodes.
     pub async fn get_json_from<T: DeserializeOwned>(&self, node: usize, path: &str) -> Result<T, ClientError> {
+        self.get_from(node, path).await?.read()
+    }
+
+    /// The same, for what is not JSON.
+    pub async fn get_bytes_from(&self, node: usize, path: &str) -> Result<Bytes, ClientError> {
+        Ok(self.get_from(node, path).await?.answer.body)
+    }
+
+    async fn get_from(&self, node: usize, path: &str) -> Result<Found<'_>, ClientError> {
         let node = &self.nodes[node % self.nodes.len()];
         let exhausted = |last: String| ClientError::Exhausted { attempts: 1, last };
         let answer = node
@@ -149,7 +158,7 @@ impl Client {
             .await
             .map_err(|error| exhausted(format!("{}: {error}", node.endpoint.url)))?;
         if answer.status == StatusCode::OK {
-            Found { node, answer, attempts: 1 }.read()
+            Ok(Found { node, answer, attempts: 1 })
         } else {
             Err(refused(node, &answer))
         }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use keccak_asm::{Digest as _, Keccak256};
 use lockstep_ledger::Head;
-use lockstep_store::{RocksStorage, Storage as _, Table, keys};
+use lockstep_store::{Kind, RocksStorage, Storage as _, Table, keys};
 use lockstep_types::{Genesis, Hash32};
 
 pub use crate::snapshot::{is_data_file, sum_of};
@@ -37,7 +37,7 @@ impl Hasher {
 /// # Errors
 /// If it is not a whole copy.
 pub fn head_of_copy(path: &Path, genesis: &Genesis) -> Result<Head, ReadError> {
-    let record = RocksStorage::open_to_read(path)?.get(Table::Index, keys::HEAD)?;
+    let record = RocksStorage::open_to_read(path, Kind::State)?.get(Table::Index, keys::HEAD)?;
     let head = record.map(Head::decode).transpose()?;
     Ok(head.unwrap_or_else(|| Head::genesis(genesis.params.first_task_number)))
 }

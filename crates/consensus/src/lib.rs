@@ -7,6 +7,7 @@
 //! The crate reaches its peers through the port [`Transport`] and its disk through [`lockstep_store::Storage`], and
 //! tells what became of messages through [`Observer`], so that a simulation can stand in for all three.
 
+pub mod audit;
 mod compaction;
 mod convert;
 pub mod copy;

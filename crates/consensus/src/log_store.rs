@@ -93,7 +93,8 @@ fn io_error(error: StoreError) -> io::Error {
 }
 
 fn damaged(what: &str, error: impl std::fmt::Display) -> io::Error {
-    let out = "a member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)";
+    let out =
+        "a member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)";
     io::Error::new(io::ErrorKind::InvalidData, format!("{what} is damaged: {error}; {out}"))
 }
 

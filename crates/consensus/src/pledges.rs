@@ -62,7 +62,7 @@ impl Signed {
         [&self.epoch.0.to_be_bytes()[..], &self.height.0.to_be_bytes(), &self.hash.0].concat()
     }
 
-    fn decode(record: &[u8]) -> Result<Self, PledgeError> {
+    pub(crate) fn decode(record: &[u8]) -> Result<Self, PledgeError> {
         if record.len() != SIGNED_BYTES {
             return Err(PledgeError::Damaged);
         }
@@ -75,7 +75,7 @@ fn encode_marks(marks: &BTreeMap<NodeId, u64>) -> Vec<u8> {
     marks.iter().flat_map(|(node, index)| [node.0.to_be_bytes(), index.to_be_bytes()].concat()).collect()
 }
 
-fn decode_marks(record: &[u8]) -> Result<BTreeMap<NodeId, u64>, PledgeError> {
+pub(crate) fn decode_marks(record: &[u8]) -> Result<BTreeMap<NodeId, u64>, PledgeError> {
     if !record.len().is_multiple_of(MARK_BYTES) {
         return Err(PledgeError::Damaged);
     }

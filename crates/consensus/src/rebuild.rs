@@ -16,9 +16,9 @@ use crate::fetch::{Fetch, prepare};
 use crate::limits::PIECE_TIMEOUT;
 use crate::log_store::LogStore;
 use crate::pledges::Pledges;
+use crate::shelf::SnapshotDirectory;
 use crate::snapshot::Manifest;
 use crate::state_store::{StateStore, check_copy};
-use crate::shelf::SnapshotDirectory;
 use crate::transport::Transport;
 
 /// Pause before members are asked again for a copy of the state.
@@ -84,9 +84,7 @@ async fn fetch_from(
 ) -> Result<u64, String> {
     use proto::bulk_response::Kind;
     let text = |e: &dyn std::fmt::Display| e.to_string();
-    let request = proto::BulkRequest {
-        kind: Some(proto::bulk_request::Kind::Copy(proto::CopyRequest { at_least })),
-    };
+    let request = proto::BulkRequest { kind: Some(proto::bulk_request::Kind::Copy(proto::CopyRequest { at_least })) };
     let answer = transport.connect_bulk(node).call(request.encode_to_vec().into(), PIECE_TIMEOUT).await;
     let answer = proto::BulkResponse::decode(answer.map_err(|e| text(&e))?).map_err(|e| text(&e))?;
     let offer = match answer.kind {

@@ -78,12 +78,7 @@ impl StateMachine {
     ///
     /// # Errors
     /// If the state cannot be read.
-    pub fn open(
-        genesis: &Genesis,
-        epoch: Epoch,
-        state: StateStore,
-        observer: Arc<dyn Observer>,
-    ) -> io::Result<Self> {
+    pub fn open(genesis: &Genesis, epoch: Epoch, state: StateStore, observer: Arc<dyn Observer>) -> io::Result<Self> {
         let constants = constants(genesis, epoch).map_err(io_error)?;
         let ledger = load(&state, &constants).map_err(io_error)?;
         let (applied, membership) = state.applied().map_err(io_error)?;

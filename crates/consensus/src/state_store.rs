@@ -13,8 +13,8 @@ use lockstep_store::{
     Direction, Durability, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, WriteBatch, keys,
 };
 use lockstep_types::{
-    Batch, BatchHeader, Certificate, ContentId, DecodeError, Epoch, Height, MessageId, NetworkId, OutputName, Sequence, Task,
-    TaskId, TaskNumber, proto,
+    Batch, BatchHeader, Certificate, ContentId, DecodeError, Epoch, Height, MessageId, NetworkId, OutputName, Sequence,
+    Task, TaskId, TaskNumber, proto,
 };
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
@@ -65,7 +65,7 @@ struct Copies {
     made: AtomicU64,
 }
 
-fn number(bytes: &[u8]) -> Result<u64, DecodeError> {
+pub(crate) fn number(bytes: &[u8]) -> Result<u64, DecodeError> {
     Ok(u64::from_be_bytes(bytes.try_into().map_err(|_| DecodeError::malformed("number", "not 8 bytes"))?))
 }
 
@@ -81,6 +81,25 @@ impl StateStore {
         Ok(Self { home: home.clone(), storage: Arc::new(RwLock::new(Arc::new(storage))), copies: Arc::default() })
     }
 
+    /// Opens the state of a stopped node to look into it; nothing is changed.
+    ///
+    /// # Errors
+    /// If there is none, or it is damaged.
+    pub fn open_to_read(home: &StoreHome) -> Result<Self, StoreError> {
+        let storage = RocksStorage::open_to_read(&home.state_path()?, Kind::State)?;
+        Ok(Self { home: home.clone(), storage: Arc::new(RwLock::new(Arc::new(storage))), copies: Arc::default() })
+    }
+
+    /// Groups that are not yet tasks.
+    pub fn open_groups(&self) -> Result<Vec<(GroupKey, OpenGroup)>, ReadError> {
+        self.groups()
+    }
+
+    /// Index of the newest applied log entry.
+    pub fn applied_index(&self) -> Result<Option<u64>, ReadError> {
+        Ok(self.applied()?.0.map(|id| id.index))
+    }
+
     pub(crate) fn shelf(&self) -> &Shelf {
         &self.copies.shelf
     }
@@ -89,7 +108,7 @@ impl StateStore {
         &self.home
     }
 
-    fn storage(&self) -> Arc<RocksStorage> {
+    pub(crate) fn storage(&self) -> Arc<RocksStorage> {
         self.storage.read().clone()
     }
 
@@ -347,7 +366,7 @@ impl StateStore {
         std::fs::create_dir_all(&parent).map_err(failed)?;
         let directory = SnapshotDirectory::made(path.clone());
         storage.checkpoint(&path)?;
-        let (last_log_id, last_membership) = applied_in(&RocksStorage::open_to_read(&path)?)?;
+        let (last_log_id, last_membership) = applied_in(&RocksStorage::open_to_read(&path, Kind::State)?)?;
         let meta = SnapshotMeta { last_log_id, last_membership };
         self.copies.shelf.put(meta.clone(), directory);
         Ok(meta)
@@ -379,7 +398,7 @@ fn applied_in(storage: &RocksStorage) -> Result<(Option<LogId>, StoredMembership
 
 /// Looks whether a received copy is a whole store, and of the entry and membership that it was offered with.
 pub(crate) fn check_copy(path: &Path, meta: &SnapshotMeta) -> Result<(), ReadError> {
-    let (last_log_id, last_membership) = applied_in(&RocksStorage::open_to_read(path)?)?;
+    let (last_log_id, last_membership) = applied_in(&RocksStorage::open_to_read(path, Kind::State)?)?;
     if (last_log_id, &last_membership) == (meta.last_log_id, &meta.last_membership) {
         return Ok(());
     }

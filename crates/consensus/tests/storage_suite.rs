@@ -46,7 +46,8 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Bui
         let writer = Arc::new(LogWriter::spawn(storage.clone()).expect("test set-up"));
         let log = LogStore::open(storage, writer).expect("test set-up");
         let state = StateStore::open(&home).expect("test set-up");
-        let machine = StateMachine::open(&genesis(), lockstep_types::Epoch(0), state, Arc::new(Silent)).expect("test set-up");
+        let machine =
+            StateMachine::open(&genesis(), lockstep_types::Epoch(0), state, Arc::new(Silent)).expect("test set-up");
         Ok((dir, log, machine))
     }
 }

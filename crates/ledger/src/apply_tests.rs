@@ -10,6 +10,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::command::GroupClosing;
 
+#[path = "apply_tests/vectors.rs"]
+mod vectors;
+
 #[path = "apply_tests/life.rs"]
 mod life;
 

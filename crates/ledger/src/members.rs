@@ -121,8 +121,11 @@ impl Members {
     /// `last_id` and every id that was ever used. `parent` is the height that the epoch begins behind.
     pub fn found(&self, first: Member, last_id: NodeId, parent: Height) -> (NodeId, Self) {
         let node = self.known.keys().next_back().copied().unwrap_or_default().max(last_id).next();
-        let gone = |(node, known): (&NodeId, &KnownMember)| (*node, KnownMember { role: MemberRole::Removed, ..known.clone() });
-        let mut members = Self { known: self.known.iter().map(gone).collect(), changes: self.changes, ..Self::default() };
+        let gone = |(node, known): (&NodeId, &KnownMember)| {
+            (*node, KnownMember { role: MemberRole::Removed, ..known.clone() })
+        };
+        let mut members =
+            Self { known: self.known.iter().map(gone).collect(), changes: self.changes, ..Self::default() };
         members.known.insert(node, KnownMember { member: first, role: MemberRole::Voter, admitted: parent });
         members.renew_set();
         (node, members)

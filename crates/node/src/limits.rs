@@ -37,6 +37,12 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 pub const VERIFY_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for a successor to take over the lead at shutdown.
 pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// Proofs and pages of the history that are put together at a time; others wait.
+pub const EXPORTS_MAX: usize = 2;
+/// Batches in one page of the history.
+pub const EXPORT_BATCHES_MAX: usize = 1_024;
+/// When to ask again for the proof of what is not final yet.
+pub const NOT_FINAL_RETRY_MS: u64 = 1_000;
 /// How often the leader asks for a certificate while there is something to certify.
 pub const CERTIFY_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a voter waits until it has applied and checked the batch that it is to sign.

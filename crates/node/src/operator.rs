@@ -11,8 +11,8 @@ use lockstep_ledger::{Command, KnownMember, Members, OpenProposal};
 use lockstep_network::{Channel, Handle, JoinService};
 use lockstep_types::members::{member_from_proto, member_to_proto};
 use lockstep_types::{
-    Address, Approval, Change, Epoch, Epochs, Genesis, Hash32, Member, MemberRole, NetworkId, NodeId, PublicKey, keccak256,
-    proto,
+    Address, Approval, Change, Epoch, Epochs, Genesis, Hash32, Member, MemberRole, NetworkId, NodeId, PublicKey,
+    keccak256, proto,
 };
 use parking_lot::Mutex;
 use prost::Message as _;

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockstep_api::views::{
-    BatchMessageView, BatchView, BatchesView, EvidenceView, GapView, HeadView, LeaderView, MembersView, MessageView,
-    NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, to_base64,
+    BatchMessageView, BatchView, BatchesView, BoundariesView, EvidenceView, GapView, HeadView, LeaderView, MembersView,
+    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, to_base64,
 };
 use lockstep_api::{Read, ReadError};
 use lockstep_consensus::{Consensus, ReadError as StateError, StateStore};
 use lockstep_ledger::KnownMember;
 use lockstep_network::{Handle, peer_id_of};
 use lockstep_types::{
-    Address, Batch, ContentId, Epoch, Evidence, Genesis, Height, Message, MessageId, NodeId, ProjectId, PublicKey,
-    Sequence, Signature, Task, TaskId, TaskNumber,
+    Address, Batch, ContentId, Epoch, Evidence, ExportPage, Genesis, Height, Message, MessageId, NodeId, ProjectId,
+    Proof, PublicKey, Sequence, Signature, Task, TaskId, TaskNumber,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 
@@ -24,6 +24,7 @@ use crate::limits::READ_BYTES_MAX;
 use crate::mempool::Mempool;
 use crate::metrics;
 use crate::operator::Operator;
+use crate::proofs;
 use crate::publish::RunningOutput;
 use crate::tracker::Tracker;
 
@@ -44,7 +45,7 @@ pub(crate) struct Reader {
     pub prometheus: PrometheusHandle,
 }
 
-fn failed(error: StateError) -> ReadError {
+pub(crate) fn failed(error: StateError) -> ReadError {
     tracing::error!(%error, "the state cannot be read");
     ReadError::Failed(error.to_string())
 }
@@ -299,6 +300,19 @@ impl Read for Reader {
 
     async fn task(&self, id: TaskId) -> Result<Option<TaskView>, ReadError> {
         self.find_task(id).map_err(failed)
+    }
+
+    async fn proof(&self, id: MessageId) -> Result<Option<Proof>, ReadError> {
+        let pending = self.mempool.get(&ContentId(id.0)).is_some();
+        proofs::proof(self.state.clone(), self.genesis.clone(), id, pending).await
+    }
+
+    async fn boundaries(&self, from: Height, limit: usize) -> Result<BoundariesView, ReadError> {
+        proofs::boundaries(&self.state, from, limit)
+    }
+
+    async fn export(&self, from: Height) -> Result<ExportPage, ReadError> {
+        proofs::export(self.state.clone(), self.genesis.clone(), from).await
     }
 
     async fn wait_for_sequence(&self, sequence: Sequence, timeout: Duration) -> bool {

@@ -45,11 +45,8 @@ impl Cursor {
             return foreign(format!("it holds tasks of network 0x{theirs}, this is {}", owner.network));
         }
         if self.epoch != epoch_column(owner.epoch) {
-            let hint = if self.epoch < epoch_column(owner.epoch) {
-                "; `lockstep outputs adopt` takes it over"
-            } else {
-                ""
-            };
+            let hint =
+                if self.epoch < epoch_column(owner.epoch) { "; `lockstep outputs adopt` takes it over" } else { "" };
             return foreign(format!("it holds tasks of epoch {}, this is epoch {}{hint}", self.epoch, owner.epoch));
         }
         Ok(())

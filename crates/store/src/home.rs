@@ -145,6 +145,22 @@ impl StoreHome {
         }
     }
 
+    /// The network that the store is bound to; `None` where no node has started in it yet.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or does not name a network.
+    pub fn network(&self) -> Result<Option<NetworkId>, StoreError> {
+        let file = self.path.join(NETWORK_FILE);
+        match fs::read_to_string(&file) {
+            Ok(text) => {
+                let damaged = |e| StoreError::Open(format!("{} is damaged: {e}", file.display()));
+                text.trim().parse().map(Some).map_err(damaged)
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(open_error(&file, &e)),
+        }
+    }
+
     /// Where votes and log entries are.
     pub fn log_path(&self) -> PathBuf {
         self.path.join("log")

@@ -169,8 +169,19 @@ mod tests {
         assert_eq!(boundary_certificate(Height(258)), with(b'y', &number));
         assert_eq!(gap(&"pg".parse().unwrap(), TaskNumber(258)), [&b"wpg\0"[..], &number].concat());
         assert_eq!(
-            [HEAD, APPLIED, MEMBERSHIP, MEMBERS, EPOCH, log::VOTE, log::COMMITTED, log::PURGED, log::SIGNED, log::MARKS]
-                .concat(),
+            [
+                HEAD,
+                APPLIED,
+                MEMBERSHIP,
+                MEMBERS,
+                EPOCH,
+                log::VOTE,
+                log::COMMITTED,
+                log::PURGED,
+                log::SIGNED,
+                log::MARKS
+            ]
+            .concat(),
             b"haneivcpsm"
         );
         assert_eq!(end_of(BATCH), b"c");

@@ -5,11 +5,15 @@
 //! of what must be synced: it groups what waits into one sync, and stops for good when a sync fails.
 //! All keys are in [`keys`].
 
+mod blocks;
+mod crc32c;
 pub mod disk;
 mod forget;
 pub mod home;
 pub mod keys;
+pub mod lock;
 mod memory;
+pub mod records;
 mod rocks;
 mod storage;
 mod writer;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::forget::Forgetting;
 use crate::keys;
+use crate::records::check_records;
 use crate::storage::{Direction, Durability, Operation, Pair, Scan, Storage, StoreError, Table, WriteBatch};
 
 type Db = DBWithThreadMode<MultiThreaded>;
@@ -80,13 +81,31 @@ fn table_options(table: Table, cache: &Cache, forgetting: &Forgetting) -> Option
     options
 }
 
-fn families(kind: Kind, cache: &Cache, forgetting: &Forgetting) -> Vec<ColumnFamilyDescriptor> {
-    let tables: &[Table] = match kind {
+fn tables(kind: Kind) -> &'static [Table] {
+    match kind {
         Kind::Log => &[Table::Log],
         Kind::State => &[Table::Chain, Table::Index],
-    };
+    }
+}
+
+/// A torn tail of a write-ahead log is tolerated, and nothing else.
+fn recover_strictly(options: &mut Options, kind: Kind) {
+    if kind == Kind::Log {
+        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+        options.set_track_and_verify_wals_in_manifest(true);
+    }
+}
+
+fn way_out(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Log => "A member whose log is damaged must join under a new id (`lockstep init --join` in a new home)",
+        Kind::State => "The state follows from the log: make it again with `lockstep rebuild`",
+    }
+}
+
+fn families(kind: Kind, cache: &Cache, forgetting: &Forgetting) -> Vec<ColumnFamilyDescriptor> {
     let family = |t: &Table| ColumnFamilyDescriptor::new(table_name(*t), table_options(*t, cache, forgetting));
-    tables.iter().map(family).collect()
+    tables(kind).iter().map(family).collect()
 }
 
 fn opening(path: &Path, kind: Kind, error: rocksdb::Error) -> StoreError {
@@ -124,23 +143,37 @@ impl RocksStorage {
                 path.display()
             )));
         }
+        // What RocksDB would take for the trace of a crash, and drop, may be damage.
+        if path.join("CURRENT").exists() {
+            check_records(path).map_err(|e| StoreError::Open(format!("{e}. {}", way_out(kind))))?;
+        }
         Self::open_or_create(path, kind)
     }
 
-    /// Opens a state store to look into it: nothing of it is changed, and nothing can be written.
+    /// Opens a store to look into it: nothing of it is changed, and nothing can be written.
     ///
     /// # Errors
     /// [`StoreError::Open`] where it is not a whole store.
-    pub fn open_to_read(path: &Path) -> Result<Self, StoreError> {
+    pub fn open_to_read(path: &Path, kind: Kind) -> Result<Self, StoreError> {
         let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
         let mut options = Options::default();
         options.set_max_open_files(OPEN_FILES_MAX);
         options.set_paranoid_checks(true);
+        recover_strictly(&mut options, kind);
         let forgetting = Forgetting::default();
-        let families = families(Kind::State, &cache, &forgetting);
-        let db = Db::open_cf_descriptors_read_only(&options, path, families, false)
-            .map_err(|e| opening(path, Kind::State, e))?;
-        Ok(Self { db, kind: Kind::State, forgetting })
+        let families = families(kind, &cache, &forgetting);
+        let db =
+            Db::open_cf_descriptors_read_only(&options, path, families, false).map_err(|e| opening(path, kind, e))?;
+        Ok(Self { db, kind, forgetting })
+    }
+
+    /// Reads all blocks of the table files of a store that nobody has open, and compares their checksums.
+    ///
+    /// # Errors
+    /// If a block is damaged, or cannot be read.
+    pub fn verify_blocks(path: &Path, kind: Kind) -> Result<(), StoreError> {
+        let names: Vec<&str> = tables(kind).iter().map(|table| table_name(*table)).collect();
+        crate::blocks::verify_blocks(path, &names)
     }
 
     fn open_or_create(path: &Path, kind: Kind) -> Result<Self, StoreError> {
@@ -154,12 +187,9 @@ impl RocksStorage {
         options.set_max_log_file_size(4 << 20);
         options.set_bytes_per_sync(1 << 20);
         options.set_paranoid_checks(true);
+        recover_strictly(&mut options, kind);
         match kind {
-            Kind::Log => {
-                options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
-                options.set_track_and_verify_wals_in_manifest(true);
-                options.set_max_total_wal_size(WAL_BYTES_MAX);
-            }
+            Kind::Log => options.set_max_total_wal_size(WAL_BYTES_MAX),
             // Both tables reach the disk together, so that a crash never separates them.
             Kind::State => options.set_atomic_flush(true),
         }
@@ -203,12 +233,11 @@ impl RocksStorage {
 
     /// Bytes of the store's tables on disk.
     pub fn bytes_on_disk(&self) -> u64 {
-        let tables: &[Table] = if self.kind == Kind::Log { &[Table::Log] } else { &[Table::Chain, Table::Index] };
         let bytes = |table: &Table| {
             let family = self.family(*table).ok()?;
             self.db.property_int_value_cf(&family, "rocksdb.live-sst-files-size").ok()?
         };
-        tables.iter().filter_map(bytes).sum()
+        tables(self.kind).iter().filter_map(bytes).sum()
     }
 
     fn family(&self, table: Table) -> Result<Arc<BoundColumnFamily<'_>>, StoreError> {
@@ -387,7 +416,7 @@ mod tests {
         for round in 0..20 {
             let path = dir.path().join(format!("copy-{round}"));
             store.checkpoint(&path).unwrap();
-            let copy = RocksStorage::open_to_read(&path).unwrap();
+            let copy = RocksStorage::open_to_read(&path, Kind::State).unwrap();
             let Some(n) = copy.get(Table::Index, b"n").unwrap() else { continue };
             let n = u64::from_be_bytes(n[..].try_into().unwrap());
             assert!(copy.get(Table::Chain, &n.to_be_bytes()).unwrap().is_some(), "{n} is in one table only");

@@ -105,7 +105,8 @@ impl BatchHeader {
         ]))
     }
 
-    fn to_proto(&self) -> proto::BatchHeader {
+    /// The storage form.
+    pub fn to_proto(&self) -> proto::BatchHeader {
         let copy = |bytes: &[u8]| Bytes::copy_from_slice(bytes);
         proto::BatchHeader {
             rules_version: self.rules_version,
@@ -126,7 +127,8 @@ impl BatchHeader {
         }
     }
 
-    fn from_proto(h: proto::BatchHeader) -> Result<Self, DecodeError> {
+    /// Reads the storage form.
+    pub fn from_proto(h: proto::BatchHeader) -> Result<Self, DecodeError> {
         let hash = |bytes: &Bytes| -> Result<Hash32, DecodeError> {
             bytes[..].try_into().map_err(|_| DecodeError::malformed("batch header", "a hash is not 32 bytes"))
         };
@@ -146,6 +148,22 @@ impl BatchHeader {
             members: hash(&h.members)?,
             next_members: hash(&h.next_members)?,
             effects: hash(&h.effects)?,
+        })
+    }
+}
+
+impl OrderedMessage {
+    /// The storage form.
+    pub fn to_proto(&self) -> proto::OrderedMessage {
+        proto::OrderedMessage { id: Bytes::copy_from_slice(&self.id.0), message: Some(self.message.to_proto()) }
+    }
+
+    /// Reads the storage form.
+    pub fn from_proto(m: proto::OrderedMessage) -> Result<Self, DecodeError> {
+        let missing = || DecodeError::malformed("batch", "a message is missing");
+        Ok(Self {
+            id: MessageId::try_from(&m.id[..]).map_err(|e| DecodeError::malformed("batch", e))?,
+            message: Message::from_proto(m.message.ok_or_else(missing)?)?,
         })
     }
 }
@@ -179,14 +197,7 @@ impl Batch {
         proto::Batch {
             version: BATCH_RECORD_VERSION,
             header: Some(self.header.to_proto()),
-            messages: self
-                .messages
-                .iter()
-                .map(|m| proto::OrderedMessage {
-                    id: Bytes::copy_from_slice(&m.id.0),
-                    message: Some(m.message.to_proto()),
-                })
-                .collect(),
+            messages: self.messages.iter().map(OrderedMessage::to_proto).collect(),
             tasks: self.tasks.iter().map(Task::to_proto).collect(),
             next_set: self.next_set.as_ref().map(MemberSet::to_proto),
         }
@@ -200,15 +211,9 @@ impl Batch {
         if batch.version > BATCH_RECORD_VERSION {
             return Err(DecodeError::Newer { what: "batch", found: batch.version, known: BATCH_RECORD_VERSION });
         }
-        let ordered = |m: proto::OrderedMessage| {
-            Ok(OrderedMessage {
-                id: MessageId::try_from(&m.id[..]).map_err(|e| DecodeError::malformed("batch", e))?,
-                message: Message::from_proto(m.message.ok_or_else(|| bad("a message is missing"))?)?,
-            })
-        };
         Ok(Self {
             header: BatchHeader::from_proto(batch.header.ok_or_else(|| bad("the header is missing"))?)?,
-            messages: batch.messages.into_iter().map(ordered).collect::<Result<_, DecodeError>>()?,
+            messages: batch.messages.into_iter().map(OrderedMessage::from_proto).collect::<Result<_, DecodeError>>()?,
             tasks: batch.tasks.into_iter().map(Task::from_proto).collect::<Result<_, DecodeError>>()?,
             next_set: batch.next_set.map(MemberSet::from_proto).transpose()?,
         })

@@ -98,9 +98,8 @@ pub struct EpochRecord {
 impl EpochRecord {
     /// Its first voter set.
     pub fn set(&self) -> Result<MemberSet, GenesisError> {
-        let member = |m: &EpochMember| {
-            Ok(SetMember { node: m.node, address: m.member().key()?.address(), voter: true })
-        };
+        let member =
+            |m: &EpochMember| Ok(SetMember { node: m.node, address: m.member().key()?.address(), voter: true });
         Ok(MemberSet(self.members.iter().map(member).collect::<Result<_, GenesisError>>()?))
     }
 
@@ -109,7 +108,8 @@ impl EpochRecord {
         if self.epoch != before.epoch.next() {
             return bad("epochs have to be numbered 1, 2, 3, …");
         }
-        if self.parent_height < before.parent_height || (self.parent_height.0 == 0) != (self.parent_hash == BatchHash::ZERO)
+        if self.parent_height < before.parent_height
+            || (self.parent_height.0 == 0) != (self.parent_hash == BatchHash::ZERO)
         {
             return bad("its parent cannot be");
         }
@@ -177,7 +177,8 @@ impl Epochs {
         struct Version {
             version: u32,
         }
-        let malformed = |e: serde_json::Error| GenesisError::Invalid(format!("the list of epochs is not readable: {e}"));
+        let malformed =
+            |e: serde_json::Error| GenesisError::Invalid(format!("the list of epochs is not readable: {e}"));
         let Version { version } = serde_json::from_str(text).map_err(malformed)?;
         if version > EPOCHS_VERSION {
             return Err(GenesisError::Invalid(format!(

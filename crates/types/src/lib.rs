@@ -8,6 +8,7 @@
 pub mod batch;
 pub mod certificate;
 pub mod epoch;
+pub mod export;
 pub mod genesis;
 pub mod go_json;
 pub mod hash;
@@ -30,6 +31,7 @@ pub mod proto {
 pub use batch::{Batch, BatchHeader, OrderedMessage};
 pub use certificate::Certificate;
 pub use epoch::{EpochMember, EpochReason, EpochRecord, Epochs};
+pub use export::{ExportPage, ExportedBatch};
 pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings, Retention};
 pub use hash::{Hash32, keccak256};
 pub use ids::{

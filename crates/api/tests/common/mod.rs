@@ -156,6 +156,34 @@ impl Read for Fake {
         }))
     }
 
+    async fn proof(&self, id: MessageId) -> Result<Option<Proof>, ReadError> {
+        match id.0[0] {
+            3 => Err(ReadError::NotFinal { retry_after_ms: 700 }),
+            4 => Err(ReadError::Pruned { first: Height(14) }),
+            _ => Ok(None),
+        }
+    }
+
+    async fn boundaries(&self, _from: Height, _limit: usize) -> Result<BoundariesView, ReadError> {
+        Ok(BoundariesView { boundaries: Vec::new() })
+    }
+
+    async fn export(&self, from: Height) -> Result<ExportPage, ReadError> {
+        if from == Height(13) {
+            return Err(ReadError::Pruned { first: Height(14) });
+        }
+        Ok(ExportPage {
+            network: NetworkId([9; 32]),
+            epoch: Epoch(0),
+            oldest_height: Height(14),
+            oldest_sequence: Sequence(14),
+            head: Height(HEAD),
+            final_height: Height(HEAD),
+            batches: Vec::new(),
+            certificates: Vec::new(),
+        })
+    }
+
     async fn wait_for_sequence(&self, sequence: Sequence, timeout: Duration) -> bool {
         if sequence.0 > HEAD {
             tokio::time::sleep(timeout).await;

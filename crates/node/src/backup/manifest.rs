@@ -5,7 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lockstep_consensus::copy::{is_data_file, sum_of};
-use lockstep_types::{BatchHash, Digest, Epoch, EpochRecord, Epochs, Genesis, Height, NetworkId, Sequence, TaskNumber, TimeMs};
+use lockstep_types::{
+    BatchHash, Digest, Epoch, EpochRecord, Epochs, Genesis, Height, NetworkId, Sequence, TaskNumber, TimeMs,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{BACKUP_VERSION, FILES, FILES_MAX, MANIFEST_BYTES_MAX, failed};

@@ -14,8 +14,8 @@ mod write;
 
 pub use manifest::{BackupFile, BackupManifest, CheckReport, backups_in, check_backups};
 pub use restore::{RestoreOptions, Restored, pick, restore};
-pub(crate) use write::Backups;
 pub use write::BackupProgress;
+pub(crate) use write::Backups;
 
 use std::path::Path;
 

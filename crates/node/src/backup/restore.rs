@@ -9,9 +9,9 @@ use lockstep_store::disk::{free_bytes, sync_directory};
 use lockstep_store::home::StoreHome;
 use lockstep_types::{BatchHash, EpochReason, EpochRecord, Height, SigningKey};
 
+use super::failed;
 use super::manifest::{BackupManifest, backups_in};
 use super::write::copy_file;
-use super::failed;
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::error::NodeError;

@@ -211,9 +211,8 @@ impl Work {
                 (State::Retrying, self.backoff.next(jitter))
             }
             Problem::Output(OutputError::Refused { .. }) => (State::Blocked, self.backoff.next(jitter)),
-            Problem::Output(OutputError::Foreign(_) | OutputError::Ahead { .. }) | Problem::Source(SourceError::Gone(_)) => {
-                (State::Blocked, RECHECK_INTERVAL)
-            }
+            Problem::Output(OutputError::Foreign(_) | OutputError::Ahead { .. })
+            | Problem::Source(SourceError::Gone(_)) => (State::Blocked, RECHECK_INTERVAL),
         };
         let text = problem.to_string();
         if self.status.borrow().last_error.as_ref() != Some(&text) {

@@ -143,11 +143,7 @@ pub async fn a_store_of_an_earlier_epoch_is_taken_over_when_told_and_not_ahead_o
     old_writer.publish(&tasks(FIRST..=9), None).await.unwrap();
     let before = store.rows().await;
     let ends = |third: u64, fourth: u64| Adoption {
-        first_tasks: vec![
-            (Epoch(1), TaskNumber(FIRST)),
-            (Epoch(3), TaskNumber(third)),
-            (Epoch(4), TaskNumber(fourth)),
-        ],
+        first_tasks: vec![(Epoch(1), TaskNumber(FIRST)), (Epoch(3), TaskNumber(third)), (Epoch(4), TaskNumber(fourth))],
         accept_ahead: false,
     };
     let other = Owner { network: NetworkId([1; 32]), ..new };

@@ -53,6 +53,7 @@ pub struct ChainVerifier {
     open_groups_max: u64,
     /// Height that the history at hand begins with.
     start: Height,
+    first_task_taken: Option<TaskNumber>,
     /// Its first message.
     first_kept: Sequence,
     tip: Option<Tip>,
@@ -90,6 +91,7 @@ impl ChainVerifier {
             first_task: genesis.params.first_task_number,
             open_groups_max: genesis.params.open_groups_max,
             start,
+            first_task_taken: None,
             tip: None,
             final_height: Height(0),
             boundary: None,
@@ -155,6 +157,7 @@ impl ChainVerifier {
             header: header.clone(),
             certifiers,
         });
+        self.first_task_taken = self.first_task_taken.or(Some(header.first_task_number));
         self.counts.batches += 1;
         Ok(())
     }
@@ -278,6 +281,16 @@ impl ChainVerifier {
     /// Height of the newest certificate taken: that batch and all before it are final. 0 before the first.
     pub fn final_height(&self) -> Height {
         self.final_height
+    }
+
+    /// The newest change of the members, while it is not certified.
+    pub fn boundary(&self) -> Option<Height> {
+        self.boundary
+    }
+
+    /// First task number of the first batch taken.
+    pub fn first_task(&self) -> Option<TaskNumber> {
+        self.first_task_taken
     }
 
     /// How often the members changed since genesis.

@@ -1,7 +1,8 @@
 //! Checking a network's history against its genesis, without trusting whoever hands it over.
 //!
 //! Three parts, all pure. [`Outline::of`] does what needs one batch only (roots, content ids) and [`check_evidence`]
-//! the signatures of its messages: both may run on many threads, and they are nearly all of the work.
+//! the signatures of its messages ([`crate::ExportedBatch::origins`] does that without knowing the members): both may run
+//! on many threads, and they are nearly all of the work.
 //! [`ChainVerifier`] takes outlines and certificates in order and checks what goes from batch to batch. Where the
 //! beginning of the history was forgotten, a [`Checkpoint`] leads from the genesis to the member set in force.
 //!

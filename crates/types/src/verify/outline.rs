@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use crate::batch::{Batch, BatchHeader};
+use crate::export::ExportedBatch;
 use crate::hash::Hash32;
 use crate::ids::{Address, BatchHash, ContentId, MessageId, ProjectId, Sequence, TaskNumber};
 use crate::members::MemberSet;
 use crate::merkle;
-use crate::message::message_leaf;
 use crate::task::Task;
 use crate::verify::error::{Fault, TaskFault, VerifyError};
 
@@ -46,22 +46,7 @@ pub struct Outline {
 impl Outline {
     /// Checks a whole batch, except for its messages' evidence: see [`check_evidence`].
     pub fn of(batch: &Batch) -> Result<Self, VerifyError> {
-        // Numbers of a hostile record must not overflow below.
-        check_counts(&batch.header, batch.messages.len(), batch.tasks.len())?;
-        let numbered = (batch.header.first_sequence.0..).zip(&batch.messages);
-        let (leaves, messages) = numbered
-            .map(|(sequence, ordered)| {
-                let message = &ordered.message;
-                let key = PackKey {
-                    project_id: message.project_id,
-                    project_version: message.project_version.clone(),
-                    device: message.device,
-                };
-                let outline = MessageOutline { id: ordered.id, content: Some(message.content_id()), key };
-                (message_leaf(Sequence(sequence), &ordered.id, message), outline)
-            })
-            .unzip();
-        Self::of_parts(batch.header.clone(), leaves, messages, batch.tasks.clone(), batch.next_set.clone())
+        ExportedBatch::from(batch.clone()).outline()
     }
 
     /// Checks a batch whose messages are known by their leaves only.
@@ -72,7 +57,7 @@ impl Outline {
         tasks: Vec<Task>,
         next_set: Option<MemberSet>,
     ) -> Result<Self, VerifyError> {
-        check_counts(&header, leaves.len(), tasks.len())?;
+        Self::check_counts(&header, leaves.len(), tasks.len())?;
         let fault = if merkle::root(leaves) != header.messages_root {
             Some(Fault::Root("messages"))
         } else if Batch::tasks_root(&tasks) != header.tasks_root {
@@ -90,6 +75,27 @@ impl Outline {
         }
     }
 
+    /// Whether the header counts what there is, and nothing overflows.
+    pub(crate) fn check_counts(header: &BatchHeader, messages: usize, tasks: usize) -> Result<(), VerifyError> {
+        let at = |fault: Fault| Err(fault.at(header.height));
+        for (what, found, counted) in
+            [("messages", messages as u64, header.message_count), ("tasks", tasks as u64, header.task_count)]
+        {
+            if found != counted {
+                return at(Fault::Count { what, found, header: counted });
+            }
+        }
+        // Numbers are counted up from here: the one after the last must be one, too.
+        let ends = |first: u64, count: u64| first.checked_add(count).is_some_and(|end| end < u64::MAX);
+        if !ends(header.first_sequence.0, header.message_count) {
+            return at(Fault::FirstSequence { found: header.first_sequence, expected: Sequence(1) });
+        }
+        if !ends(header.first_task_number.0, header.task_count) {
+            return at(Fault::FirstTask { found: header.first_task_number, expected: TaskNumber(1) });
+        }
+        Ok(())
+    }
+
     /// The batch's header.
     pub fn header(&self) -> &BatchHeader {
         &self.header
@@ -99,26 +105,6 @@ impl Outline {
     pub fn hash(&self) -> BatchHash {
         self.hash
     }
-}
-
-fn check_counts(header: &BatchHeader, messages: usize, tasks: usize) -> Result<(), VerifyError> {
-    let at = |fault: Fault| Err(fault.at(header.height));
-    for (what, found, counted) in
-        [("messages", messages as u64, header.message_count), ("tasks", tasks as u64, header.task_count)]
-    {
-        if found != counted {
-            return at(Fault::Count { what, found, header: counted });
-        }
-    }
-    // Numbers are counted up from here: the one after the last must be one, too.
-    let ends = |first: u64, count: u64| first.checked_add(count).is_some_and(|end| end < u64::MAX);
-    if !ends(header.first_sequence.0, header.message_count) {
-        return at(Fault::FirstSequence { found: header.first_sequence, expected: Sequence(1) });
-    }
-    if !ends(header.first_task_number.0, header.task_count) {
-        return at(Fault::FirstTask { found: header.first_task_number, expected: TaskNumber(1) });
-    }
-    Ok(())
 }
 
 /// A boundary brings the set that its header names, with a voter in it; any other batch brings none.
@@ -149,12 +135,5 @@ fn wrong_task(header: &BatchHeader, tasks: &[Task]) -> Option<Fault> {
 /// member. `known` are the addresses of all members up to this batch ([`crate::verify::ChainVerifier::known`], taken
 /// before the batch is). Costs one signature recovery a message.
 pub fn check_evidence(batch: &Batch, known: &BTreeSet<Address>) -> Result<(), VerifyError> {
-    for (place, ordered) in (0_u64..).zip(&batch.messages) {
-        let content = ordered.message.content_id();
-        if !ordered.message.evidence_holds(&content, |address| known.contains(address)) {
-            let sequence = Sequence(batch.header.first_sequence.0.saturating_add(place));
-            return Err(Fault::Evidence { sequence, id: ordered.id }.at(batch.header.height));
-        }
-    }
-    Ok(())
+    ExportedBatch::from(batch.clone()).origins()?.check(known)
 }

@@ -7,3 +7,4 @@ mod certificates;
 mod evm;
 mod horizon;
 mod proofs;
+mod vectors;

@@ -1,0 +1,138 @@
+//! What a reader needs who does not trust this node: proofs of single messages, and the history in pages.
+
+use lockstep_api::ReadError;
+use lockstep_api::views::BoundariesView;
+use lockstep_consensus::{ReadError as StateError, StateStore};
+use lockstep_types::proof::{Boundary, PROOF_BOUNDARIES_MAX, PROOF_HEADERS_MAX};
+use lockstep_types::{
+    Batch, BatchHeader, Certificate, Epoch, ExportPage, ExportedBatch, Genesis, Height, MemberSet, MessageId, Proof,
+    Sequence,
+};
+use tokio::sync::Semaphore;
+
+use crate::limits::{EXPORT_BATCHES_MAX, EXPORTS_MAX, NOT_FINAL_RETRY_MS, READ_BYTES_MAX};
+use crate::reader::failed;
+
+static EXPORTS: Semaphore = Semaphore::const_new(EXPORTS_MAX);
+
+/// Runs a read that may take long where it holds up nobody.
+async fn aside<T: Send + 'static>(
+    read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
+) -> Result<T, ReadError> {
+    let ended = |e: &dyn std::fmt::Display| ReadError::Failed(format!("the read did not end: {e}"));
+    let _place = EXPORTS.acquire().await.map_err(|e| ended(&e))?;
+    tokio::task::spawn_blocking(read).await.map_err(|e| ended(&e))?
+}
+
+/// The proof of a message; `pending` says that it waits for its place on this node.
+pub(crate) async fn proof(
+    state: StateStore,
+    genesis: Genesis,
+    id: MessageId,
+    pending: bool,
+) -> Result<Option<Proof>, ReadError> {
+    aside(move || match find_proof(&state, &genesis, id)? {
+        None if pending => Err(ReadError::NotFinal { retry_after_ms: NOT_FINAL_RETRY_MS }),
+        found => Ok(found),
+    })
+    .await
+}
+
+fn find_proof(state: &StateStore, genesis: &Genesis, id: MessageId) -> Result<Option<Proof>, ReadError> {
+    let Some(sequence) = state.sequence_of(&id).map_err(failed)? else { return Ok(None) };
+    let Some(batch) = state.batch_of_message(sequence).map_err(failed)? else {
+        let horizon = state.head().map_err(failed)?.map(|head| head.horizon).unwrap_or_default();
+        let pruned = sequence < horizon.sequence;
+        return if pruned { Err(ReadError::Pruned { first: horizon.height }) } else { Ok(None) };
+    };
+    let Some(certificate) = state.certificate_from(batch.header.height).map_err(failed)? else {
+        return Err(ReadError::NotFinal { retry_after_ms: NOT_FINAL_RETRY_MS });
+    };
+    let headers = headers_between(state, &batch, &certificate)?;
+    let way = way_to(state, genesis, certificate.height)?;
+    Ok(Proof::new(&batch, sequence, headers, &certificate, way))
+}
+
+/// Headers after a batch, up to the certified one.
+fn headers_between(
+    state: &StateStore,
+    batch: &Batch,
+    certificate: &Certificate,
+) -> Result<Vec<BatchHeader>, ReadError> {
+    let (mut next, last) = (batch.header.height.next(), certificate.height);
+    if last.0.saturating_sub(next.0) >= PROOF_HEADERS_MAX as u64 {
+        let reason = format!("the first certificate above this message is {} batches away", last.0 - next.0);
+        return Err(ReadError::Unavailable { reason, retry_after_ms: NOT_FINAL_RETRY_MS });
+    }
+    let mut headers = Vec::new();
+    while next <= last {
+        let missing = usize::try_from(last.0 - next.0 + 1).unwrap_or(usize::MAX);
+        let page = state.batches(next, missing, READ_BYTES_MAX).map_err(failed)?;
+        let Some(newest) = page.last() else {
+            return Err(ReadError::Failed(format!("batch {next} is missing in the state")));
+        };
+        next = newest.header.height.next();
+        headers.extend(page.into_iter().map(|batch| batch.header));
+    }
+    Ok(headers)
+}
+
+fn boundary_of((batch, certificate): (Batch, Option<Certificate>)) -> Option<Boundary> {
+    Some(Boundary { header: batch.header, members: batch.next_set?, certificate: (&certificate?).into() })
+}
+
+/// The members who certify a height, and how they followed from the genesis.
+fn way_to(state: &StateStore, genesis: &Genesis, height: Height) -> Result<(MemberSet, Vec<Boundary>), ReadError> {
+    let all = state.boundaries(Height(0), PROOF_BOUNDARIES_MAX).map_err(failed)?;
+    let below = all.into_iter().filter(|(batch, _)| batch.header.height < height);
+    let boundaries: Vec<Boundary> = below.filter_map(boundary_of).collect();
+    let members = match boundaries.last() {
+        Some(newest) => newest.members.clone(),
+        None => genesis.first_set().map_err(|e| ReadError::Failed(e.to_string()))?,
+    };
+    Ok((members, boundaries))
+}
+
+/// Certified changes of the members.
+pub(crate) fn boundaries(state: &StateStore, from: Height, limit: usize) -> Result<BoundariesView, ReadError> {
+    let found = state.boundaries(from, limit).map_err(failed)?;
+    Ok(BoundariesView { boundaries: found.into_iter().filter_map(boundary_of).collect() })
+}
+
+/// A page of the history.
+pub(crate) async fn export(state: StateStore, genesis: Genesis, from: Height) -> Result<ExportPage, ReadError> {
+    aside(move || make_page(&state, &genesis, from)).await
+}
+
+fn make_page(state: &StateStore, genesis: &Genesis, from: Height) -> Result<ExportPage, ReadError> {
+    let head = state.head().map_err(failed)?;
+    let horizon = head.as_ref().map(|head| head.horizon).unwrap_or_default();
+    let (oldest_height, oldest_sequence) = (horizon.height.max(Height(1)), horizon.sequence.max(Sequence(1)));
+    let from = if from == Height(0) { oldest_height } else { from };
+    if from < oldest_height {
+        return Err(ReadError::Pruned { first: oldest_height });
+    }
+    let batches = state.batches(from, EXPORT_BATCHES_MAX, READ_BYTES_MAX).map_err(failed)?;
+    let last = batches.last().map(|batch| batch.header.height);
+    let shown = |project| genesis.params.shows_payloads(project);
+    Ok(ExportPage {
+        network: genesis.id().map_err(|e| ReadError::Failed(e.to_string()))?,
+        epoch: Epoch(0),
+        oldest_height,
+        oldest_sequence,
+        head: head.as_ref().map_or(Height(0), |head| head.height),
+        final_height: head.as_ref().map_or(Height(0), |head| head.final_height),
+        certificates: last.map_or(Ok(Vec::new()), |last| certificates(state, from, last)).map_err(failed)?,
+        batches: batches.into_iter().map(|batch| ExportedBatch::without(batch, shown)).collect(),
+    })
+}
+
+/// Certificates of a range of heights.
+pub(crate) fn certificates(state: &StateStore, from: Height, last: Height) -> Result<Vec<Certificate>, StateError> {
+    let (mut found, mut next) = (Vec::new(), from);
+    while let Some(certificate) = state.certificate_from(next)?.filter(|c| c.height <= last) {
+        next = certificate.height.next();
+        found.push(certificate);
+    }
+    Ok(found)
+}
