@@ -213,7 +213,9 @@ impl Net {
     }
 
     pub fn remove(&mut self, place: usize) {
-        self.change(|set| drop(set.0.remove(place % set.0.len())));
+        self.change(|set| {
+            set.0.remove(place % set.0.len());
+        });
     }
 
     pub fn boundaries(&self, below: u64) -> Vec<Boundary> {
