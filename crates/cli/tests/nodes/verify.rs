@@ -21,6 +21,17 @@ fn verify(arguments: &[&str]) -> (String, Option<i32>) {
     (text_of(&output), output.status.code())
 }
 
+async fn ended(cluster: &mut Cluster, index: usize) {
+    let process = &mut cluster.node_mut(index).process;
+    eventually("the node ends", SOON, async || if process.is_running() { Err("it runs".to_owned()) } else { Ok(()) })
+        .await;
+}
+
+async fn stop(cluster: &mut Cluster, index: usize) {
+    cluster.terminate(index);
+    ended(cluster, index).await;
+}
+
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
@@ -94,7 +105,7 @@ async fn a_network_is_checked_while_it_runs_and_a_node_when_it_is_stopped() {
     // A home, first of a node that runs.
     let (said, code) = verify(&["--home", text(&home)]);
     assert!(code == Some(2) && said.contains("a node runs on"), "{said}");
-    cluster.terminate(0);
+    stop(&mut cluster, 0).await;
     let (said, code) = verify(&["--home", text(&home)]);
     assert!(code == Some(0) && said.contains("GOOD") && said.contains("messages  30"), "{said}");
     assert!(said.contains("from the genesis to height") && !said.contains("note"), "{said}");
@@ -153,7 +164,7 @@ async fn a_history_whose_beginning_was_forgotten_is_checked_from_what_is_kept() 
     let (said, code) = verify(&["--url", &url, "--genesis", text(&genesis)]);
     assert!(code == Some(0) && said.contains(" from height ") && said.contains("changed 2 times"), "{said}");
     let home = cluster.node(0).process.home().to_owned();
-    cluster.terminate(0);
+    stop(&mut cluster, 0).await;
     let (said, code) = verify(&["--home", text(&home)]);
     assert!(code == Some(0) && said.contains(" from height ") && said.contains("changed 2 times"), "{said}");
 }
