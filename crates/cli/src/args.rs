@@ -332,6 +332,10 @@ pub struct Verify {
     /// The network's genesis, from somebody whom you trust.
     #[arg(long, value_name = "FILE")]
     pub genesis: Option<PathBuf>,
+    /// The network's epoch.json, from somebody whom you trust; only where a backup was restored or a lost majority
+    /// given up.
+    #[arg(long, value_name = "FILE", requires = "genesis")]
+    pub epochs: Option<PathBuf>,
     /// The message's payload, to be compared with the proof.
     #[arg(long, value_name = "FILE", requires = "proof")]
     pub data: Option<PathBuf>,

@@ -242,6 +242,9 @@ fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId) -> Result<
         keys::APPLIED => {
             proto::LogId::decode(value).map_err(|e| malformed(&e))?;
         }
+        keys::EPOCH => {
+            number(&value)?;
+        }
         keys::MEMBERSHIP => drop(decode_stored_membership(value)?),
         _ => return Ok(false),
     }

@@ -493,7 +493,7 @@ impl Parts {
     fn reader(&self, outputs: Vec<RunningOutput>, prometheus: PrometheusHandle) -> Reader {
         Reader {
             genesis: self.opened.genesis.clone(),
-            epoch: self.opened.epoch(),
+            epochs: self.opened.epochs.clone(),
             node: self.opened.node,
             key: self.opened.node_key.public(),
             state: self.state.clone(),

@@ -5,13 +5,22 @@ use lockstep_api::views::BoundariesView;
 use lockstep_consensus::{ReadError as StateError, StateStore};
 use lockstep_types::proof::{Boundary, PROOF_BOUNDARIES_MAX, PROOF_HEADERS_MAX};
 use lockstep_types::{
-    Batch, BatchHeader, Certificate, Epoch, ExportPage, ExportedBatch, Genesis, Height, MemberSet, MessageId, Proof,
+    Batch, BatchHeader, Certificate, Epochs, ExportPage, ExportedBatch, Genesis, Height, MemberSet, MessageId, Proof,
     Sequence,
 };
 use tokio::sync::Semaphore;
 
 use crate::limits::{EXPORT_BATCHES_MAX, EXPORTS_MAX, NOT_FINAL_RETRY_MS, READ_BYTES_MAX};
 use crate::reader::failed;
+
+/// What a history hangs on.
+#[derive(Debug, Clone)]
+pub(crate) struct History {
+    /// The network.
+    pub genesis: Genesis,
+    /// Its epochs after the first.
+    pub epochs: Epochs,
+}
 
 static EXPORTS: Semaphore = Semaphore::const_new(EXPORTS_MAX);
 
@@ -27,18 +36,18 @@ async fn aside<T: Send + 'static>(
 /// The proof of a message; `pending` says that it waits for its place on this node.
 pub(crate) async fn proof(
     state: StateStore,
-    genesis: Genesis,
+    history: History,
     id: MessageId,
     pending: bool,
 ) -> Result<Option<Proof>, ReadError> {
-    aside(move || match find_proof(&state, &genesis, id)? {
+    aside(move || match find_proof(&state, &history, id)? {
         None if pending => Err(ReadError::NotFinal { retry_after_ms: NOT_FINAL_RETRY_MS }),
         found => Ok(found),
     })
     .await
 }
 
-fn find_proof(state: &StateStore, genesis: &Genesis, id: MessageId) -> Result<Option<Proof>, ReadError> {
+fn find_proof(state: &StateStore, history: &History, id: MessageId) -> Result<Option<Proof>, ReadError> {
     let Some(sequence) = state.sequence_of(&id).map_err(failed)? else { return Ok(None) };
     let Some(batch) = state.batch_of_message(sequence).map_err(failed)? else {
         let horizon = state.head().map_err(failed)?.map(|head| head.horizon).unwrap_or_default();
@@ -49,7 +58,7 @@ fn find_proof(state: &StateStore, genesis: &Genesis, id: MessageId) -> Result<Op
         return Err(ReadError::NotFinal { retry_after_ms: NOT_FINAL_RETRY_MS });
     };
     let headers = headers_between(state, &batch, &certificate)?;
-    let way = way_to(state, genesis, certificate.height)?;
+    let way = way_to(state, history, headers.last().unwrap_or(&batch.header))?;
     Ok(Proof::new(&batch, sequence, headers, &certificate, way))
 }
 
@@ -77,20 +86,28 @@ fn headers_between(
     Ok(headers)
 }
 
-fn boundary_of((batch, certificate): (Batch, Option<Certificate>)) -> Option<Boundary> {
+pub(crate) fn boundary_of((batch, certificate): (Batch, Option<Certificate>)) -> Option<Boundary> {
     Some(Boundary { header: batch.header, members: batch.next_set?, certificate: (&certificate?).into() })
 }
 
 /// The members who certify a height, and how they followed from the genesis.
-fn way_to(state: &StateStore, genesis: &Genesis, height: Height) -> Result<(MemberSet, Vec<Boundary>), ReadError> {
+fn way_to(
+    state: &StateStore,
+    history: &History,
+    certified: &BatchHeader,
+) -> Result<(MemberSet, Vec<Boundary>), ReadError> {
     let all = state.boundaries(Height(0), PROOF_BOUNDARIES_MAX).map_err(failed)?;
-    let below = all.into_iter().filter(|(batch, _)| batch.header.height < height);
+    let below = all.into_iter().filter(|(batch, _)| batch.header.height < certified.height);
     let boundaries: Vec<Boundary> = below.filter_map(boundary_of).collect();
-    let members = match boundaries.last() {
-        Some(newest) => newest.members.clone(),
-        None => genesis.first_set().map_err(|e| ReadError::Failed(e.to_string()))?,
-    };
-    Ok((members, boundaries))
+    let wrong = |e: lockstep_types::GenesisError| ReadError::Failed(e.to_string());
+    let mut sets = vec![history.genesis.first_set().map_err(wrong)?];
+    for record in history.epochs.records() {
+        sets.push(record.set().map_err(wrong)?);
+    }
+    sets.extend(boundaries.iter().map(|boundary| boundary.members.clone()));
+    let members = sets.into_iter().find(|set| set.hash() == certified.members);
+    let unknown = || ReadError::Failed(format!("the members at height {} are not known", certified.height));
+    Ok((members.ok_or_else(unknown)?, boundaries))
 }
 
 /// Certified changes of the members.
@@ -100,11 +117,12 @@ pub(crate) fn boundaries(state: &StateStore, from: Height, limit: usize) -> Resu
 }
 
 /// A page of the history.
-pub(crate) async fn export(state: StateStore, genesis: Genesis, from: Height) -> Result<ExportPage, ReadError> {
-    aside(move || make_page(&state, &genesis, from)).await
+pub(crate) async fn export(state: StateStore, history: History, from: Height) -> Result<ExportPage, ReadError> {
+    aside(move || make_page(&state, &history, from)).await
 }
 
-fn make_page(state: &StateStore, genesis: &Genesis, from: Height) -> Result<ExportPage, ReadError> {
+fn make_page(state: &StateStore, history: &History, from: Height) -> Result<ExportPage, ReadError> {
+    let genesis = &history.genesis;
     let head = state.head().map_err(failed)?;
     let horizon = head.as_ref().map(|head| head.horizon).unwrap_or_default();
     let (oldest_height, oldest_sequence) = (horizon.height.max(Height(1)), horizon.sequence.max(Sequence(1)));
@@ -117,7 +135,7 @@ fn make_page(state: &StateStore, genesis: &Genesis, from: Height) -> Result<Expo
     let shown = |project| genesis.params.shows_payloads(project);
     Ok(ExportPage {
         network: genesis.id().map_err(|e| ReadError::Failed(e.to_string()))?,
-        epoch: Epoch(0),
+        epoch: history.epochs.current(),
         oldest_height,
         oldest_sequence,
         head: head.as_ref().map_or(Height(0), |head| head.height),

@@ -13,7 +13,7 @@ use lockstep_consensus::{Consensus, ReadError as StateError, StateStore};
 use lockstep_ledger::KnownMember;
 use lockstep_network::{Handle, peer_id_of};
 use lockstep_types::{
-    Address, Batch, ContentId, Epoch, Evidence, ExportPage, Genesis, Height, Message, MessageId, NodeId, ProjectId,
+    Address, Batch, ContentId, Epochs, Evidence, ExportPage, Genesis, Height, Message, MessageId, NodeId, ProjectId,
     Proof, PublicKey, Sequence, Signature, Task, TaskId, TaskNumber,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -24,13 +24,13 @@ use crate::limits::READ_BYTES_MAX;
 use crate::mempool::Mempool;
 use crate::metrics;
 use crate::operator::Operator;
-use crate::proofs;
+use crate::proofs::{self, History};
 use crate::publish::RunningOutput;
 use crate::tracker::Tracker;
 
 pub(crate) struct Reader {
     pub genesis: Genesis,
-    pub epoch: Epoch,
+    pub epochs: Epochs,
     pub node: NodeId,
     pub key: PublicKey,
     pub state: StateStore,
@@ -74,6 +74,10 @@ fn batch_view(batch: &Batch) -> BatchView {
 }
 
 impl Reader {
+    fn history(&self) -> History {
+        History { genesis: self.genesis.clone(), epochs: self.epochs.clone() }
+    }
+
     /// What an operator has to look at.
     fn complaints(&self) -> Vec<String> {
         let evidence =
@@ -248,7 +252,7 @@ impl Read for Reader {
         };
         StatusView {
             network: self.genesis.network.clone(),
-            epoch: self.epoch,
+            epoch: self.epochs.current(),
             node: NodeView { id: self.node, peer_id: peer_id_of(&self.key), address: self.key.address() },
             role: match raft.role {
                 lockstep_consensus::Role::Leader => Role::Leader,
@@ -304,7 +308,7 @@ impl Read for Reader {
 
     async fn proof(&self, id: MessageId) -> Result<Option<Proof>, ReadError> {
         let pending = self.mempool.get(&ContentId(id.0)).is_some();
-        proofs::proof(self.state.clone(), self.genesis.clone(), id, pending).await
+        proofs::proof(self.state.clone(), self.history(), id, pending).await
     }
 
     async fn boundaries(&self, from: Height, limit: usize) -> Result<BoundariesView, ReadError> {
@@ -312,7 +316,7 @@ impl Read for Reader {
     }
 
     async fn export(&self, from: Height) -> Result<ExportPage, ReadError> {
-        proofs::export(self.state.clone(), self.genesis.clone(), from).await
+        proofs::export(self.state.clone(), self.history(), from).await
     }
 
     async fn wait_for_sequence(&self, sequence: Sequence, timeout: Duration) -> bool {

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use lockstep_node::check::{ChainReport, CheckError, HomeReport, Part, check_home};
-use lockstep_types::{Genesis, Proof, ProofError, Proven, verify_proof};
+use lockstep_types::proof::verify_proof_in;
+use lockstep_types::{Epochs, Genesis, Proof, ProofError, Proven};
 
 use crate::args::Verify;
 use crate::verify::progress::Shown;
@@ -59,13 +60,14 @@ pub async fn run(options: &Verify) -> anyhow::Result<()> {
         return Ok(());
     }
     let genesis = read_genesis(options.genesis.as_deref())?;
+    let epochs = read_epochs(options.epochs.as_deref(), &genesis)?;
     if let Some(url) = &options.url {
-        let report = remote::check(url, &genesis, &mut Shown::default()).await?;
+        let report = remote::check(url, &genesis, &epochs, &mut Shown::default()).await?;
         print_chain(&genesis, &report)?;
         return Ok(());
     }
     let file = options.proof.as_deref().context("give --home, --url or --proof")?;
-    let proven = check_proof(file, options.data.as_deref(), &genesis)?;
+    let proven = check_proof(file, options.data.as_deref(), (&genesis, &epochs))?;
     print_proof(&genesis, &proven);
     Ok(())
 }
@@ -76,13 +78,19 @@ fn read_genesis(file: Option<&Path>) -> anyhow::Result<Genesis> {
     Ok(Genesis::parse(&text).map_err(|e| unable(format!("{}: {e}", file.display())))?)
 }
 
-fn check_proof(file: &Path, data: Option<&Path>, genesis: &Genesis) -> Result<Proven, NotGood> {
+fn read_epochs(file: Option<&Path>, genesis: &Genesis) -> anyhow::Result<Epochs> {
+    let Some(file) = file else { return Ok(Epochs::default()) };
+    let text = fs::read_to_string(file).map_err(|e| unable(format!("{}: {e}", file.display())))?;
+    Ok(Epochs::parse(&text, genesis).map_err(|e| unable(format!("{}: {e}", file.display())))?)
+}
+
+fn check_proof(file: &Path, data: Option<&Path>, (genesis, epochs): (&Genesis, &Epochs)) -> Result<Proven, NotGood> {
     let read = |file: &Path| fs::read(file).map_err(|e| unable(format!("{}: {e}", file.display())));
     let data = data.map(read).transpose()?;
     let wrong =
         |e: &dyn std::fmt::Display| bad("the proof", e, "Ask another node for one (`GET /api/proofs/{message id}`).");
     let proof: Proof = serde_json::from_slice(&read(file)?).map_err(|e| wrong(&e))?;
-    verify_proof(genesis, &proof, data.as_deref()).map_err(|e| match e {
+    verify_proof_in(genesis, epochs, &proof, data.as_deref()).map_err(|e| match e {
         ProofError::Newer(_) | ProofError::Genesis(_) => unable(e),
         e => wrong(&e),
     })
@@ -138,6 +146,12 @@ fn print_chain(genesis: &Genesis, chain: &ChainReport) -> anyhow::Result<()> {
         "members   {} voters, {} observers; changed {} times since genesis",
         chain.voters, chain.observers, chain.changes
     );
+    for record in &chain.epochs {
+        println!(
+            "epoch     {} began after height {} by a {}: trusted from epoch.json, no certificate leads across",
+            record.epoch, record.parent_height, record.reason
+        );
+    }
     let unchecked = [
         (chain.withheld, "messages: the node does not show their payloads, so their evidence could not be checked"),
         (

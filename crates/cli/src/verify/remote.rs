@@ -5,7 +5,7 @@ use lockstep_api::views::BoundariesView;
 use lockstep_client::{Client, ClientError};
 use lockstep_node::check::{ChainCheck, ChainReport, CheckError, Page, Part, Progress, way_from_genesis};
 use lockstep_types::proof::{Boundary, PROOF_BOUNDARIES_MAX};
-use lockstep_types::{ExportPage, Genesis, Height};
+use lockstep_types::{Epochs, ExportPage, Genesis, Height};
 
 use crate::verify::{NotGood, unable};
 
@@ -26,12 +26,18 @@ fn unanswered(error: ClientError) -> NotGood {
 struct Remote<'a> {
     client: Client,
     genesis: &'a Genesis,
+    epochs: &'a Epochs,
 }
 
 /// Checks what a node has up to its newest batch at this moment.
-pub async fn check(url: &str, genesis: &Genesis, progress: &mut dyn Progress) -> Result<ChainReport, NotGood> {
+pub async fn check(
+    url: &str,
+    genesis: &Genesis,
+    epochs: &Epochs,
+    progress: &mut dyn Progress,
+) -> Result<ChainReport, NotGood> {
     let client = Client::new(vec![url.to_owned()]).map_err(unable)?;
-    let remote = Remote { client, genesis };
+    let remote = Remote { client, genesis, epochs };
     let first = remote.page(Height(0)).await?;
     let (start, head, promised) = (first.oldest_height, first.head, first.final_height);
     let mut check = remote.begin(&first).await?;
@@ -74,6 +80,12 @@ impl Remote<'_> {
         if page.network != network {
             return Err(unable(format!("the node is of network {}, the genesis file of {network}", page.network)));
         }
+        let epoch = self.epochs.current();
+        if page.epoch != epoch {
+            let reason =
+                format!("the node is in epoch {}, and epochs up to {epoch} are given: see --epochs", page.epoch);
+            return Err(unable(reason));
+        }
         Ok(page)
     }
 
@@ -81,10 +93,10 @@ impl Remote<'_> {
     async fn begin(&self, first: &ExportPage) -> Result<ChainCheck, NotGood> {
         let start = first.oldest_height;
         if start.0 <= 1 {
-            return Ok(ChainCheck::from_genesis(self.genesis, Part::Remote)?);
+            return Ok(ChainCheck::from_genesis(self.genesis, self.epochs, Part::Remote)?);
         }
         let boundaries = self.boundaries(start).await?;
-        let members = way_from_genesis(self.genesis, boundaries, start, Part::Remote)?;
+        let members = way_from_genesis(self.genesis, self.epochs, boundaries, start, Part::Remote)?;
         Ok(ChainCheck::from_horizon(self.genesis, members, (start, first.oldest_sequence), Part::Remote))
     }
 

@@ -20,6 +20,7 @@ mod start_errors;
 mod steps;
 mod testnet;
 mod vectors;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;

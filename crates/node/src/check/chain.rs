@@ -7,7 +7,7 @@ use lockstep_ledger::RULES_NEWEST;
 use lockstep_types::export::Origins;
 use lockstep_types::proof::Boundary;
 use lockstep_types::verify::{ChainVerifier, Checkpoint, Outline, VerifyError};
-use lockstep_types::{Certificate, ExportedBatch, Genesis, Height, Sequence};
+use lockstep_types::{Certificate, Epochs, ExportedBatch, Genesis, Height, Sequence};
 use parking_lot::Mutex;
 
 use crate::check::{ChainReport, CheckError, Part, Progress};
@@ -38,11 +38,13 @@ pub struct ChainCheck {
 /// If a change does not hold.
 pub fn way_from_genesis(
     genesis: &Genesis,
+    epochs: &Epochs,
     boundaries: impl IntoIterator<Item = Boundary>,
     below: Height,
     part: Part,
 ) -> Result<Checkpoint, CheckError> {
-    let mut members = Checkpoint::genesis(genesis).map_err(CheckError::unable)?;
+    let first = Checkpoint::genesis(genesis).map_err(CheckError::unable)?;
+    let mut members = first.with_epochs(epochs).map_err(CheckError::unable)?;
     for boundary in boundaries.into_iter().filter(|boundary| boundary.header.height < below) {
         members
             .follow(&boundary.header, &boundary.members, &(&boundary.certificate).into())
@@ -56,8 +58,9 @@ impl ChainCheck {
     ///
     /// # Errors
     /// If the genesis has a key that is none.
-    pub fn from_genesis(genesis: &Genesis, part: Part) -> Result<Self, CheckError> {
+    pub fn from_genesis(genesis: &Genesis, epochs: &Epochs, part: Part) -> Result<Self, CheckError> {
         let verifier = ChainVerifier::from_genesis(genesis, RULES_NEWEST).map_err(CheckError::unable)?;
+        let verifier = verifier.with_epochs(epochs).map_err(CheckError::unable)?;
         Ok(Self::new(verifier, part, Height(1)))
     }
 
@@ -154,6 +157,7 @@ impl ChainCheck {
             counts: self.verifier.counts(),
             withheld: self.withheld,
             changes: self.verifier.changes(),
+            epochs: self.verifier.epochs().cloned().collect(),
             voters,
             observers: set.0.len() - voters,
         }

@@ -10,10 +10,10 @@ use lockstep_store::home::StoreHome;
 use lockstep_store::lock::{Held, hold};
 use lockstep_store::records::{RecordError, TornTail, check_records};
 use lockstep_store::{Kind, RocksStorage, StoreError};
-use lockstep_types::proof::Boundary;
 use lockstep_types::verify::{Checkpoint, PackKey};
-use lockstep_types::{ExportedBatch, Genesis, Height, Member, MessageId, NetworkId, Sequence};
+use lockstep_types::{Epochs, ExportedBatch, Genesis, Height, Member, MessageId, NetworkId, Sequence};
 
+use crate::Home;
 use crate::check::chain::{ChainCheck, Page, way_from_genesis};
 use crate::check::{ChainReport, CheckError, Part, Progress};
 use crate::limits::{EXPORT_BATCHES_MAX, READ_BYTES_MAX};
@@ -44,6 +44,7 @@ pub struct HomeReport {
 struct HomeCheck<'a> {
     genesis: Genesis,
     network: NetworkId,
+    epochs: Epochs,
     store: StoreHome,
     progress: &'a mut dyn Progress,
 }
@@ -120,6 +121,7 @@ impl<'a> HomeCheck<'a> {
         let named = |e: &dyn std::fmt::Display| CheckError::bad(Part::Home, format!("{}: {e}", file.display()));
         let genesis = Genesis::parse(&text).map_err(|e| named(&e))?;
         let network = genesis.id().map_err(|e| named(&e))?;
+        let epochs = Home::at(home).epochs(&genesis).map_err(|e| CheckError::bad(Part::Home, e))?;
         let store = StoreHome::open(&home.join("store")).map_err(|e| CheckError::bad(Part::Home, e))?;
         match store.network().map_err(|e| CheckError::bad(Part::Home, e))? {
             None => return Err(CheckError::unable("no node was started in this home yet: there is nothing to check")),
@@ -129,7 +131,7 @@ impl<'a> HomeCheck<'a> {
             }
             Some(_) => {}
         }
-        let check = Self { genesis, network, store, progress };
+        let check = Self { genesis, network, epochs, store, progress };
         check.incarnation(&home.join("member.json"))?;
         Ok(check)
     }
@@ -173,6 +175,11 @@ impl<'a> HomeCheck<'a> {
     }
 
     fn history(&mut self, state: &StateStore, log: &LogFacts) -> Result<ChainReport, CheckError> {
+        let epoch = state.epoch().map_err(damaged)?.unwrap_or_default();
+        if epoch != self.epochs.current() {
+            let reason = format!("the state is of epoch {epoch}, the home of epoch {}", self.epochs.current());
+            return Err(CheckError::bad(Part::Home, reason));
+        }
         let head =
             state.head().map_err(damaged)?.unwrap_or_else(|| Head::genesis(self.genesis.params.first_task_number));
         if head.rules_version > RULES_NEWEST {
@@ -182,7 +189,7 @@ impl<'a> HomeCheck<'a> {
         let start = (head.horizon.height.max(Height(1)), head.horizon.sequence.max(Sequence(1)));
         let members = self.members(state, start.0)?;
         let mut check = if start.0 == Height(1) {
-            ChainCheck::from_genesis(&self.genesis, Part::State)?
+            ChainCheck::from_genesis(&self.genesis, &self.epochs, Part::State)?
         } else {
             ChainCheck::from_horizon(&self.genesis, members, start, Part::State)
         };
@@ -208,17 +215,10 @@ impl<'a> HomeCheck<'a> {
             let page = state.boundaries(next, BOUNDARIES_TOGETHER).map_err(damaged)?;
             let Some((last, _)) = page.last() else { break };
             next = last.header.height.next();
-            for (batch, certificate) in page.into_iter().filter(|(batch, _)| batch.header.height < below) {
-                let height = batch.header.height;
-                let missing = |what: &str| CheckError::bad(Part::State, format!("batch {height}: {what} is missing"));
-                all.push(Boundary {
-                    header: batch.header,
-                    members: batch.next_set.ok_or_else(|| missing("the set that holds after it"))?,
-                    certificate: (&certificate.ok_or_else(|| missing("its certificate"))?).into(),
-                });
-            }
+            // One without a certificate may have been the last of its epoch; where it is needed it will be missed.
+            all.extend(page.into_iter().filter_map(crate::proofs::boundary_of));
         }
-        way_from_genesis(&self.genesis, all, below, Part::State)
+        way_from_genesis(&self.genesis, &self.epochs, all, below, Part::State)
     }
 
     /// What the state says of itself is what follows from its batches.

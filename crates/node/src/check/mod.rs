@@ -9,7 +9,7 @@ mod home;
 pub use chain::{ChainCheck, Page, way_from_genesis};
 pub use home::{HomeReport, check_home};
 use lockstep_types::verify::{Counts, VerifyError};
-use lockstep_types::{BatchHash, Height};
+use lockstep_types::{BatchHash, EpochRecord, Height};
 
 /// Told how far a check is.
 pub trait Progress {
@@ -90,7 +90,7 @@ impl CheckError {
 }
 
 /// What a good history has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChainReport {
     /// Height that it begins with.
     pub first: Height,
@@ -106,6 +106,8 @@ pub struct ChainReport {
     pub withheld: u64,
     /// Changes of the members since genesis.
     pub changes: u64,
+    /// Epochs after the first that began in it. Nothing vouches for where they did but the list of them.
+    pub epochs: Vec<EpochRecord>,
     /// Voters after the newest batch.
     pub voters: usize,
     /// Observers after it.
