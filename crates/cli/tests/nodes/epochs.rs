@@ -210,8 +210,7 @@ fn restored(directory: &Path, name: &str, backups: &str, height: Option<u64>, ta
 /// A second node asks to join, is admitted and promoted, and has what the first one has.
 async fn joined(directory: &Path, first: &Node) -> Node {
     let mut second = Node::new(directory, "second");
-    let (here, there) =
-        (Operator::of(binary(), first.process.home()), Operator::of(binary(), second.process.home()));
+    let (here, there) = (Operator::of(binary(), first.process.home()), Operator::of(binary(), second.process.home()));
     there.ask_to_join(&first.p2p(), second.like("second")).await.unwrap();
     second.process.start();
     let request = eventually("it asks", SOON, async || {
@@ -350,8 +349,7 @@ async fn a_node_whose_majority_is_lost_goes_on_alone_when_it_is_told_to() {
 
     let (http, p2p) = (cluster.node(0).http_port, cluster.node(0).p2p_port);
     let log = cluster.directory().join("alone.log");
-    let mut alone =
-        Node { process: NodeProcess::new(binary(), cluster.node(0).process.home(), &log), http, p2p };
+    let mut alone = Node { process: NodeProcess::new(binary(), cluster.node(0).process.home(), &log), http, p2p };
     alone.process.start();
     alone.ready().await;
     assert_eq!(has_all(http, &history, u64::MAX).await, history.acknowledged());
@@ -458,5 +456,5 @@ fn what_is_no_backup_is_refused_with_a_sentence() {
     fs::write(directory.path().join("backup-0-7.json"), "{\"version\": 99}").unwrap();
     fails(&["restore", "--from", &from, "--home", &home], "upgrade it");
     fails(&["backup", "--list", &from], "upgrade it");
-    assert_eq!(run(binary(), ["recover", "--help"]).contains("--unsafe"), true);
+    assert!(run(binary(), ["recover", "--help"]).contains("--unsafe"));
 }

@@ -1,6 +1,6 @@
 //! Histories that went on after a restore or a recovery.
 
-use lockstep_types::verify::{Checkpoint, ChainVerifier, Fault, VerifyError};
+use lockstep_types::verify::{ChainVerifier, Checkpoint, Fault, VerifyError};
 use lockstep_types::*;
 
 use crate::builder::{Net, RULES_KNOWN, check_all, key, signed, unsigned};
@@ -108,8 +108,7 @@ fn from_a_horizon_the_epochs_are_followed_too() {
     let epochs = Epochs::new(records, &net.genesis).unwrap();
     let members = Checkpoint::genesis(&net.genesis).unwrap().with_epochs(&epochs).unwrap();
     let start = &net.batches[3].header;
-    let verifier =
-        ChainVerifier::from_horizon(&net.genesis, RULES_KNOWN, members, start.height, start.first_sequence);
+    let verifier = ChainVerifier::from_horizon(&net.genesis, RULES_KNOWN, members, start.height, start.first_sequence);
     let verifier = check_all(verifier, &net.batches[3..], &net.certificates).unwrap();
     assert_eq!((verifier.final_height(), verifier.epochs().count()), (Height(6), 2));
 }
