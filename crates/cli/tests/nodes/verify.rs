@@ -9,7 +9,7 @@ use lockstep_testkit::http::{get, post_message};
 use lockstep_testkit::load::device_key;
 use lockstep_testkit::process::{Limits, run_limited, text_of};
 use lockstep_testkit::wait::eventually;
-use lockstep_types::{NetworkParams, ProjectId, ProjectSettings};
+use lockstep_types::{NetworkParams, ProjectId, ProjectSettings, Retention};
 
 use crate::{SOON, binary};
 
@@ -126,4 +126,34 @@ async fn a_network_is_checked_while_it_runs_and_a_node_when_it_is_stopped() {
     assert_eq!(code, Some(0), "{said}");
     assert_eq!(verify(&["--home", text(&directory.join("nowhere"))]).1, Some(2));
     assert_eq!(verify(&["--url", "http://127.0.0.1:1", "--genesis", text(&genesis)]).1, Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_history_whose_beginning_was_forgotten_is_checked_from_what_is_kept() {
+    let default_project = ProjectSettings { retry_window_ms: 6_000, ..ProjectSettings::default() };
+    let retention = Retention { age_ms: 6_000, ..Retention::default() };
+    let params = NetworkParams { default_project, retention, ..open_params() };
+    let mut cluster = Cluster::start(binary(), ClusterOptions::of(1).with_params(params)).await;
+    // The changes of the members are kept, and lead from the genesis to what is.
+    cluster.add_node().await;
+    let (address, url) = (cluster.node(0).address(), cluster.node(0).url());
+    let device = device_key(1, 0);
+    let mut sent = 0;
+    let first = eventually("the first batch is forgotten", Duration::from_secs(60), async || {
+        sent += 1;
+        let body = lockstep_identity::sign_body(&device, ProjectId(7), "0.1", &format!("reading {sent}"));
+        let answer = post_message(address, body.as_bytes()).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let page = get(address, "/api/export?from=3").await;
+        if page.status == 410 { Ok(page.text()) } else { Err(format!("{sent} messages")) }
+    })
+    .await;
+    assert!(first.contains("\"pruned\""), "{first}");
+    let genesis = cluster.node(0).process.home().join("genesis.json");
+    let (said, code) = verify(&["--url", &url, "--genesis", text(&genesis)]);
+    assert!(code == Some(0) && said.contains(" from height ") && said.contains("changed 2 times"), "{said}");
+    let home = cluster.node(0).process.home().to_owned();
+    cluster.terminate(0);
+    let (said, code) = verify(&["--home", text(&home)]);
+    assert!(code == Some(0) && said.contains(" from height ") && said.contains("changed 2 times"), "{said}");
 }
