@@ -236,7 +236,9 @@ fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId) -> Result<
             };
         }
         keys::MEMBERS => drop(Members::decode(value, network)?),
-        keys::HEAD => drop(Head::decode(value)?),
+        keys::HEAD => {
+            Head::decode(value)?;
+        }
         keys::APPLIED => {
             proto::LogId::decode(value).map_err(|e| malformed(&e))?;
         }

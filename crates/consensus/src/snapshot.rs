@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use keccak_asm::{Digest as _, Keccak256};
@@ -21,6 +22,8 @@ const ID_DOMAIN: &[u8] = b"lockstep/snapshot/v1";
 /// Most digits of a file's number, as RocksDB counts.
 const FILE_DIGITS_MAX: usize = 20;
 const CURRENT: &str = "CURRENT";
+/// Longest pause after a piece of a file was hashed gently.
+const PAUSE_MAX: Duration = Duration::from_millis(5);
 
 /// Names a copy of the state by what is in it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,12 +75,26 @@ pub fn is_data_file(name: &str) -> bool {
 /// # Errors
 /// If it cannot be read.
 pub fn sum_of(path: &Path) -> std::io::Result<Hash32> {
+    sum_with_pauses(path, Duration::ZERO)
+}
+
+/// As [`sum_of`], with no more than half of a core, so that a leader with a large state goes on with its other work.
+pub(crate) fn sum_gently(path: &Path) -> std::io::Result<Hash32> {
+    sum_with_pauses(path, PAUSE_MAX)
+}
+
+/// After each piece it pauses for as long as the piece took, up to `pause_max`.
+fn sum_with_pauses(path: &Path, pause_max: Duration) -> std::io::Result<Hash32> {
     let (mut file, mut hasher) = (std::fs::File::open(path)?, Keccak256::new());
     let mut buffer = vec![0; 256 << 10];
     loop {
+        let began = Instant::now();
         match file.read(&mut buffer)? {
             0 => return Ok(hasher.finalize().into()),
             n => hasher.update(&buffer[..n]),
+        }
+        if !pause_max.is_zero() {
+            std::thread::sleep(began.elapsed().min(pause_max));
         }
     }
 }

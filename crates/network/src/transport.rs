@@ -34,7 +34,7 @@ where
 /// The transport of a node: strangers get few streams and little time.
 ///
 /// A stream's window starts at 256 KiB. For members it doubles while a transfer fills it, up to 1 GiB over all streams
-/// of a connection.
+/// of a connection. QUIC has one bound for everyone's streams and windows, so with it strangers may hold more.
 pub(crate) fn of_node(
     key: &Keypair,
     directory: SharedDirectory,

@@ -57,8 +57,8 @@ async fn only_what_is_accepted_is_passed_on() {
     let mut nodes = [Node::start(options(1)).await, Node::start(options(2)).await, Node::start(options(3)).await];
     let middle = Some(nodes[1].address());
     for end in [0, 2] {
-        nodes[end].handle.set_member(peer(2, middle.clone())).await.unwrap();
-        nodes[1].handle.set_member(peer(end as u64 + 1, None)).await.unwrap();
+        nodes[1].knows(end as u64 + 1, None).await;
+        nodes[end].knows(2, middle.clone()).await;
     }
     connected(&nodes[1].handle, 2).await;
     let (first, second) = (nodes[0].handle.clone(), nodes[1].handle.clone());
@@ -115,7 +115,7 @@ async fn gossip_follows_members_that_come_go_and_come_back() {
         nodes[0].handle.set_member(peer(3, None)).await.unwrap();
         warm_up(&first, &mut late).await;
         first.remove_member(NodeId(3)).await.unwrap();
-        connected(&first, 1).await;
+        connected(&late[0].handle, 0).await;
         let word = [Bytes::from(format!("round {round} is over"))];
         first.publish(word[0].clone());
         collect(&mut nodes[1], &word, &mut HashMap::new()).await;

@@ -48,11 +48,11 @@ async fn members_without_a_known_address_are_found_as_well() {
     let two = Node::start(with_members(2, &[])).await;
     let moved = [Node::start(options(1)).await, Node::start(options(3)).await];
     for n in [1, 3] {
-        two.handle.set_member(peer(n, None)).await.unwrap();
+        two.knows(n, None).await;
     }
     for (node, other) in moved.iter().zip([3, 1]) {
-        node.handle.set_member(peer(2, Some(two.address()))).await.unwrap();
-        node.handle.set_member(peer(other, None)).await.unwrap();
+        node.knows(2, Some(two.address())).await;
+        node.knows(other, None).await;
     }
     answer(&moved[0].handle, 3).await;
     answer(&moved[1].handle, 1).await;
@@ -64,8 +64,8 @@ async fn another_node_at_the_old_address_does_not_hide_the_new_one() {
     let (one, three) = (Node::start(options(1)).await, Node::start(options(3)).await);
     let two = Node::start(with_members(2, &[(1, three.address()), (3, one.address())])).await;
     for (node, other, address) in [(&one, 3, one.address()), (&three, 1, three.address())] {
-        node.handle.set_member(peer(2, Some(two.address()))).await.unwrap();
-        node.handle.set_member(peer(other, Some(address))).await.unwrap();
+        node.knows(2, Some(two.address())).await;
+        node.knows(other, Some(address)).await;
     }
     answer(&one.handle, 3).await;
     answer(&three.handle, 1).await;
@@ -74,12 +74,12 @@ async fn another_node_at_the_old_address_does_not_hide_the_new_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_address_book_brings_back_what_was_known_before_a_restart() {
     let (one, two) = (Node::start(options(1)).await, Node::start(with_members(2, &[(1, nowhere())])).await);
-    one.handle.set_member(peer(2, Some(two.address()))).await.unwrap();
+    one.knows(2, Some(two.address())).await;
     told(&two, 1, &one.address()).await;
     let (book, old_address) = (two.handle.known_addresses(), one.address());
     two.stop().await;
     // Nobody else is there to ask, and 1 does not know the way back.
-    one.handle.set_member(peer(2, Some(nowhere()))).await.unwrap();
+    one.knows(2, Some(nowhere())).await;
     let mut again = with_members(2, &[(1, nowhere())]);
     again.address_book = book;
     again.address_book.push((NodeId(7), vec!["not an address".into()]));
@@ -92,11 +92,11 @@ async fn an_address_book_brings_back_what_was_known_before_a_restart() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn bootstrap_addresses_are_tried_and_hold_for_members_that_come_later() {
     let one = Node::start(options(1)).await;
-    one.handle.set_member(peer(2, None)).await.unwrap();
+    one.knows(2, None).await;
     let mut configured = options(2);
     configured.bootstrap = vec![format!("{}/p2p/{}", one.address(), peer_id_of(&key(1).public()))];
     let two = Node::start(configured).await;
-    two.handle.set_member(peer(1, Some(nowhere()))).await.unwrap();
+    two.knows(1, Some(nowhere())).await;
     answer(&two.handle, 1).await;
     let mut bad = options(3);
     bad.bootstrap = vec![one.address()];
@@ -110,8 +110,8 @@ async fn an_advertised_address_stands_for_the_listening_one() {
     let mut mapped = options(2);
     mapped.advertise = vec![elsewhere.into()];
     let two = Node::start(mapped).await;
-    one.handle.set_member(peer(2, None)).await.unwrap();
-    two.handle.set_member(peer(1, Some(one.address()))).await.unwrap();
+    one.knows(2, None).await;
+    two.knows(1, Some(one.address())).await;
     told(&one, 2, elsewhere).await;
     let known = one.handle.known_addresses();
     assert!(known.iter().all(|(_, all)| !all.contains(&two.address())), "{known:?}");

@@ -235,8 +235,8 @@ async fn strangers_have_few_places_for_a_short_time_and_members_have_their_own()
     assert!(matches!(turned_away, AskError::Closed { .. }), "{turned_away}");
     assert!(!others.iter().any(|other| is_closed(&other.borrow())), "the others stay");
     let member = Node::start(options(2)).await;
-    node.handle.set_member(peer(2, None)).await.unwrap();
-    member.handle.set_member(peer(1, Some(node.address()))).await.unwrap();
+    node.knows(2, None).await;
+    member.knows(1, Some(node.address())).await;
     answer(&member.handle, 1).await;
     answer(&node.handle, 2).await;
     for other in &mut others {

@@ -73,6 +73,10 @@ pub struct P2pConfig {
     /// Multiaddresses that other nodes are told, where those of `listen` are not the way in (port mapping, a proxy).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub advertise: Vec<String>,
+    /// Further addresses of members, each with /p2p/ and a peer id at its end, for when those of the member list no
+    /// longer lead anywhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub bootstrap: Vec<String>,
     /// A message that is not ordered after this time is gossiped to all nodes, so that any of them can carry on.
     #[serde(default = "default_gossip_delay_ms")]
     pub gossip_delay_ms: u64,
@@ -85,7 +89,12 @@ fn default_gossip_delay_ms() -> u64 {
 impl P2pConfig {
     /// Defaults at an address.
     pub fn at(listen: String) -> Self {
-        Self { listen: vec![listen], advertise: Vec::new(), gossip_delay_ms: default_gossip_delay_ms() }
+        Self {
+            listen: vec![listen],
+            advertise: Vec::new(),
+            bootstrap: Vec::new(),
+            gossip_delay_ms: default_gossip_delay_ms(),
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //! join.json      where a newcomer asks to join
 //! admitted.json  the id that it got, and the members that it found
 //! epoch.json     restores and forced recoveries of the network; missing while there were none
+//! peers.json     where members were found lately
 //! admin.sock     where the operator's commands reach the running node
 //! store/         log and state
 //! ```
@@ -299,6 +300,11 @@ impl Home {
     /// If there is none, or it is damaged.
     pub fn genesis(&self) -> Result<Genesis, NodeError> {
         Ok(Genesis::parse(&self.read("genesis.json")?)?)
+    }
+
+    /// Where members were found lately, kept for the next start.
+    pub fn address_book(&self) -> PathBuf {
+        self.file("peers.json")
     }
 
     /// Where the operator's commands reach the running node.

@@ -131,13 +131,19 @@ fn first_peers(opened: &Opened, stored: Option<&Members>) -> Result<Vec<Peer>, N
     }
 }
 
-async fn bind_network(opened: &Opened, peers: Vec<Peer>) -> Result<(Network, Handle, GossipInbox), NodeError> {
+async fn bind_network(
+    home: &Home,
+    opened: &Opened,
+    peers: Vec<Peer>,
+) -> Result<(Network, Handle, GossipInbox), NodeError> {
     let network = opened.genesis.id()?;
     let incarnation = opened.store.incarnation();
     let mut options = NetworkOptions::new(opened.node_key.clone(), network, opened.epoch(), opened.node, incarnation);
     options.members = peers;
     options.listen = opened.config.p2p.listen.clone();
     options.advertise = opened.config.p2p.advertise.clone();
+    options.bootstrap = opened.config.p2p.bootstrap.clone();
+    options.address_book = peers::read_book(&home.address_book());
     Ok(Network::bind(options).await?)
 }
 
@@ -159,7 +165,7 @@ impl Node {
         let stored = state.members(&opened.genesis.id()?)?;
         let prometheus = prometheus()?;
         let bound = bind_api(&opened)?;
-        let (network, handle, inbox) = bind_network(&opened, first_peers(&opened, stored.as_ref())?).await?;
+        let (network, handle, inbox) = bind_network(home, &opened, first_peers(&opened, stored.as_ref())?).await?;
         let mut supervisor = Supervisor::new();
         // The network ends last: consensus needs it to hand over.
         supervisor.spawn("the network", network.run(supervisor.token()));
@@ -414,6 +420,8 @@ impl Parts {
         supervisor.spawn("certification", steward.clone().run_certification(token.clone()));
         supervisor.spawn("the leader's duties", steward.run_duties(token.clone()));
         let (own, members) = (self.opened.node, self.tracker.members());
+        let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
+        supervisor.spawn("the address book", book);
         supervisor.spawn("members", peers::run_peers(own, members, self.network.clone(), token.clone()));
         let serve_snapshots =
             self.network.serve(Channel::Snapshot, SnapshotService { consensus: self.consensus.clone() });

@@ -1,6 +1,7 @@
 //! Keeps the network's list of members as the log has it.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,5 +89,31 @@ pub(crate) async fn run_peers(
             }
         }
         known = wanted;
+    }
+}
+
+/// How often it is looked whether members were found elsewhere.
+const BOOK_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Reads the address book; without one, or with a damaged one, members are found as at the first start.
+pub(crate) fn read_book(path: &Path) -> Vec<(NodeId, Vec<String>)> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// Keeps the address book on disk, written only when something in it changed.
+pub(crate) async fn run_book(network: Handle, path: PathBuf, stop: CancellationToken) {
+    let mut kept = read_book(&path);
+    while tokio::time::timeout(BOOK_INTERVAL, stop.cancelled()).await.is_err() {
+        let known = network.known_addresses();
+        if known == kept {
+            continue;
+        }
+        let next = path.with_extension("next");
+        let text = serde_json::to_string_pretty(&known).unwrap_or_default();
+        match std::fs::write(&next, text).and_then(|()| std::fs::rename(&next, &path)) {
+            Ok(()) => kept = known,
+            Err(error) => tracing::debug!(%error, "the address book cannot be written"),
+        }
     }
 }

@@ -22,6 +22,9 @@ use crate::limits::{CERTIFY_INTERVAL, CONTROL_TIMEOUT, DUTIES_INTERVAL};
 use crate::metrics;
 use crate::tracker::Tracker;
 
+/// The newest batch that each voter signed.
+type NewestVotes = BTreeMap<NodeId, (Height, BatchHash, Signature)>;
+
 /// What the leader's duties need.
 #[derive(Clone)]
 pub(crate) struct Steward {
@@ -36,7 +39,7 @@ pub(crate) struct Steward {
     /// Where a double signature is shown.
     pub conflict: watch::Sender<Option<Conflict>>,
     /// What voters signed lately, to notice who signs twice.
-    pub seen: Arc<Mutex<BTreeMap<NodeId, (Height, BatchHash, Signature)>>>,
+    pub seen: Arc<Mutex<NewestVotes>>,
 }
 
 /// A height to be certified.

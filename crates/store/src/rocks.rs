@@ -98,7 +98,9 @@ fn recover_strictly(options: &mut Options, kind: Kind) {
 
 fn way_out(kind: Kind) -> &'static str {
     match kind {
-        Kind::Log => "A member whose log is damaged must join under a new id (`lockstep init --join` in a new home)",
+        Kind::Log => {
+            "A member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)"
+        }
         Kind::State => "The state follows from the log: make it again with `lockstep rebuild`",
     }
 }

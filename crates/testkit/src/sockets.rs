@@ -43,7 +43,7 @@ fn rows(table: &str) -> impl Iterator<Item = Row<'_>> {
     })
 }
 
-fn inode<'a>(table: &'a str, local: SocketAddr, remote: SocketAddr) -> Option<&'a str> {
+fn inode(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<&str> {
     let (local, remote) = (column(local)?, column(remote)?);
     // A process that listens where it dials from has other sockets with the same local port.
     rows(table).find(|row| row.local == local && row.remote == remote).map(|row| row.inode)

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod by_hand;
+mod epochs;
 mod failover;
 mod full_disk;
 mod grpc;

@@ -24,7 +24,7 @@ const LOG_DISK_BYTES_MAX: u64 = 24 << 20;
 const AWAY_MAX: Duration = Duration::from_secs(120);
 
 /// What an operator writes into config.toml.
-fn keep_logs_short(home: &Path) {
+pub fn keep_logs_short(home: &Path) {
     let path = home.join("config.toml");
     let text = fs::read_to_string(&path).unwrap();
     let settings = [
@@ -54,7 +54,7 @@ async fn last_index(cluster: &Cluster, node: usize) -> u64 {
     purged + metric(cluster, node, "lockstep_log_entries ").await.unwrap()
 }
 
-async fn wait_purged(cluster: &Cluster, node: usize, index: u64) {
+pub async fn wait_purged(cluster: &Cluster, node: usize, index: u64) {
     eventually("the log is purged", AWAY_MAX, async || {
         match metric(cluster, node, "lockstep_log_purged_index ").await? {
             purged if purged >= index => Ok(()),

@@ -122,15 +122,8 @@ async fn a_network_is_checked_while_it_runs_and_a_node_when_it_is_stopped() {
     assert!(code == Some(1) && said.contains("the log: ") && said.contains("under a new id"), "{said}");
     // The node itself does not start on it either.
     cluster.start_node(0);
-    let process = &mut cluster.node_mut(0).process;
-    eventually(
-        "the node refuses its log",
-        SOON,
-        async || {
-            if process.is_running() { Err("it runs".to_owned()) } else { Ok(()) }
-        },
-    )
-    .await;
+    ended(&mut cluster, 0).await;
+    let process = &cluster.node(0).process;
     assert!(process.log().contains("is damaged at byte"), "{}", process.log_tail());
     flip(&entry, 300);
     let (said, code) = verify(&["--home", text(&home)]);

@@ -81,6 +81,14 @@ impl Node {
         Self { handle, inbox, log: Arc::default(), stop, task }
     }
 
+    /// Makes `n` a member here, and returns when it is one: whoever connects before that is a stranger.
+    pub async fn knows(&self, n: u64, address: Option<String>) {
+        self.handle.set_member(peer(n, address)).await.unwrap();
+        let mut peers = self.handle.watch_peers();
+        let taken = peers.wait_for(|peers| peers.iter().any(|peer| peer.node == NodeId(n)));
+        tokio::time::timeout(DEADLINE, taken).await.expect("a member is set in time").unwrap();
+    }
+
     pub fn acknowledged(&self, node: u64, index: u64) {
         self.log.acknowledged.lock().unwrap().insert(NodeId(node), index);
     }
@@ -152,9 +160,12 @@ pub async fn cluster(count: u64) -> Vec<Node> {
     for n in 1..=count {
         nodes.push(Node::start(options(n)).await);
     }
-    for node in &nodes {
-        for (n, other) in (1..).zip(&nodes) {
-            node.handle.set_member(peer(n, Some(other.address()))).await.unwrap();
+    // All know all before anyone dials.
+    for dial in [false, true] {
+        for (own, node) in (1..).zip(&nodes) {
+            for (n, other) in (1..).zip(&nodes).filter(|(n, _)| *n != own) {
+                node.knows(n, dial.then(|| other.address())).await;
+            }
         }
     }
     for node in &nodes {

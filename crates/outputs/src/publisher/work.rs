@@ -14,7 +14,7 @@ use crate::output::{FinalTask, OutputError, Receipt};
 use crate::source::SourceError;
 
 /// How often a store or source that needs an operator is looked at again.
-const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// What the sink may take: it must not slow down publishing.
 const RECORD_DEADLINE: Duration = Duration::from_millis(250);
 

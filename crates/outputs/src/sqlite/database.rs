@@ -13,7 +13,7 @@ use crate::output::{Adopted, Adoption, FinalTask, OutputError, Owner, Receipt};
 /// Room for every statement of this file.
 const CACHED_STATEMENTS_MAX: usize = 16;
 /// Page cache in KiB. Task ids are hashes, so inserts touch index pages all over the file.
-const CACHE_KIB: i64 = 24 << 10;
+const CACHE_KIB: i64 = 16 << 10;
 /// Pages of 4 KiB in the write-ahead log before it is copied into the file: many calls change the same index pages, which
 /// are then copied once.
 const CHECKPOINT_PAGES: i64 = 16_384;

@@ -40,6 +40,7 @@ type GroupKey = (u64, String, Address);
 #[derive(Clone)]
 pub struct Net {
     pub genesis: Genesis,
+    pub epoch: u64,
     pub set: MemberSet,
     pub batches: Vec<Batch>,
     pub certificates: BTreeMap<u64, Certificate>,
@@ -85,6 +86,7 @@ impl Net {
             set: genesis.first_set().unwrap(),
             next_task: genesis.params.first_task_number.0,
             genesis,
+            epoch: 0,
             batches: Vec::new(),
             certificates: BTreeMap::new(),
             certifiers: Vec::new(),
@@ -151,7 +153,7 @@ impl Net {
         let header = BatchHeader {
             rules_version: 1,
             network: self.genesis.id().unwrap(),
-            epoch: Epoch(0),
+            epoch: Epoch(self.epoch),
             height: Height(self.height() + 1),
             parent: self.batches.last().map_or(BatchHash::ZERO, |batch| batch.header.hash()),
             time_ms: TimeMs(self.now_ms),

@@ -4,6 +4,7 @@
 mod altered;
 mod builder;
 mod certificates;
+mod epochs;
 mod evm;
 mod horizon;
 mod proofs;
