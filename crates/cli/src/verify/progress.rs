@@ -77,6 +77,8 @@ impl Shown {
 
 impl Progress for Shown {
     fn begin(&mut self, part: &str, total: u64) {
+        // The part before came to its end, whatever its total was thought to be.
+        self.total = self.done;
         self.end();
         (self.part, self.total, self.done) = (part.to_owned(), total, 0);
         self.began = Instant::now();

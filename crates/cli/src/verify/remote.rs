@@ -41,7 +41,7 @@ pub async fn check(
     let first = remote.page(Height(0)).await?;
     let (start, head, promised) = (first.oldest_height, first.head, first.final_height);
     let mut check = remote.begin(&first).await?;
-    progress.begin("batches", head.0.saturating_sub(start.0).saturating_add(1));
+    progress.begin("batches", head.0.saturating_add(1).saturating_sub(start.0));
     let (mut next, mut page) = (start, first);
     while next <= head {
         let Some(last) = page.batches.last().map(|batch| batch.header.height).filter(|last| *last >= next) else {

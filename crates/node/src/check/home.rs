@@ -193,7 +193,7 @@ impl<'a> HomeCheck<'a> {
         } else {
             ChainCheck::from_horizon(&self.genesis, members, start, Part::State)
         };
-        self.progress.begin("batches", head.height.0.saturating_sub(start.0.0) + 1);
+        self.progress.begin("batches", (head.height.0 + 1).saturating_sub(start.0.0));
         let mut next = start.0;
         while next <= head.height {
             let page = read_page(state, next)?;
