@@ -89,7 +89,12 @@ fn default_gossip_delay_ms() -> u64 {
 impl P2pConfig {
     /// Defaults at an address.
     pub fn at(listen: String) -> Self {
-        Self { listen: vec![listen], advertise: Vec::new(), bootstrap: Vec::new(), gossip_delay_ms: default_gossip_delay_ms() }
+        Self {
+            listen: vec![listen],
+            advertise: Vec::new(),
+            bootstrap: Vec::new(),
+            gossip_delay_ms: default_gossip_delay_ms(),
+        }
     }
 }
 

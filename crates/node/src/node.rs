@@ -131,7 +131,11 @@ fn first_peers(opened: &Opened, stored: Option<&Members>) -> Result<Vec<Peer>, N
     }
 }
 
-async fn bind_network(home: &Home, opened: &Opened, peers: Vec<Peer>) -> Result<(Network, Handle, GossipInbox), NodeError> {
+async fn bind_network(
+    home: &Home,
+    opened: &Opened,
+    peers: Vec<Peer>,
+) -> Result<(Network, Handle, GossipInbox), NodeError> {
     let network = opened.genesis.id()?;
     let incarnation = opened.store.incarnation();
     let mut options = NetworkOptions::new(opened.node_key.clone(), network, opened.epoch(), opened.node, incarnation);

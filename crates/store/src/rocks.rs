@@ -98,7 +98,9 @@ fn recover_strictly(options: &mut Options, kind: Kind) {
 
 fn way_out(kind: Kind) -> &'static str {
     match kind {
-        Kind::Log => "A member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)",
+        Kind::Log => {
+            "A member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)"
+        }
         Kind::State => "The state follows from the log: make it again with `lockstep rebuild`",
     }
 }
@@ -110,6 +112,7 @@ fn families(kind: Kind, cache: &Cache, forgetting: &Forgetting) -> Vec<ColumnFam
 
 fn opening(path: &Path, kind: Kind, error: rocksdb::Error) -> StoreError {
     let out = match (error.kind(), kind) {
+        (rocksdb::ErrorKind::IOError, _) if error.as_ref().contains("lock file") => "; another process runs on it",
         (rocksdb::ErrorKind::Corruption, Kind::Log) => {
             "; the log is damaged, and a member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)"
         }
