@@ -170,7 +170,7 @@ async fn the_verdict_names_the_part_and_the_way_out() {
     let home = make_home(&directory.path().join("home"));
     let never = check_home(home.path(), &mut ()).unwrap_err();
     assert!(matches!(&never, CheckError::Unable(reason) if reason.contains("nothing to check")), "{never}");
-    run(&home, (0..5).map(|i| format!("message {i}"))).await;
+    run(&home, "short", (0..5).map(|i| format!("message {i}"))).await;
     let path = home.path().to_owned();
     tokio::task::spawn_blocking(move || {
         let report = check_home(&path, &mut ()).unwrap();

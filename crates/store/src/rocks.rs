@@ -112,6 +112,7 @@ fn families(kind: Kind, cache: &Cache, forgetting: &Forgetting) -> Vec<ColumnFam
 
 fn opening(path: &Path, kind: Kind, error: rocksdb::Error) -> StoreError {
     let out = match (error.kind(), kind) {
+        (rocksdb::ErrorKind::IOError, _) if error.as_ref().contains("lock file") => "; another process runs on it",
         (rocksdb::ErrorKind::Corruption, Kind::Log) => {
             "; the log is damaged, and a member whose log is damaged must join again under a new node id (`lockstep init --join` in a new home)"
         }

@@ -76,11 +76,14 @@ async fn a_leader_that_is_cut_off_acknowledges_nothing_more_and_the_others_go_on
         }
         let healed_at = Instant::now();
         cluster.wait_ready(leader, SOON).await;
-        // Devices stay with a node that answers, so those that went away have to be sent back.
-        load.set_urls(cluster.urls());
-        eventually("the old leader acknowledges again", SOON, async || match answers_of(&history, &url, healed_at) {
-            0 => Err("no answer yet".to_owned()),
-            _ => Ok(()),
+        eventually("the old leader acknowledges again", SOON, async || {
+            // Devices stay with a node that answers, so those that went away have to be sent back: again and again,
+            // because it may not have heard yet that another one leads.
+            load.set_urls(cluster.urls());
+            match answers_of(&history, &url, healed_at) {
+                0 => Err("no answer yet".to_owned()),
+                _ => Ok(()),
+            }
         })
         .await;
         more_messages(&history, MESSAGES_BETWEEN).await;

@@ -102,14 +102,14 @@ fn a_used_p2p_port_is_named() {
 async fn a_second_process_in_the_same_home_is_refused() {
     let cluster = Cluster::start(binary(), ClusterOptions::of(1)).await;
     let home = cluster.node(0).process.home().to_owned();
-    refuses_to_start(&home, Limits::default(), &["cannot listen"]);
-    // Not even with ports of its own, where it would get as far as the store.
+    refuses_to_start(&home, Limits::default(), &["another process runs on it"]);
+    // Not even with ports of its own.
     let ports = [lockstep_testkit::ports::free_port(), lockstep_testkit::ports::free_port()];
     change(&home.join("config.toml"), |text| {
         text.replace(&cluster.node(0).http_port.to_string(), &ports[0].to_string())
             .replace(&cluster.node(0).p2p_port.to_string(), &ports[1].to_string())
     });
-    refuses_to_start(&home, Limits::default(), &["lock", "LOCK"]);
+    refuses_to_start(&home, Limits::default(), &["another process runs on it"]);
     assert!(cluster.status(0).await.is_ok());
 }
 
@@ -140,7 +140,7 @@ fn the_key_of_another_member_or_of_nobody_is_refused() {
     );
     let (stranger, _) = prepared(1);
     fs::copy(stranger.node(0).process.home().join("node.key"), home.join("node.key")).unwrap();
-    assert_eq!(refuses_to_start(&home, Limits::default(), &["is no member"]), CONFIGURATION);
+    assert_eq!(refuses_to_start(&home, Limits::default(), &["is no first member"]), CONFIGURATION);
 }
 
 #[tokio::test]
