@@ -274,7 +274,9 @@ impl State {
 
     fn note_stall(&mut self, now: u64) {
         let before_that = self.looked_at.replace(now);
-        if let Some(stood_still) = before_that.map(|at| now.saturating_sub(at)).filter(|gap| *gap > milliseconds(STALL_MAX)) {
+        if let Some(stood_still) =
+            before_that.map(|at| now.saturating_sub(at)).filter(|gap| *gap > milliseconds(STALL_MAX))
+        {
             tracing::warn!(stood_still_ms = stood_still, "this process stood still: what came in meanwhile is refused");
             self.closed_until = now + milliseconds(STALL_GRACE);
         }
