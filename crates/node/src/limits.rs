@@ -19,6 +19,12 @@ pub const RESEND_AFTER: Duration = Duration::from_millis(500);
 /// A message leaves the pool after this time. It is well below the default retry window, so that a message that its
 /// sender has given up does not come back as a new reading.
 pub const POOL_AGE_MAX: Duration = Duration::from_millis(5_000);
+/// A process that did nothing for this long (a debugger, a paused machine, a stalled disk) takes no messages for
+/// [`STALL_GRACE`] after it: what waits at its sockets may have been given up by its sender, and ordered by another node,
+/// so long ago that it would count as a new reading.
+pub const STALL_MAX: Duration = Duration::from_millis(2_000);
+/// See [`STALL_MAX`]: time to read, and refuse, what came in meanwhile.
+pub const STALL_GRACE: Duration = Duration::from_millis(1_000);
 /// How often ages are looked at.
 pub const TICK: Duration = Duration::from_millis(100);
 /// Jobs that wait for the verification threads; one more answers 429, or makes a peer send again.

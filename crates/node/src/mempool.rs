@@ -10,7 +10,9 @@ use lockstep_types::{ContentId, NodeId, VerifiedMessage};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-use crate::limits::{BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, BUNDLE_MESSAGES_MAX, POOL_AGE_MAX, RESEND_AFTER};
+use crate::limits::{
+    BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, BUNDLE_MESSAGES_MAX, POOL_AGE_MAX, RESEND_AFTER, STALL_GRACE, STALL_MAX,
+};
 
 /// Told what became of a message.
 pub(crate) type Waiter = oneshot::Sender<Outcome>;
@@ -34,6 +36,10 @@ struct State {
     sent: VecDeque<(u64, ContentId)>,
     /// Own messages to gossip once they are old enough, by time of arrival.
     to_gossip: VecDeque<(u64, ContentId)>,
+    /// When ages were last looked at.
+    looked_at: Option<u64>,
+    /// No messages are taken before this time.
+    closed_until: u64,
 }
 
 /// See the module's documentation. Clones share it.
@@ -57,6 +63,8 @@ impl Mempool {
             outbox: VecDeque::new(),
             sent: VecDeque::new(),
             to_gossip: VecDeque::new(),
+            looked_at: None,
+            closed_until: 0,
         };
         Self { node, state: Arc::new(Mutex::new(state)), arrived: Arc::new(Notify::new()), started: Instant::now() }
     }
@@ -66,11 +74,14 @@ impl Mempool {
     }
 
     /// Adds messages that this node took in, with those who wait for them. Waiters of messages for which there is no
-    /// room are dropped, which tells them so.
+    /// room, or that come out of a stall (see [`STALL_MAX`]), are dropped, which tells them so.
     pub fn insert_own(&self, messages: impl IntoIterator<Item = (Arc<VerifiedMessage>, Waiter)>) {
         let now = self.now_ms();
         {
             let mut state = self.state.lock();
+            if state.is_stalled(now) {
+                return;
+            }
             for (message, waiter) in messages {
                 let id = message.content_id();
                 if state.pool.insert(message, now) == Inserted::Full {
@@ -82,11 +93,14 @@ impl Mempool {
         self.arrived.notify_one();
     }
 
-    /// Adds verified messages of other nodes. Says whether there was room for all.
+    /// Adds verified messages of other nodes. Says whether all were taken.
     pub fn insert_foreign(&self, messages: Vec<VerifiedMessage>) -> bool {
         let now = self.now_ms();
         let all = {
             let mut state = self.state.lock();
+            if state.is_stalled(now) {
+                return false;
+            }
             let full = |m: VerifiedMessage| state.pool.insert(Arc::new(m), now) == Inserted::Full;
             messages.into_iter().map(full).filter(|full| *full).count() == 0
         };
@@ -111,7 +125,10 @@ impl Mempool {
 
     /// Takes a batch for a proposal.
     pub fn propose(&self) -> Vec<Arc<VerifiedMessage>> {
-        self.state.lock().pool.propose(BATCH_MESSAGES_MAX, BATCH_BYTES_MAX)
+        let now = self.now_ms();
+        let mut state = self.state.lock();
+        state.drop_old(now);
+        state.pool.propose(BATCH_MESSAGES_MAX, BATCH_BYTES_MAX)
     }
 
     /// Gives a batch back whose proposal failed.
@@ -148,7 +165,9 @@ impl Mempool {
 
     /// Own messages to send to the leader now, up to a bundle.
     pub fn take_outbox(&self) -> Vec<Arc<VerifiedMessage>> {
+        let now = self.now_ms();
         let mut state = self.state.lock();
+        state.drop_old(now);
         let mut taken = Vec::new();
         while taken.len() < BUNDLE_MESSAGES_MAX {
             let Some(id) = state.outbox.pop_front() else { break };
@@ -190,20 +209,18 @@ impl Mempool {
     /// [`TICK`](crate::limits::TICK).
     pub fn tick(&self) {
         let now = self.now_ms();
-        let before = |age: std::time::Duration| now.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
         let mut again = false;
         {
             let mut guard = self.state.lock();
             let state = &mut *guard;
-            while let Some((_, id)) = state.sent.pop_front_if(|(at, _)| *at < before(RESEND_AFTER)) {
+            state.note_stall(now);
+            while let Some((_, id)) = state.sent.pop_front_if(|(at, _)| *at < before(now, RESEND_AFTER)) {
                 if state.forwarding && state.pool.get(&id).is_some() {
                     state.outbox.push_back(id);
                     again = true;
                 }
             }
-            for id in state.pool.expire(before(POOL_AGE_MAX)) {
-                state.remove_own(&id);
-            }
+            state.drop_old(now);
         }
         if again {
             self.arrived.notify_one();
@@ -212,8 +229,10 @@ impl Mempool {
 
     /// Own messages that have waited for at least `delay_ms` and were not gossiped yet, up to a bundle.
     pub fn take_gossip(&self, delay_ms: u64) -> Vec<Arc<VerifiedMessage>> {
-        let due = self.now_ms().saturating_sub(delay_ms);
+        let now = self.now_ms();
+        let due = now.saturating_sub(delay_ms);
         let mut state = self.state.lock();
+        state.drop_old(now);
         let mut taken = Vec::new();
         while taken.len() < BUNDLE_MESSAGES_MAX {
             let Some((_, id)) = state.to_gossip.pop_front_if(|(at, _)| *at <= due) else { break };
@@ -231,7 +250,38 @@ fn as_retry(outcome: Outcome) -> Outcome {
     }
 }
 
+fn milliseconds(time: std::time::Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn before(now: u64, age: std::time::Duration) -> u64 {
+    now.saturating_sub(milliseconds(age))
+}
+
 impl State {
+    /// Drops what has waited for too long. Also before anything is taken, because a process that was paused goes on
+    /// with whatever comes first.
+    fn drop_old(&mut self, now: u64) {
+        for id in self.pool.expire(before(now, POOL_AGE_MAX)) {
+            self.remove_own(&id);
+        }
+    }
+
+    /// Whether the process has just done nothing for so long that what comes in may be old.
+    fn is_stalled(&self, now: u64) -> bool {
+        now < self.closed_until || self.looked_at.is_some_and(|at| at < before(now, STALL_MAX))
+    }
+
+    fn note_stall(&mut self, now: u64) {
+        let before_that = self.looked_at.replace(now);
+        if let Some(stood_still) =
+            before_that.map(|at| now.saturating_sub(at)).filter(|gap| *gap > milliseconds(STALL_MAX))
+        {
+            tracing::warn!(stood_still_ms = stood_still, "this process stood still: what came in meanwhile is refused");
+            self.closed_until = now + milliseconds(STALL_GRACE);
+        }
+    }
+
     fn add_own(&mut self, id: ContentId, waiter: Waiter, now: u64) {
         if let Some(own) = self.own.get_mut(&id) {
             own.waiters.push(waiter);
@@ -316,6 +366,21 @@ mod tests {
         let mempool = Mempool::new(NodeId(1), PoolLimits { messages_max: 1, bytes_max: 1 << 20 });
         let _first = submit(&mempool, 1);
         assert!(submit(&mempool, 2).await.is_err());
+    }
+
+    #[test]
+    fn what_came_in_while_the_process_stood_still_is_refused_and_later_messages_are_taken() {
+        let (max, grace) = (milliseconds(STALL_MAX), milliseconds(STALL_GRACE));
+        let mempool = Mempool::new(NodeId(1), PoolLimits::default());
+        let mut state = mempool.state.lock();
+        assert!(!state.is_stalled(10 * max), "nothing is known before the first look");
+        state.note_stall(10 * max);
+        assert!(!state.is_stalled(11 * max));
+        assert!(state.is_stalled(11 * max + 1), "a request may be handled before the look that notices");
+        state.note_stall(20 * max);
+        assert!(state.is_stalled(20 * max + grace - 1));
+        state.note_stall(20 * max + grace);
+        assert!(!state.is_stalled(20 * max + grace));
     }
 
     #[test]
