@@ -26,7 +26,22 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Exit code when an operator has to change something before another try can succeed.
 const CONFIGURATION: i32 = 2;
 
+/// Keeps memory near what is in use. Huge pages would be filled by a few small objects each, and glibc would keep an
+/// arena for every thread that RocksDB or SQLite ever allocated on.
+fn keep_memory_small() {
+    /// Arenas of glibc's allocator, which C and C++ libraries use.
+    const ARENAS: libc::c_int = 2;
+    // SAFETY: both calls set a number in the process; a refusal leaves things as they are.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
+        #[cfg(target_env = "gnu")]
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+    }
+}
+
 fn main() {
+    keep_memory_small();
     let args = Args::parse();
     let code = match run(args) {
         Ok(()) => 0,

@@ -1,43 +1,24 @@
 //! The voter's part in certificates: checks the evidence of every message, writes down what it will sign, and signs.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_consensus::{Pledges, Signed, StateStore};
+use lockstep_consensus::{Pledges, ReadError, Signed, StateStore};
 use lockstep_ledger::Head;
 use lockstep_types::certificate::sign_batch;
-use lockstep_types::{Address, Batch, BatchHash, ContentId, Epoch, Evidence, Height, NodeId, Signature, SigningKey};
-use parking_lot::Mutex;
-use tokio::sync::watch;
+use lockstep_types::{Address, BatchHash, Epoch, Height, NodeId, Sequence, Signature, SigningKey};
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{CERTIFY_WAIT, EVIDENCE_KNOWN_MAX, READ_BYTES_MAX};
+use crate::evidence::{EvidenceQueue, Named, Unchecked};
+use crate::limits::{CERTIFY_WAIT, EVIDENCE_MESSAGES_MAX, EVIDENCE_TOGETHER_MAX, READ_BYTES_MAX};
 use crate::tracker::Tracker;
+use crate::verify::{Job, Verifier};
 
-/// Batches whose evidence is checked in one go.
+/// Batches that are read from the store in one go.
 const BATCHES_TOGETHER: usize = 16;
-
-/// Evidence that this node checked when the message came in, so that it need not check it again. Two generations: what
-/// is not asked for while as many others come in is forgotten.
-#[derive(Default)]
-pub(crate) struct KnownEvidence(Mutex<[HashMap<ContentId, Evidence>; 2]>);
-
-impl KnownEvidence {
-    pub fn add(&self, checked: impl Iterator<Item = (ContentId, Evidence)>) {
-        let mut known = self.0.lock();
-        known[0].extend(checked);
-        if known[0].len() >= EVIDENCE_KNOWN_MAX {
-            known.swap(0, 1);
-            known[0].clear();
-        }
-    }
-
-    fn has(&self, id: &ContentId, evidence: &Evidence) -> bool {
-        let known = self.0.lock();
-        known.iter().any(|generation| generation.get(id) == Some(evidence))
-    }
-}
+/// Pause where too many jobs wait for the verification threads.
+const OVERLOAD_PAUSE: Duration = Duration::from_millis(10);
 
 /// Why a batch is not signed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -74,7 +55,7 @@ struct Inner {
     state: StateStore,
     tracker: Arc<Tracker>,
     pledges: Pledges,
-    known: Arc<KnownEvidence>,
+    evidence: Arc<EvidenceQueue>,
     checked: watch::Sender<Checked>,
 }
 
@@ -86,7 +67,7 @@ pub(crate) struct CertifierParts {
     pub state: StateStore,
     pub tracker: Arc<Tracker>,
     pub pledges: Pledges,
-    pub known: Arc<KnownEvidence>,
+    pub evidence: Arc<EvidenceQueue>,
 }
 
 /// See the module's documentation. Clones share it.
@@ -95,9 +76,9 @@ pub(crate) struct Certifier(Arc<Inner>);
 
 impl Certifier {
     pub fn new(parts: CertifierParts) -> Self {
-        let CertifierParts { node, epoch, key, state, tracker, pledges, known } = parts;
+        let CertifierParts { node, epoch, key, state, tracker, pledges, evidence } = parts;
         let checked = watch::Sender::new(Checked::default());
-        Self(Arc::new(Inner { node, epoch, key, state, tracker, pledges, known, checked }))
+        Self(Arc::new(Inner { node, epoch, key, state, tracker, pledges, evidence, checked }))
     }
 
     /// What keeps this node from signing, for its operator.
@@ -106,26 +87,53 @@ impl Certifier {
     }
 
     /// Checks evidence as batches are applied, so that signing need not wait for it.
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(self, verifier: Verifier, stop: CancellationToken) {
         let mut head = self.0.tracker.head();
         loop {
             let now = head.borrow_and_update().clone();
-            let done = now.is_none_or(|now| self.0.next(&now) > now.height);
-            if done {
+            let Some(next) = now.and_then(|now| self.0.next(&now)) else {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     changed = head.changed() => if changed.is_err() { return },
                 }
                 continue;
-            }
-            let certifier = self.clone();
-            let more = tokio::task::spawn_blocking(move || certifier.0.check_some());
-            if !matches!(more.await, Ok(true)) || stop.is_cancelled() {
+            };
+            let done = tokio::select! {
+                () = stop.cancelled() => return,
+                done = self.check_from(next, &verifier) => done,
+            };
+            if let Err(reason) = done {
                 // Forged, or the disk failed: nothing more is signed.
+                tracing::error!(%reason, "this node signs no certificate from here on");
                 stop.cancelled().await;
                 return;
             }
         }
+    }
+
+    /// Checks the batch at `height` and some that follow.
+    async fn check_from(&self, height: Height, verifier: &Verifier) -> Result<(), String> {
+        let mut batches = self.0.evidence.take(height, EVIDENCE_MESSAGES_MAX);
+        if batches.is_empty() {
+            let certifier = self.clone();
+            let read = tokio::task::spawn_blocking(move || certifier.0.read_from(height));
+            batches = read.await.map_err(|e| e.to_string())?.map_err(|e| format!("batches cannot be read: {e}"))?;
+        }
+        let heights: Vec<(Height, usize)> = batches.iter().map(|batch| (batch.height, batch.messages.len())).collect();
+        let messages: Arc<[_]> = batches.into_iter().flat_map(|batch| batch.messages).collect();
+        let forged = first_forged(verifier, messages, self.0.whose_word_counts()).await?;
+        let (mut checked, mut end) = (None, 0);
+        for (height, count) in heights {
+            end += count;
+            if let Some((_, sequence)) = forged.filter(|(index, _)| *index < end) {
+                let forged = format!("message {sequence} at height {height} does not hold");
+                self.0.note(checked, Some(forged.clone()));
+                return Err(forged);
+            }
+            checked = Some(height);
+        }
+        self.0.note(checked, None);
+        Ok(())
     }
 
     /// This node's own batch at `height`, signed. Waits a little for it to be applied and checked.
@@ -154,52 +162,57 @@ impl Certifier {
 }
 
 impl Inner {
-    /// The first height that is neither checked nor final.
-    fn next(&self, head: &Head) -> Height {
-        self.checked.borrow().height.max(head.final_height).next()
+    /// The first applied height that is neither checked nor final.
+    fn next(&self, head: &Head) -> Option<Height> {
+        let next = self.checked.borrow().height.max(head.final_height).next();
+        (next <= head.height).then_some(next)
     }
 
-    /// Checks some more batches; false when there is nothing to go on with.
-    fn check_some(&self) -> bool {
-        let Some(head) = self.tracker.head().borrow().clone() else { return true };
-        let first = self.next(&head);
-        let batches = match self.state.batches(first, BATCHES_TOGETHER, READ_BYTES_MAX) {
-            Ok(batches) => batches,
-            Err(error) => {
-                tracing::error!(%error, "batches cannot be read for certification");
-                return false;
-            }
-        };
-        let members: Vec<Address> = self
-            .tracker
-            .members()
-            .borrow()
-            .all()
-            .filter_map(|(_, known)| Some(known.member.key().ok()?.address()))
-            .collect();
-        for batch in &batches {
-            if let Err(forged) = self.check(batch, &members) {
-                tracing::error!(height = %batch.header.height, %forged, "a message in a batch is forged: this node signs no certificate from here on");
-                self.checked.send_modify(|checked| checked.forged = Some(forged));
-                return false;
-            }
-            self.checked.send_modify(|checked| checked.height = batch.header.height);
-        }
-        true
+    fn note(&self, height: Option<Height>, forged: Option<String>) {
+        self.checked.send_modify(|checked| {
+            checked.height = height.unwrap_or(checked.height);
+            checked.forged = forged;
+        });
     }
 
-    fn check(&self, batch: &Batch, members: &[Address]) -> Result<(), String> {
-        for (sequence, ordered) in (batch.header.first_sequence.0..).zip(&batch.messages) {
-            let id = ordered.message.content_id();
-            if self.known.has(&id, &ordered.message.evidence) {
-                continue;
-            }
-            // The word of a member that has left meanwhile counts: it may have been given before.
-            let checked = ordered.message.clone().verify_named(id, |address| members.contains(address));
-            checked.map_err(|_| format!("message {sequence} at height {} does not hold", batch.header.height))?;
-        }
-        Ok(())
+    fn read_from(&self, height: Height) -> Result<Vec<Unchecked>, ReadError> {
+        let batches = self.state.batches(height, BATCHES_TOGETHER, READ_BYTES_MAX)?;
+        Ok(batches.into_iter().map(Unchecked::all_of).collect())
     }
+
+    /// Every member that ever was: the word of one that has left may have been given before.
+    fn whose_word_counts(&self) -> Arc<[Address]> {
+        let members = self.tracker.members().borrow().clone();
+        members.all().filter_map(|(_, known)| Some(known.member.key().ok()?.address())).collect()
+    }
+}
+
+/// The first message whose evidence does not hold, by its place among `messages` and its sequence. The verification
+/// threads check them, some in a job, so that requests of devices come in between.
+async fn first_forged(
+    verifier: &Verifier,
+    messages: Arc<[Named]>,
+    members: Arc<[Address]>,
+) -> Result<Option<(usize, Sequence)>, String> {
+    let mut jobs = Vec::with_capacity(messages.len().div_ceil(EVIDENCE_TOGETHER_MAX));
+    for first in (0..messages.len()).step_by(EVIDENCE_TOGETHER_MAX) {
+        let range = first..messages.len().min(first + EVIDENCE_TOGETHER_MAX);
+        jobs.push(loop {
+            let (done, found) = oneshot::channel();
+            let (messages, members, range) = (messages.clone(), members.clone(), range.clone());
+            if verifier.submit(Job::Evidence { messages, range, members, done }).is_ok() {
+                break found;
+            }
+            tokio::time::sleep(OVERLOAD_PAUSE).await;
+        });
+    }
+    for found in jobs {
+        let forged = found.await.map_err(|_| "the verification threads have ended".to_owned())?;
+        if let Some(index) = forged {
+            return Ok(Some((index, messages[index].0)));
+        }
+    }
+    Ok(None)
 }
 
 /// Whoever signs two batches at one height is shown for it. What was seen, for one epoch.

@@ -16,6 +16,7 @@ mod clock;
 pub mod config;
 mod control;
 mod error;
+mod evidence;
 mod forward;
 pub mod home;
 mod inbound;

@@ -55,6 +55,12 @@ pub const CERTIFY_INTERVAL: Duration = Duration::from_millis(100);
 pub const CERTIFY_WAIT: Duration = Duration::from_millis(1_000);
 /// Messages whose evidence is known from when they came in, times two.
 pub const EVIDENCE_KNOWN_MAX: usize = 16_384;
+/// Bytes of ordered messages that wait in memory for their evidence to be checked; those of more are read from the store.
+pub const EVIDENCE_BYTES_MAX: usize = 8 << 20;
+/// Messages whose evidence is checked in one go.
+pub const EVIDENCE_MESSAGES_MAX: usize = 1_024;
+/// Messages whose evidence is checked in one job, so that requests of devices come in between.
+pub const EVIDENCE_TOGETHER_MAX: usize = 128;
 /// How often the leader looks after members, marks and rules.
 pub const DUTIES_INTERVAL: Duration = Duration::from_millis(1_000);
 /// How often it is looked whether something may be forgotten.

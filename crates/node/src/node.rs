@@ -18,10 +18,11 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Desk};
 use crate::adopt::Adopter;
 use crate::backup::Backups;
-use crate::certify::{Certifier, CertifierParts, Conflict, KnownEvidence};
+use crate::certify::{Certifier, CertifierParts, Conflict};
 use crate::config::Scope;
 use crate::control::ControlService;
 use crate::error::NodeError;
+use crate::evidence::EvidenceQueue;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::home::{Home, Opened};
 use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
@@ -216,8 +217,8 @@ impl Node {
         members: Members,
     ) -> Result<Parts, NodeError> {
         let mempool = Mempool::new(opened.node, opened.config.pool_limits());
-        let tracker = Arc::new(Tracker::new(mempool.clone(), state.clone(), members));
-        let known = Arc::new(KnownEvidence::default());
+        let evidence = Arc::new(EvidenceQueue::default());
+        let tracker = Arc::new(Tracker::new(mempool.clone(), state.clone(), evidence.clone(), members));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if opened.config.pool.verify_threads == 0 { cores } else { opened.config.pool.verify_threads };
         let (verifier, verify_threads) = Verifier::spawn(
@@ -228,7 +229,7 @@ impl Node {
                 state: state.clone(),
                 node_key: opened.node_key.clone(),
                 members: tracker.members(),
-                known: known.clone(),
+                evidence: evidence.clone(),
                 params: opened.genesis.params.clone(),
             },
         )?;
@@ -261,7 +262,7 @@ impl Node {
             state: state.clone(),
             tracker: tracker.clone(),
             pledges: consensus.pledges().clone(),
-            known,
+            evidence,
         });
         let operator = Operator::new(OperatorParts {
             node: opened.node,
@@ -416,7 +417,7 @@ impl Parts {
             first_task: self.opened.genesis.params.first_task_number,
         };
         supervisor.spawn("retention", retention.run(token.clone()));
-        supervisor.spawn("evidence", self.certifier.clone().run(token.clone()));
+        supervisor.spawn("evidence", self.certifier.clone().run(self.verifier.clone(), token.clone()));
         supervisor.spawn("certification", steward.clone().run_certification(token.clone()));
         supervisor.spawn("the leader's duties", steward.run_duties(token.clone()));
         let (own, members) = (self.opened.node, self.tracker.members());

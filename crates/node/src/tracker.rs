@@ -12,6 +12,7 @@ use lockstep_types::{Height, OutputName, Sequence, TaskNumber};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::evidence::EvidenceQueue;
 use crate::limits::CLOSINGS_MAX;
 use crate::mempool::Mempool;
 use crate::metrics;
@@ -28,6 +29,7 @@ struct OpenSince {
 pub(crate) struct Tracker {
     mempool: Mempool,
     state: StateStore,
+    evidence: Arc<EvidenceQueue>,
     members: watch::Sender<Arc<Members>>,
     /// Batches that are not final yet, with the number of the task after each.
     unfinal: Mutex<VecDeque<(Height, TaskNumber)>>,
@@ -44,10 +46,11 @@ const UNFINAL_MAX: usize = 65_536;
 const CLOSING_RETRY: Duration = Duration::from_secs(2);
 
 impl Tracker {
-    pub fn new(mempool: Mempool, state: StateStore, members: Members) -> Self {
+    pub fn new(mempool: Mempool, state: StateStore, evidence: Arc<EvidenceQueue>, members: Members) -> Self {
         Self {
             mempool,
             state,
+            evidence,
             members: watch::Sender::new(Arc::new(members)),
             unfinal: Mutex::default(),
             head: watch::channel(None).0,
@@ -197,6 +200,8 @@ impl Observer for Tracker {
     fn applied(&self, ledger: &Ledger, applied: &Applied) {
         let before = self.head.borrow().as_ref().map_or(Height(0), |head| head.final_height);
         self.follow_groups(&applied.groups);
+        // Before anyone hears of the batch, and looks for it in the store.
+        self.evidence.applied(applied);
         self.tell(ledger);
         self.mempool.settle(&applied.outcomes);
         let (head, batch) = (ledger.head(), applied.batch());

@@ -1,6 +1,7 @@
 //! The CPU pool that checks signatures, away from the threads that wait for sockets. One thread takes up many
 //! requests at a time and hands them to the pool under one lock.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -8,12 +9,12 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use lockstep_consensus::StateStore;
 use lockstep_identity::{DeviceRequest, RequestError};
 use lockstep_ledger::{History as _, Members, Occurrence, Outcome};
-use lockstep_types::{ContentId, Message, NetworkParams, NodeId, SigningKey, VerifiedMessage};
+use lockstep_types::{Address, ContentId, Message, NetworkParams, NodeId, SigningKey, VerifiedMessage};
 use tokio::sync::{oneshot, watch};
 
-use crate::certify::KnownEvidence;
 use crate::clock::now_ms;
 use crate::error::NodeError;
+use crate::evidence::{EvidenceQueue, Named};
 use crate::limits::{VERIFY_JOBS_MAX, VERIFY_TOGETHER_MAX};
 use crate::mempool::{Mempool, Waiter};
 
@@ -34,6 +35,14 @@ pub(crate) enum Job {
         skip_ordered: bool,
         done: BundleDone,
     },
+    /// Ordered messages that a voter has not checked yet; told the first whose evidence does not hold.
+    Evidence {
+        messages: Arc<[Named]>,
+        range: Range<usize>,
+        /// Whose word counts.
+        members: Arc<[Address]>,
+        done: oneshot::Sender<Option<usize>>,
+    },
 }
 
 /// The threads end when the last clone is gone.
@@ -53,7 +62,7 @@ struct Worker {
     state: StateStore,
     node_key: Arc<SigningKey>,
     members: watch::Receiver<Arc<Members>>,
-    known: Arc<KnownEvidence>,
+    evidence: Arc<EvidenceQueue>,
     params: Arc<NetworkParams>,
 }
 
@@ -66,7 +75,7 @@ pub(crate) struct VerifierParts {
     /// Whose word counts.
     pub members: watch::Receiver<Arc<Members>>,
     /// Told of all evidence that was checked.
-    pub known: Arc<KnownEvidence>,
+    pub evidence: Arc<EvidenceQueue>,
     pub params: NetworkParams,
 }
 
@@ -84,7 +93,7 @@ impl Verifier {
                 state: parts.state.clone(),
                 node_key: node_key.clone(),
                 members: parts.members.clone(),
-                known: parts.known.clone(),
+                evidence: parts.evidence.clone(),
                 params: params.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("verify-{n}")).spawn(move || {
@@ -119,20 +128,26 @@ impl Worker {
     fn run(&self) {
         while let Ok(first) = self.jobs.recv() {
             let mut requests = Vec::with_capacity(VERIFY_TOGETHER_MAX);
-            let (mut next, mut bundle) = (Some(first), None);
+            let (mut next, mut longer) = (Some(first), None);
             while let Some(job) = next.take() {
                 match job {
                     Job::Request { request, verdict } => requests.extend(self.authenticate(request, verdict)),
-                    Job::Bundle { messages, skip_ordered, done } => bundle = Some((messages, skip_ordered, done)),
+                    job => longer = Some(job),
                 }
-                if requests.len() < VERIFY_TOGETHER_MAX && bundle.is_none() {
+                if requests.len() < VERIFY_TOGETHER_MAX && longer.is_none() {
                     next = self.jobs.try_recv().ok();
                 }
             }
             // Those who are authenticated do not wait for a whole bundle.
             self.take_requests(requests);
-            if let Some((messages, skip_ordered, done)) = bundle {
-                self.take_bundle(messages, skip_ordered, done);
+            match longer {
+                Some(Job::Bundle { messages, skip_ordered, done }) => self.take_bundle(messages, skip_ordered, done),
+                Some(Job::Evidence { messages, mut range, members, done }) => {
+                    let holds = |(_, id, message): &Named| message.evidence_holds(id, |a| members.contains(a));
+                    // Whoever asked is gone when the node stops.
+                    let _ = done.send(range.find(|index| !holds(&messages[*index])));
+                }
+                Some(Job::Request { .. }) | None => {}
             }
         }
     }
@@ -195,7 +210,7 @@ impl Worker {
 
     /// So that the evidence is not checked again when the batch is certified.
     fn remember<'a>(&self, checked: impl Iterator<Item = &'a VerifiedMessage>) {
-        self.known.add(checked.map(|message| (message.content_id(), message.message().evidence.clone())));
+        self.evidence.add_known(checked.map(|message| (message.content_id(), message.message().evidence.clone())));
     }
 
     /// Earlier occurrences; none where the store cannot be read, since `apply` decides anyway.
