@@ -18,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Desk};
 use crate::adopt::Adopter;
 use crate::backup::Backups;
-use crate::certify::{Certifier, CertifierParts, Conflict};
+use crate::certify::{Certifier, CertifierParts};
+use crate::clock_guard::ClockGuard;
 use crate::config::Scope;
+use crate::conflicts::Conflicts;
 use crate::control::ControlService;
 use crate::error::NodeError;
 use crate::evidence::EvidenceQueue;
@@ -78,7 +80,8 @@ struct Parts {
     ingress: Arc<Ingress>,
     certifier: Certifier,
     operator: Operator,
-    conflict: watch::Sender<Option<Conflict>>,
+    conflicts: Conflicts,
+    clock_off: watch::Sender<Option<i64>>,
 }
 
 /// Raises the soft limit on open files to what the node would like, within the hard limit.
@@ -252,9 +255,10 @@ impl Node {
         let _ = log.positions.set(consensus.positions());
         network.set_log_view(log);
         let hold = Duration::from_millis(opened.config.http.hold_ms);
-        let conflict = watch::Sender::new(None);
+        let conflicts = Conflicts::load(home.path(), opened.genesis.id()?, opened.epoch())?;
+        conflicts.follow(&tracker.members().borrow());
         let params = opened.genesis.params.clone();
-        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), params, hold, conflict.subscribe()));
+        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), params, hold, conflicts.active()));
         let certifier = Certifier::new(CertifierParts {
             node: opened.node,
             epoch: opened.epoch(),
@@ -287,7 +291,8 @@ impl Node {
             ingress,
             certifier,
             operator,
-            conflict,
+            conflicts,
+            clock_off: watch::Sender::new(None),
         })
     }
 
@@ -386,6 +391,8 @@ impl Parts {
             consensus: self.consensus.clone(),
             certifier: self.certifier.clone(),
             operator: self.operator.clone(),
+            conflicts: self.conflicts.clone(),
+            members: self.tracker.members(),
             rules_known,
         };
         let serve_control = self.network.serve(Channel::Control, control);
@@ -398,7 +405,7 @@ impl Parts {
             tracker: self.tracker.clone(),
             certifier: self.certifier.clone(),
             rules_known,
-            conflict: self.conflict.clone(),
+            conflicts: self.conflicts.clone(),
             seen: Arc::default(),
         };
         let retention = Retention {
@@ -420,6 +427,14 @@ impl Parts {
         supervisor.spawn("evidence", self.certifier.clone().run(self.verifier.clone(), token.clone()));
         supervisor.spawn("certification", steward.clone().run_certification(token.clone()));
         supervisor.spawn("the leader's duties", steward.run_duties(token.clone()));
+        let clock_guard = ClockGuard {
+            node: self.opened.node,
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            off: self.clock_off.clone(),
+        };
+        supervisor.spawn("the clock guard", clock_guard.run(token.clone()));
         let (own, members) = (self.opened.node, self.tracker.members());
         let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
         supervisor.spawn("the address book", book);
@@ -436,6 +451,7 @@ impl Parts {
             consensus: self.consensus.clone(),
             tracker: self.tracker.clone(),
             params: self.opened.genesis.params.clone(),
+            conflict: self.conflicts.active(),
         };
         supervisor.spawn("the proposer", proposer.run(token.clone()));
         let forwarder = run_forwarder(
@@ -513,6 +529,7 @@ impl Parts {
             ingress: self.ingress.clone(),
             operator: self.operator.clone(),
             certifier: self.certifier.clone(),
+            clock_off: self.clock_off.subscribe(),
             outputs,
             prometheus,
         }

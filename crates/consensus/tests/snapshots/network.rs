@@ -259,8 +259,7 @@ impl Network {
     pub async fn leader(&self) -> u64 {
         eventually("there is a leader", || {
             let down = self.wires.down.lock();
-            let leads =
-                |node: &&u64| !down.contains(node) && self.node(**node).status().borrow().role == Role::Leader;
+            let leads = |node: &&u64| !down.contains(node) && self.node(**node).status().borrow().role == Role::Leader;
             self.running.keys().find(leads).copied().ok_or_else(|| "none".into())
         })
         .await
