@@ -11,6 +11,7 @@
 //! epoch.json     restores and forced recoveries of the network; missing while there were none
 //! peers.json     where members were found lately
 //! admin.sock     where the operator's commands reach the running node
+//! conflict-*.hex proof that a voter signed two batches at one height
 //! store/         log and state
 //! ```
 

@@ -57,8 +57,11 @@ impl Ingress {
 
     /// What can be told without a signature check. `apply` checks all of it again, with the same rules.
     fn check(&self, request: &DeviceRequest) -> Result<(), SubmitError> {
-        if self.is_stopping() || self.conflict.borrow().is_some() {
+        if self.is_stopping() {
             return Err(SubmitError::Stopping);
+        }
+        if let Some(reason) = self.conflict() {
+            return Err(SubmitError::Halted(reason));
         }
         if self.params.project(request.project_id).is_none() {
             return Err(SubmitError::Forbidden(Rejection::UnknownProject.to_string()));
