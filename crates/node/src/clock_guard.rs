@@ -48,7 +48,9 @@ fn difference_ms(theirs: u64, ours: u64) -> i64 {
 async fn offset_of(client: &mut Client) -> Option<i64> {
     let (sent, clock) = (Instant::now(), now_ms());
     let theirs = ask_clock(client, CLOCK_ANSWER_MAX).await.ok()?;
-    let half = u64::try_from(sent.elapsed().as_millis() / 2).unwrap_or(u64::MAX);
+    // A process that was paused meanwhile finds the answer before it finds that it waited for too long.
+    let took = Some(sent.elapsed()).filter(|took| *took <= CLOCK_ANSWER_MAX)?;
+    let half = u64::try_from(took.as_millis() / 2).unwrap_or(u64::MAX);
     Some(difference_ms(theirs.0, clock.0.saturating_add(half)))
 }
 

@@ -169,7 +169,8 @@ impl Node {
         let stored = state.members(&opened.genesis.id()?)?;
         let prometheus = prometheus()?;
         let bound = bind_api(&opened)?;
-        let (network, handle, inbox) = bind_network(home, &opened, first_peers(&opened, stored.as_ref())?).await?;
+        let first_peers = first_peers(&opened, stored.as_ref())?;
+        let (network, handle, inbox) = bind_network(home, &opened, first_peers.clone()).await?;
         let mut supervisor = Supervisor::new();
         // The network ends last: consensus needs it to hand over.
         supervisor.spawn("the network", network.run(supervisor.token()));
@@ -178,7 +179,7 @@ impl Node {
         let admin = admin::bind(&home.admin_socket())?;
         let parts = Self::start_parts(home, opened, (handle, log), state, members).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
-        parts.start_tasks(&mut supervisor, inbox, &outputs);
+        parts.start_tasks(&mut supervisor, inbox, &outputs, first_peers);
         supervisor.spawn("administration", admin::run_admin(admin, parts.desk()?, supervisor.token()));
         let http = bound.local_addr();
         let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
@@ -382,7 +383,13 @@ async fn run_upkeep(handle: PrometheusHandle, stop: CancellationToken) {
 }
 
 impl Parts {
-    fn start_tasks(&self, supervisor: &mut Supervisor, inbox: GossipInbox, outputs: &[RunningOutput]) {
+    fn start_tasks(
+        &self,
+        supervisor: &mut Supervisor,
+        inbox: GossipInbox,
+        outputs: &[RunningOutput],
+        first_peers: Vec<Peer>,
+    ) {
         let token = supervisor.token();
         let serve_raft = self.network.serve(Channel::Raft, RaftService { consensus: self.consensus.clone() });
         let serve_bundles = self.network.serve(Channel::Bundle, BundleService { verifier: self.verifier.clone() });
@@ -438,7 +445,7 @@ impl Parts {
         let (own, members) = (self.opened.node, self.tracker.members());
         let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
         supervisor.spawn("the address book", book);
-        supervisor.spawn("members", peers::run_peers(own, members, self.network.clone(), token.clone()));
+        supervisor.spawn("members", peers::run_peers(own, first_peers, members, self.network.clone(), token.clone()));
         let serve_snapshots =
             self.network.serve(Channel::Snapshot, SnapshotService { consensus: self.consensus.clone() });
         for served in [serve_raft, serve_bundles, serve_control, serve_join, serve_snapshots] {
