@@ -153,9 +153,7 @@ fn decode(text: &str) -> Result<Conflict, String> {
 #[cfg(test)]
 mod tests {
     use lockstep_types::certificate::sign_batch;
-    use lockstep_types::{
-        BatchHash, Genesis, Incarnation, Member, NetworkParams, Sequence, SigningKey, TaskNumber, TimeMs,
-    };
+    use lockstep_types::{Genesis, Incarnation, Member, NetworkParams, SigningKey, TimeMs};
 
     use super::*;
 
@@ -175,23 +173,7 @@ mod tests {
     }
 
     fn header(network: NetworkId, height: u64, time_ms: u64) -> BatchHeader {
-        BatchHeader {
-            rules_version: 1,
-            network,
-            epoch: Epoch(0),
-            height: Height(height),
-            parent: BatchHash::ZERO,
-            time_ms: TimeMs(time_ms),
-            first_sequence: Sequence(1),
-            message_count: 0,
-            messages_root: [0; 32],
-            first_task_number: TaskNumber(1),
-            task_count: 0,
-            tasks_root: [0; 32],
-            members: [2; 32],
-            next_members: [2; 32],
-            effects: [0; 32],
-        }
+        BatchHeader { time_ms: TimeMs(time_ms), ..BatchHeader::of_nothing(network, Height(height)) }
     }
 
     fn see(seen: &mut Sightings, node: u8, header: &BatchHeader) -> Option<Conflict> {

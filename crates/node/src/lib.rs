@@ -30,6 +30,7 @@ mod metrics;
 mod node;
 mod operator;
 mod peers;
+mod priority;
 mod proofs;
 mod proposer;
 mod publish;

@@ -90,29 +90,13 @@ impl Conflict {
 mod tests {
     use super::*;
     use crate::certificate::sign_batch;
-    use crate::ids::{BatchHash, Sequence, TaskNumber, TimeMs};
+    use crate::ids::TimeMs;
     use crate::signature::SigningKey;
 
     const NETWORK: NetworkId = NetworkId([1; 32]);
 
     fn header(height: u64, time_ms: u64) -> BatchHeader {
-        BatchHeader {
-            rules_version: 1,
-            network: NETWORK,
-            epoch: Epoch(0),
-            height: Height(height),
-            parent: BatchHash::ZERO,
-            time_ms: TimeMs(time_ms),
-            first_sequence: Sequence(1),
-            message_count: 0,
-            messages_root: [0; 32],
-            first_task_number: TaskNumber(1),
-            task_count: 0,
-            tasks_root: [0; 32],
-            members: [2; 32],
-            next_members: [2; 32],
-            effects: [0; 32],
-        }
+        BatchHeader { time_ms: TimeMs(time_ms), ..BatchHeader::of_nothing(NETWORK, Height(height)) }
     }
 
     fn conflict(key: &SigningKey, a: BatchHeader, b: BatchHeader) -> Conflict {

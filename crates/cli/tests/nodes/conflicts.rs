@@ -6,9 +6,7 @@ use lockstep_testkit::cluster::{Ballot, Cluster, ClusterOptions};
 use lockstep_testkit::wait::eventually;
 use lockstep_types::certificate::sign_batch;
 use lockstep_types::conflict::Conflict;
-use lockstep_types::{
-    BatchHash, BatchHeader, Epoch, Height, NodeId, ProjectId, Sequence, SigningKey, TaskNumber, TimeMs,
-};
+use lockstep_types::{BatchHeader, Height, NodeId, ProjectId, SigningKey, TimeMs};
 use prost::Message as _;
 use serde_json::{Value, json};
 
@@ -16,23 +14,8 @@ use crate::{SOON, binary};
 
 /// A header of a batch that nobody made.
 fn header(cluster: &Cluster, time_ms: u64) -> BatchHeader {
-    BatchHeader {
-        rules_version: 2,
-        network: cluster.genesis().id().unwrap(),
-        epoch: Epoch(0),
-        height: Height(1_000),
-        parent: BatchHash::ZERO,
-        time_ms: TimeMs(time_ms),
-        first_sequence: Sequence(1),
-        message_count: 0,
-        messages_root: [0; 32],
-        first_task_number: TaskNumber(1),
-        task_count: 0,
-        tasks_root: [0; 32],
-        members: [1; 32],
-        next_members: [1; 32],
-        effects: [0; 32],
-    }
+    let network = cluster.genesis().id().unwrap();
+    BatchHeader { time_ms: TimeMs(time_ms), ..BatchHeader::of_nothing(network, Height(1_000)) }
 }
 
 async fn submit(cluster: &Cluster, index: usize, data: &str) -> u16 {
