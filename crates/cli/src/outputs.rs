@@ -52,14 +52,18 @@ async fn refill(home: PathBuf, output: OutputName, from: BackupLocation) -> anyh
 fn line(progress: &RefillProgress) -> String {
     let tasks = format!("{} of {} tasks", progress.tasks_done, progress.tasks_missing);
     match &progress.fetching {
-        Some(fetch) => format!("{tasks}; fetching {}: {} of {} bytes", fetch.backup, fetch.bytes_done, fetch.bytes_total),
+        Some(fetch) => {
+            format!("{tasks}; fetching {}: {} of {} bytes", fetch.backup, fetch.bytes_done, fetch.bytes_total)
+        }
         None => tasks,
     }
 }
 
 fn tell(progress: &RefillProgress) -> anyhow::Result<()> {
     match &progress.error {
-        Some(error) => bail!("{} of {} missing tasks were filled in: {error}", progress.tasks_done, progress.tasks_missing),
+        Some(error) => {
+            bail!("{} of {} missing tasks were filled in: {error}", progress.tasks_done, progress.tasks_missing)
+        }
         None if progress.tasks_missing == 0 => println!("nothing is missing in output {}", progress.output),
         None => println!("{} missing tasks were filled in; output {} has no gap", progress.tasks_done, progress.output),
     }

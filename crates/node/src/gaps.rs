@@ -127,7 +127,9 @@ impl GapWatch {
             }
         }
         // The publisher has passed the store's last task, and so has skipped what it lacks below.
-        if next < kept && let Some(last) = self.output.last().await? {
+        if next < kept
+            && let Some(last) = self.output.last().await?
+        {
             let found = look(&*self.output, next, last.min(TaskNumber(kept.0 - 1))).await?;
             next = found.next;
             gaps.extend(found.gaps);

@@ -137,7 +137,8 @@ mod tests {
 
     #[test]
     fn what_is_no_address_of_a_bucket_is_refused_without_quoting_it() {
-        for text in ["s3://", "s3:///a", "s3://key:secret@b/a", "s3://b/a//c", "s3://b/../c", "s3://b/a?x", "s3://b c"] {
+        for text in ["s3://", "s3:///a", "s3://key:secret@b/a", "s3://b/a//c", "s3://b/../c", "s3://b/a?x", "s3://b c"]
+        {
             let error = text.parse::<BackupLocation>().unwrap_err();
             assert!(!error.to_string().contains("secret"), "{error}");
         }

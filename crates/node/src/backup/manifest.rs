@@ -94,8 +94,9 @@ impl BackupManifest {
         struct Version {
             version: u32,
         }
-        let bad =
-            |reason: &dyn std::fmt::Display| NodeError::Place(PlaceError::damaged(format_args!("{place}/{name}"), reason));
+        let bad = |reason: &dyn std::fmt::Display| {
+            NodeError::Place(PlaceError::damaged(format_args!("{place}/{name}"), reason))
+        };
         let text = place.read_manifest(name)?;
         let Version { version } = serde_json::from_str(&text).map_err(|e| bad(&e))?;
         if version > BACKUP_VERSION {

@@ -245,7 +245,8 @@ impl Inner {
             }
         }
         let (from, to) = missing[0];
-        let more = if missing.len() > 1 { format!(" (and {} gaps behind them)", missing.len() - 1) } else { String::new() };
+        let more =
+            if missing.len() > 1 { format!(" (and {} gaps behind them)", missing.len() - 1) } else { String::new() };
         let problem = problem.map(|problem| format!("; {problem}")).unwrap_or_default();
         Err(format!("no usable backup of this network in {place} has tasks {from} to {to}{more}{problem}"))
     }
@@ -262,7 +263,9 @@ impl Inner {
         let backup = candidate.manifest.name();
         tracing::info!(backup, "reading missing tasks out of a backup");
         let borrowed = borrow(place, &candidate.manifest, &self.parts.store, |bytes_done, bytes_total| {
-            self.note(|progress| progress.fetching = Some(Fetching { backup: backup.clone(), bytes_done, bytes_total }));
+            self.note(|progress| {
+                progress.fetching = Some(Fetching { backup: backup.clone(), bytes_done, bytes_total })
+            });
         })?;
         self.note(|progress| progress.fetching = None);
         let history = BackupHistory::new(borrowed.state.clone(), known);

@@ -67,10 +67,7 @@ mod tests {
     fn member(n: u8) -> Member {
         Member {
             name: format!("node-{n}"),
-            public_key: format!(
-                "0x{}",
-                hex::encode(SigningKey::from_bytes([n; 32]).unwrap().public().compressed())
-            ),
+            public_key: format!("0x{}", hex::encode(SigningKey::from_bytes([n; 32]).unwrap().public().compressed())),
             incarnation: Incarnation([n; 16]),
             p2p: "/ip4/127.0.0.1/tcp/1".into(),
             http: "http://127.0.0.1:1".into(),

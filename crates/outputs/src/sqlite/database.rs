@@ -238,10 +238,7 @@ fn move_cursor(transaction: &Transaction<'_>, last: TaskNumber, id: Option<&Task
     transaction.prepare_cached(MOVE_CURSOR)?.execute(params![apinode::id_column(last.0), id])
 }
 
-fn insert<'a>(
-    transaction: &Transaction<'_>,
-    tasks: impl IntoIterator<Item = &'a FinalTask>,
-) -> rusqlite::Result<()> {
+fn insert<'a>(transaction: &Transaction<'_>, tasks: impl IntoIterator<Item = &'a FinalTask>) -> rusqlite::Result<()> {
     let mut insert_message = transaction.prepare_cached(INSERT_MESSAGE)?;
     let mut insert_task = transaction.prepare_cached(INSERT_TASK)?;
     let mut time_text = transaction.prepare_cached(TIME_TEXT)?;
