@@ -178,7 +178,10 @@ impl Node {
         let parts = Self::start_parts(home, opened, (handle, log), state, members).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
         parts.start_tasks(&mut supervisor, inbox, &outputs);
-        supervisor.spawn("administration", admin::run_admin(admin, parts.desk(&outputs)?, supervisor.token()));
+        supervisor.spawn(
+            "administration",
+            admin::run_admin(admin, parts.desk(&outputs, supervisor.token())?, supervisor.token()),
+        );
         let http = bound.local_addr();
         let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
         supervisor.spawn("metrics", run_upkeep(upkeep, supervisor.token()));
@@ -498,7 +501,7 @@ impl Parts {
         Ok(running)
     }
 
-    fn desk(&self, outputs: &[RunningOutput]) -> Result<Desk, NodeError> {
+    fn desk(&self, outputs: &[RunningOutput], stop: CancellationToken) -> Result<Desk, NodeError> {
         let opened = &self.opened;
         let (genesis, epochs) = (opened.genesis.clone(), opened.epochs.clone());
         let refills = Refills::new(RefillParts {
@@ -511,6 +514,7 @@ impl Parts {
             state: self.state.clone(),
             store: opened.store.clone(),
             signer: TaskSigner::new(opened.task_key.clone()),
+            stop,
         });
         Ok(Desk {
             operator: self.operator.clone(),

@@ -33,6 +33,12 @@ const REASON_CHARS_MAX: usize = 300;
 /// Where machines of a cloud ask for credentials when they were given none.
 const METADATA_ADDRESS: &str = "169.254.169.254";
 
+/// What a store answers to the wrong keys.
+const KEY_CODES: [&str; 5] =
+    ["AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"];
+const LOOK_AT_KEYS: &str = "; look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, and what they may do";
+const NO_BUCKET: &str = "there is no such bucket";
+
 /// See the module's documentation. It has a runtime of its own, which works on whichever thread calls it: so requests
 /// give way with the thread that makes a backup.
 pub(super) struct BucketPlace {
@@ -73,8 +79,11 @@ fn reason(error: &Error) -> String {
         return "there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment of the process that uses the bucket".into();
     }
     let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>")).map(|(code, _)| code);
-    if let Some(code) = code {
-        return format!("the store answers {}", code.chars().take(REASON_CHARS_MAX).collect::<String>());
+    match code {
+        Some("NoSuchBucket") => return NO_BUCKET.into(),
+        Some(code) if KEY_CODES.contains(&code) => return format!("the store answers {code}{LOOK_AT_KEYS}"),
+        Some(code) => return format!("the store answers {}", code.chars().take(REASON_CHARS_MAX).collect::<String>()),
+        None => {}
     }
     let words = text.split('<').next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
     words.chars().take(REASON_CHARS_MAX).collect()
@@ -83,12 +92,11 @@ fn reason(error: &Error) -> String {
 fn unavailable(at: impl fmt::Display) -> impl Fn(Error) -> PlaceError {
     let at = at.to_string();
     move |error| {
-        let reason = match &error {
-            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => {
-                format!("{}; look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, and what they may do", reason(&error))
-            }
-            _ => reason(&error),
-        };
+        let mut reason = reason(&error);
+        let refused = matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. });
+        if refused && !reason.ends_with(LOOK_AT_KEYS) {
+            reason.push_str(LOOK_AT_KEYS);
+        }
         PlaceError::Unavailable { at: at.clone(), reason }
     }
 }
@@ -162,7 +170,7 @@ impl BucketPlace {
         match self.store.put(key, content.into()).await {
             Ok(_) => Ok(()),
             Err(Error::NotFound { .. }) => {
-                let reason = "there is no such bucket".into();
+                let reason = NO_BUCKET.into();
                 Err(PlaceError::Unavailable { at: self.url.clone(), reason })
             }
             Err(error) => Err(unavailable(at)(error)),
@@ -255,9 +263,7 @@ impl BackupPlace for BucketPlace {
     fn manifests(&self) -> Result<Vec<String>, PlaceError> {
         let prefix = Some(&self.prefix).filter(|prefix| !prefix.as_ref().is_empty());
         let found = self.wait(self.store.list_with_delimiter(prefix)).map_err(|error| match error {
-            Error::NotFound { .. } => {
-                PlaceError::Unavailable { at: self.url.clone(), reason: "there is no such bucket".into() }
-            }
+            Error::NotFound { .. } => PlaceError::Unavailable { at: self.url.clone(), reason: NO_BUCKET.into() },
             error => unavailable(&self.url)(error),
         })?;
         let names = found.objects.iter().filter_map(|object| object.location.filename());
@@ -291,7 +297,8 @@ mod tests {
     #[test]
     fn an_error_is_one_short_sentence_without_what_the_server_wrote_around_it() {
         let answer = "403 Forbidden: <?xml version=\"1.0\"?>\n<Error><Code>SignatureDoesNotMatch</Code><AWSAccessKeyId>AKIA</AWSAccessKeyId></Error>";
-        assert_eq!(reason(&error(answer)), "the store answers SignatureDoesNotMatch");
+        assert_eq!(reason(&error(answer)), format!("the store answers SignatureDoesNotMatch{LOOK_AT_KEYS}"));
+        assert_eq!(reason(&error("404: <Error><Code>NoSuchBucket</Code></Error>")), NO_BUCKET);
         assert!(reason(&error("GET http://169.254.169.254/latest: timed out")).contains("AWS_ACCESS_KEY_ID"));
         let long = reason(&error(&format!("no\n  route {}", "x".repeat(5_000))));
         assert!(long.contains("no route") && long.chars().count() <= REASON_CHARS_MAX, "{long}");

@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use self::borrow::borrow;
 use self::history::{BackupHistory, HistoryError, Known};
@@ -78,6 +79,8 @@ pub(crate) struct RefillParts {
     pub state: StateStore,
     pub store: StoreHome,
     pub signer: TaskSigner,
+    /// The node ends, and with it what tasks run on.
+    pub stop: CancellationToken,
 }
 
 struct Inner {
@@ -173,12 +176,13 @@ impl Refills {
 struct Filled<'a> {
     output: Arc<dyn Output>,
     runtime: &'a Handle,
+    stop: &'a CancellationToken,
 }
 
 impl Filled<'_> {
-    /// Makes a call, again where the store is not available.
+    /// Makes a call, again where the store is not available, unless the node ends.
     fn call<T, F: Future<Output = Result<T, OutputError>>>(&self, call: impl Fn() -> F) -> Result<T, OutputError> {
-        self.runtime.block_on(async {
+        let calling = async {
             let mut attempt = 1;
             loop {
                 match call().await {
@@ -188,6 +192,16 @@ impl Filled<'_> {
                     }
                     result => return result,
                 }
+            }
+        };
+        let ending = || Err(OutputError::Retryable("the node is stopping".into()));
+        if self.stop.is_cancelled() {
+            return ending();
+        }
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = self.stop.cancelled() => ending(),
+                result = calling => result,
             }
         })
     }
@@ -216,7 +230,7 @@ impl Inner {
         let parts = &self.parts;
         let said = |error: &dyn std::fmt::Display| error.to_string();
         let output = publish::open(config, &parts.home, parts.owner).map_err(|e| said(&e))?;
-        let filled = Filled { output, runtime };
+        let filled = Filled { output, runtime, stop: &parts.stop };
         let first = parts.owner.first_task_number;
         let mut missing = filled.missing(first).map_err(|e| said(&e))?;
         self.note(|progress| progress.tasks_missing = gaps::count(&missing));
