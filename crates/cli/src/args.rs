@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use lockstep_node::backup::BackupLocation;
 use lockstep_types::OutputName;
 
 /// A decentralized sequencer for DePIN: puts the messages of devices in one order and hands them on as tasks.
@@ -32,7 +33,7 @@ pub enum Command {
     Status(Status),
     /// Show and change who belongs to the network.
     Members(Members),
-    /// Copy a running node's state into a directory, or look at the backups there.
+    /// Copy a running node's state into a directory or a bucket, or look at the backups there.
     Backup(Backup),
     /// Make a new node, in a new epoch, out of a backup.
     Restore(Restore),
@@ -188,29 +189,35 @@ pub struct OfMember {
 
 /// The node makes the backup itself, while it works on. Only files that are not there yet are copied. There are no keys
 /// in a backup, no log and no vote, and none of the node's settings.
+///
+/// PLACE is a directory, or s3://BUCKET/PREFIX in a store that speaks S3. Keys and endpoint of a bucket are taken from
+/// the environment of the process that uses it, never from the command line: of the node (`lockstep start`) for --to, of
+/// this command for --list and --check. AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION,
+/// AWS_ENDPOINT_URL (for others than AWS), AWS_ALLOW_HTTP=true (for an endpoint without TLS).
 #[derive(Debug, ClapArgs)]
 pub struct Backup {
     /// The node's directory; it has to run.
     #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME", required_unless_present_any = ["list", "check"])]
     pub home: Option<PathBuf>,
-    /// Directory for backups; made when missing. The node's user writes to it.
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["list", "check"])]
-    pub to: Option<PathBuf>,
-    /// List the backups in a directory.
-    #[arg(long, value_name = "DIR", conflicts_with = "to")]
-    pub list: Option<PathBuf>,
-    /// Read all backups in a directory and compare them with their checksums.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["to", "list"])]
-    pub check: Option<PathBuf>,
+    /// Where to: a directory, which is made when missing and which the node's user writes to, or s3://BUCKET/PREFIX.
+    #[arg(long, value_name = "PLACE", required_unless_present_any = ["list", "check"])]
+    pub to: Option<BackupLocation>,
+    /// List the backups there.
+    #[arg(long, value_name = "PLACE", conflicts_with = "to")]
+    pub list: Option<BackupLocation>,
+    /// Read all backups there and compare them with their checksums.
+    #[arg(long, value_name = "PLACE", conflicts_with_all = ["to", "list"])]
+    pub check: Option<BackupLocation>,
 }
 
 /// Makes a new home with a new key and store, and the state of a backup, in a new epoch: what the network ordered after
 /// the backup is lost, and nodes and outputs of the old epoch refuse this one until they are told.
 #[derive(Debug, ClapArgs)]
 pub struct Restore {
-    /// Directory with backups.
-    #[arg(long, value_name = "DIR")]
-    pub from: PathBuf,
+    /// Directory with backups, or s3://BUCKET/PREFIX; keys and endpoint are taken from this command's environment, as
+    /// `lockstep backup --help` says.
+    #[arg(long, value_name = "PLACE")]
+    pub from: BackupLocation,
     /// Take the newest backup that is not above this height, instead of the newest.
     #[arg(long)]
     pub height: Option<u64>,
@@ -267,6 +274,21 @@ pub enum OutputsCommand {
         /// numbers in this epoch are never published to it.
         #[arg(long)]
         accept_ahead: bool,
+    },
+    /// Fill an output's gaps out of backups: tasks that the network forgot before the output had them.
+    ///
+    /// The node reads the backups, checks that they are of this history, signs the tasks and inserts them. Keys and
+    /// endpoint of a bucket are taken from the environment of the node, as `lockstep backup --help` says. It can be
+    /// interrupted and begun again; what is there stays.
+    Refill {
+        /// The node's directory; it has to run.
+        #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+        home: PathBuf,
+        /// Name of the output in config.toml.
+        name: OutputName,
+        /// Where the backups are: a directory that the node's user can read, or s3://BUCKET/PREFIX.
+        #[arg(long, value_name = "PLACE")]
+        from: BackupLocation,
     },
 }
 

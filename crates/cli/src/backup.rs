@@ -1,31 +1,30 @@
 //! `lockstep backup` and `lockstep restore`.
 
-use std::io::{IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use lockstep_node::Home;
 use lockstep_node::admin::{AdminAnswer, AdminRequest, administer};
-use lockstep_node::backup::{self, BackupManifest, BackupProgress, RestoreOptions, Restored};
+use lockstep_node::backup::{self, BackupLocation, BackupProgress, RestoreOptions, Restored};
 use lockstep_types::Height;
 
 use crate::args::{Backup, Restore};
 use crate::init;
+use crate::shown::Shown;
 
 /// How often a running backup is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 pub async fn run(options: Backup) -> anyhow::Result<()> {
-    if let Some(directory) = options.list {
-        return list(&directory);
+    if let Some(place) = options.list {
+        return list(place).await;
     }
-    if let Some(directory) = options.check {
-        return check(directory).await;
+    if let Some(place) = options.check {
+        return check(place).await;
     }
     let (Some(home), Some(to)) = (options.home, options.to) else { bail!("give --home and --to") };
     // The node has another working directory.
-    let to = std::path::absolute(&to).with_context(|| to.display().to_string())?;
+    let to = to.absolute().context("this directory is gone")?;
     let home = Home::at(home);
     administer(&home, &AdminRequest::Backup(to)).await?;
     let mut shown = Shown::default();
@@ -43,16 +42,11 @@ pub async fn run(options: Backup) -> anyhow::Result<()> {
 }
 
 fn tell(progress: &BackupProgress) -> anyhow::Result<()> {
-    match (&progress.manifest, &progress.error) {
-        (Some(path), None) => {
-            let manifest = BackupManifest::read(path)?;
+    match (&progress.made, &progress.error) {
+        (Some(made), None) => {
             println!(
                 "{}: height {}, {} bytes, of which {} in {} files were copied",
-                path.display(),
-                manifest.height,
-                progress.bytes_total,
-                progress.bytes_copied,
-                progress.files_copied
+                made.manifest, made.height, progress.bytes_total, progress.bytes_copied, progress.files_copied
             );
             Ok(())
         }
@@ -60,31 +54,9 @@ fn tell(progress: &BackupProgress) -> anyhow::Result<()> {
     }
 }
 
-/// Progress on a terminal; nothing elsewhere.
-#[derive(Default)]
-struct Shown {
-    percent: Option<u64>,
-}
-
-impl Shown {
-    fn show(&mut self, done: u64, total: u64) {
-        let percent = (done * 100).checked_div(total).unwrap_or(0);
-        if self.percent != Some(percent) && std::io::stderr().is_terminal() {
-            eprint!("\r{percent:3} % of {total} bytes");
-            let _ = std::io::stderr().flush();
-            self.percent = Some(percent);
-        }
-    }
-
-    fn end(&self) {
-        if self.percent.is_some() {
-            eprintln!();
-        }
-    }
-}
-
-fn list(directory: &Path) -> anyhow::Result<()> {
-    for manifest in backup::backups_in(directory)? {
+async fn list(location: BackupLocation) -> anyhow::Result<()> {
+    let read = move || backup::backups_in(&*backup::open_place(&location)?);
+    for manifest in tokio::task::spawn_blocking(read).await?? {
         println!(
             "{}  network {}, epoch {}, height {}, sequence {}, final to {}, {} bytes, made at {} ms",
             manifest.name(),
@@ -100,10 +72,11 @@ fn list(directory: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn check(directory: PathBuf) -> anyhow::Result<()> {
+async fn check(location: BackupLocation) -> anyhow::Result<()> {
     let read = move || {
         let mut shown = Shown::default();
-        let report = backup::check_backups(&directory, |done, total| shown.show(done, total));
+        let place = backup::open_place(&location)?;
+        let report = backup::check_backups(&*place, |done, total| shown.show(done, total));
         shown.end();
         report
     };
@@ -119,16 +92,17 @@ async fn check(directory: PathBuf) -> anyhow::Result<()> {
 }
 
 pub async fn restore(options: Restore) -> anyhow::Result<()> {
-    let manifest = backup::pick(&options.from, options.height.map(Height))?;
-    eprintln!("restoring {} ({} bytes)", manifest.name(), manifest.bytes());
     let (config, member, task_key) = init::node(&options.node)?;
     let home = Home::at(options.home);
-    let (from, target) = (options.from, home.clone());
+    let (from, height, target) = (options.from, options.height.map(Height), home.clone());
     let shares_key = task_key.is_some();
     let make = move || {
+        let place = backup::open_place(&from)?;
+        let manifest = backup::pick(&*place, height)?;
+        eprintln!("restoring {} ({} bytes)", manifest.name(), manifest.bytes());
         let mut shown = Shown::default();
         let options = RestoreOptions { config, member, task_key };
-        let restored = backup::restore(&from, &manifest, &target, options, |done, total| shown.show(done, total));
+        let restored = backup::restore(&*place, &manifest, &target, options, |done, total| shown.show(done, total));
         shown.end();
         restored
     };

@@ -8,6 +8,7 @@ mod init;
 mod members;
 mod outputs;
 mod recover;
+mod shown;
 mod start;
 mod status;
 mod testnet;

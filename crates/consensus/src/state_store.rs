@@ -90,6 +90,16 @@ impl StateStore {
         Ok(Self { home: home.clone(), storage: Arc::new(RwLock::new(Arc::new(storage))), copies: Arc::default() })
     }
 
+    /// Opens a copy of a state that lies elsewhere, to look into it, in the name of a node with this home. Nothing is
+    /// changed.
+    ///
+    /// # Errors
+    /// If it is not a whole copy.
+    pub fn open_copy(home: &StoreHome, path: &Path) -> Result<Self, StoreError> {
+        let storage = RocksStorage::open_to_read(path, Kind::State)?;
+        Ok(Self { home: home.clone(), storage: Arc::new(RwLock::new(Arc::new(storage))), copies: Arc::default() })
+    }
+
     /// Groups that are not yet tasks.
     pub fn open_groups(&self) -> Result<Vec<(GroupKey, OpenGroup)>, ReadError> {
         self.groups()

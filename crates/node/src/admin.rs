@@ -3,7 +3,7 @@
 //! each way, one request a connection.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use lockstep_api::views::MembersView;
@@ -15,10 +15,11 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::adopt::Adopter;
-use crate::backup::{BackupProgress, Backups};
+use crate::backup::{BackupLocation, BackupProgress, Backups};
 use crate::error::NodeError;
 use crate::home::Home;
 use crate::operator::Operator;
+use crate::refill::{RefillProgress, Refills};
 
 /// Longest request or answer in bytes.
 const LINE_BYTES_MAX: u64 = 4 << 20;
@@ -33,8 +34,8 @@ pub enum AdminRequest {
     Members,
     /// Count this approval: protobuf, hex.
     Approve(String),
-    /// Begin a backup to this directory, an absolute path.
-    Backup(PathBuf),
+    /// Begin a backup to this place; a directory is given by an absolute path.
+    Backup(BackupLocation),
     /// How far the newest backup is.
     BackupProgress,
     /// Take an output of an earlier epoch over.
@@ -44,6 +45,15 @@ pub enum AdminRequest {
         /// Also where it has tasks that are not part of this epoch's history.
         accept_ahead: bool,
     },
+    /// Begin to fill an output's gaps out of backups.
+    Refill {
+        /// Its name in config.toml.
+        output: OutputName,
+        /// Where the backups are; a directory is given by an absolute path.
+        from: BackupLocation,
+    },
+    /// How far the newest refill is.
+    RefillProgress,
 }
 
 /// What it answers.
@@ -56,6 +66,8 @@ pub enum AdminAnswer {
     Backup(Option<BackupProgress>),
     /// It is done: a sentence.
     Adopted(String),
+    /// To [`AdminRequest::RefillProgress`]; `None` where there was no refill since the start.
+    Refill(Option<RefillProgress>),
     /// It is done.
     Done,
     /// It is not done: a sentence.
@@ -114,6 +126,7 @@ pub(crate) struct Desk {
     pub operator: Operator,
     pub backups: Backups,
     pub adopter: Adopter,
+    pub refills: Refills,
 }
 
 /// Answers the operator until `stop`. One request at a time is plenty.
@@ -170,5 +183,7 @@ async fn carry_out(request: AdminRequest, desk: &Desk) -> Result<AdminAnswer, St
         AdminRequest::Adopt { output, accept_ahead } => {
             desk.adopter.adopt(&output, accept_ahead).await.map(AdminAnswer::Adopted)
         }
+        AdminRequest::Refill { output, from } => desk.refills.start(&output, from).map(|()| AdminAnswer::Done),
+        AdminRequest::RefillProgress => Ok(AdminAnswer::Refill(desk.refills.progress())),
     }
 }

@@ -5,6 +5,8 @@ use lockstep_network::NetworkError;
 use lockstep_store::StoreError;
 use lockstep_types::GenesisError;
 
+use crate::backup::PlaceError;
+
 /// See the module's documentation.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -26,6 +28,9 @@ pub enum NodeError {
     /// The state cannot be read.
     #[error(transparent)]
     State(#[from] lockstep_consensus::ReadError),
+    /// A backup cannot be read or written.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// An epoch cannot begin.
     #[error(transparent)]
     Epoch(#[from] lockstep_consensus::epoch::EpochError),
@@ -49,6 +54,7 @@ impl NodeError {
             self,
             Self::Config(_)
                 | Self::Genesis(_)
+                | Self::Place(PlaceError::Missing(_) | PlaceError::Damaged { .. })
                 | Self::Store(StoreError::Open(_))
                 | Self::Consensus(ConsensusError::Store(StoreError::Open(_)))
                 | Self::Network(NetworkError::Options(_))

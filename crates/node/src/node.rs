@@ -12,7 +12,7 @@ use lockstep_network::{Channel, GossipInbox, Handle, Network, Options as Network
 use lockstep_outputs::{Options as PublisherOptions, ProgressSink, Publisher, TaskSigner};
 use lockstep_types::{Member, NodeId, SigningKey};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Desk};
@@ -26,6 +26,7 @@ use crate::control::ControlService;
 use crate::error::NodeError;
 use crate::evidence::EvidenceQueue;
 use crate::forward::{run_forwarder, run_gossip};
+use crate::gaps::{GapWatch, Seen};
 use crate::home::{Home, Opened};
 use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
 use crate::ingress::Ingress;
@@ -37,6 +38,7 @@ use crate::proposer::Proposer;
 use crate::publish::{self, LogSink, NoSink, RunningOutput, StateSource};
 use crate::reader::Reader;
 use crate::rebuild;
+use crate::refill::{RefillParts, Refills};
 use crate::retention::Retention;
 use crate::steer::Steward;
 use crate::supervisor::Supervisor;
@@ -180,7 +182,10 @@ impl Node {
         let parts = Self::start_parts(home, opened, (handle, log), state, members).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
         parts.start_tasks(&mut supervisor, inbox, &outputs, first_peers);
-        supervisor.spawn("administration", admin::run_admin(admin, parts.desk()?, supervisor.token()));
+        supervisor.spawn(
+            "administration",
+            admin::run_admin(admin, parts.desk(&outputs, supervisor.token())?, supervisor.token()),
+        );
         let http = bound.local_addr();
         let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
         supervisor.spawn("metrics", run_upkeep(upkeep, supervisor.token()));
@@ -502,16 +507,41 @@ impl Parts {
                 recorded: self.tracker.progress().get(&config.name).copied(),
             });
             supervisor.spawn("a publisher", publisher.run(supervisor.token()));
-            running.push(RunningOutput { name: config.name.clone(), handle });
+            let (name, bell) = (config.name.clone(), Arc::new(Notify::new()));
+            let seen = watch::Sender::new(Seen { next: owner.first_task_number, gaps: Vec::new() });
+            let missing = seen.subscribe();
+            let watch = GapWatch {
+                name: name.clone(),
+                // A connection of its own, so that a look at many numbers does not hold up publishing.
+                output: publish::open(config, &self.home, owner)?,
+                head: self.tracker.head(),
+                bell: bell.clone(),
+                seen,
+            };
+            supervisor.spawn("gaps", watch.run(supervisor.token()));
+            running.push(RunningOutput { name, handle, missing, bell });
         }
         Ok(running)
     }
 
-    fn desk(&self) -> Result<Desk, NodeError> {
+    fn desk(&self, outputs: &[RunningOutput], stop: CancellationToken) -> Result<Desk, NodeError> {
         let opened = &self.opened;
         let (genesis, epochs) = (opened.genesis.clone(), opened.epochs.clone());
+        let refills = Refills::new(RefillParts {
+            home: self.home.clone(),
+            outputs: opened.config.outputs.clone(),
+            bells: outputs.iter().map(|output| (output.name.clone(), output.bell.clone())).collect(),
+            owner: opened.owner()?,
+            genesis: genesis.clone(),
+            epochs: epochs.clone(),
+            state: self.state.clone(),
+            store: opened.store.clone(),
+            signer: TaskSigner::new(opened.task_key.clone()),
+            stop,
+        });
         Ok(Desk {
             operator: self.operator.clone(),
+            refills,
             backups: Backups::new(self.state.clone(), opened.store.clone(), genesis, epochs.clone()),
             adopter: Adopter {
                 home: self.home.clone(),

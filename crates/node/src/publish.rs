@@ -10,12 +10,13 @@ use lockstep_outputs::{
     FinalMessage, Handle, Output, Owner, PostgresOptions, PostgresOutput, ProgressSink, SourceError, SqliteOptions,
     SqliteOutput, TaskSource, UnsignedTask,
 };
-use lockstep_types::{Batch, Height, NetworkParams, OutputName, Sequence, TaskNumber};
-use tokio::sync::watch;
+use lockstep_types::{Batch, Height, NetworkParams, OrderedMessage, OutputName, Sequence, TaskNumber};
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 
 use crate::config::{OutputConfig, OutputKind};
 use crate::error::NodeError;
+use crate::gaps::Seen;
 use crate::home::Home;
 use crate::limits::{PROGRESS_TIMEOUT, READ_BYTES_MAX};
 
@@ -23,6 +24,10 @@ use crate::limits::{PROGRESS_TIMEOUT, READ_BYTES_MAX};
 pub(crate) struct RunningOutput {
     pub name: OutputName,
     pub handle: Handle,
+    /// What its store lacks.
+    pub missing: watch::Receiver<Seen>,
+    /// To be rung when something may have been filled in.
+    pub bell: Arc<Notify>,
 }
 
 /// Opens the store that a configuration names. Nothing is connected yet.
@@ -82,7 +87,7 @@ fn read_tasks(
     max_bytes: usize,
 ) -> Result<Vec<UnsignedTask>, ReadError> {
     let Some(start) = state.batch_of_task(first)? else { return Ok(Vec::new()) };
-    let mut reader = TaskReader { state, other: HashMap::new() };
+    let mut reader = TaskReader::new(|sequence| state.batch_of_message(sequence));
     let (mut tasks, mut bytes) = (Vec::new(), 0);
     let mut height = start.header.height;
     let mut batches = vec![start];
@@ -92,7 +97,7 @@ fn read_tasks(
                 if tasks.len() >= max_tasks || (bytes >= max_bytes && !tasks.is_empty()) {
                     return Ok(tasks);
                 }
-                let task = reader.unsigned(batch, task)?;
+                let task = reader.read(batch, task, |_| {})?;
                 bytes += task.messages.iter().map(|message| message.data.len()).sum::<usize>();
                 tasks.push(task);
             }
@@ -105,24 +110,35 @@ fn read_tasks(
     }
 }
 
-/// Collects the payloads of tasks; batches that tasks reach back to are read once.
-struct TaskReader<'a> {
-    state: &'a StateStore,
+/// Collects the payloads of tasks; batches that tasks reach back to are read once. `F` finds the batch of a message.
+pub(crate) struct TaskReader<F> {
+    find: F,
     other: HashMap<Height, Batch>,
 }
 
 /// Batches kept for tasks that reach back; beyond, they are read again.
 const OTHER_BATCHES_MAX: usize = 16;
 
-impl TaskReader<'_> {
-    fn unsigned(&mut self, batch: &Batch, task: &lockstep_types::Task) -> Result<UnsignedTask, ReadError> {
+impl<F: FnMut(Sequence) -> Result<Option<Batch>, ReadError>> TaskReader<F> {
+    pub fn new(find: F) -> Self {
+        Self { find, other: HashMap::new() }
+    }
+
+    /// The task with its payloads; `look` sees its messages, in order.
+    pub fn read(
+        &mut self,
+        batch: &Batch,
+        task: &lockstep_types::Task,
+        mut look: impl FnMut(&OrderedMessage),
+    ) -> Result<UnsignedTask, ReadError> {
         let mut messages = Vec::with_capacity(task.sequences.len());
         for sequence in &task.sequences {
-            let data = match batch.message_at(*sequence) {
-                Some(message) => message.message.data.clone(),
+            let message = match batch.message_at(*sequence) {
+                Some(message) => message,
                 None => self.earlier(*sequence)?,
             };
-            messages.push(FinalMessage { sequence: *sequence, data });
+            look(message);
+            messages.push(FinalMessage { sequence: *sequence, data: message.message.data.clone() });
         }
         Ok(UnsignedTask {
             number: task.number,
@@ -135,22 +151,25 @@ impl TaskReader<'_> {
         })
     }
 
-    fn earlier(&mut self, sequence: Sequence) -> Result<bytes::Bytes, ReadError> {
-        let found = self.other.values().find_map(|batch| batch.message_at(sequence));
-        if let Some(message) = found {
-            return Ok(message.message.data.clone());
-        }
+    fn earlier(&mut self, sequence: Sequence) -> Result<&OrderedMessage, ReadError> {
         let missing = || {
             let reason = format!("message {sequence} of a task is missing");
             ReadError::Damaged(lockstep_types::DecodeError::malformed("chain", reason))
         };
-        let batch = self.state.batch_of_message(sequence)?.ok_or_else(missing)?;
-        let data = batch.message_at(sequence).ok_or_else(missing)?.message.data.clone();
-        if self.other.len() >= OTHER_BATCHES_MAX {
-            self.other.clear();
-        }
-        self.other.insert(batch.header.height, batch);
-        Ok(data)
+        let known = self.other.values().find(|batch| batch.message_at(sequence).is_some());
+        let height = match known.map(|batch| batch.header.height) {
+            Some(height) => height,
+            None => {
+                let batch = (self.find)(sequence)?.ok_or_else(missing)?;
+                if self.other.len() >= OTHER_BATCHES_MAX {
+                    self.other.clear();
+                }
+                let height = batch.header.height;
+                self.other.insert(height, batch);
+                height
+            }
+        };
+        self.other.get(&height).and_then(|batch| batch.message_at(sequence)).ok_or_else(missing)
     }
 }
 

@@ -178,13 +178,13 @@ impl Reader {
         }
     }
 
-    /// Tasks that an output never got: those that the log knows of, and the newest that this node saw.
+    /// Tasks that an output lacks: what its store was found to lack, and where that was not looked at yet, what the log
+    /// and this node's publisher say.
     fn gaps(&self, output: &RunningOutput) -> Vec<GapView> {
-        let known = self.state.gaps(&output.name).unwrap_or_default();
-        let mut gaps: Vec<GapView> = known.iter().map(|gap| GapView { first: gap.first, last: gap.last }).collect();
-        let seen = output.handle.status().newest_gap.map(|(first, last)| GapView { first, last });
-        gaps.extend(seen.filter(|seen| !known.iter().any(|gap| gap.last >= seen.last)));
-        gaps
+        let logged = self.state.gaps(&output.name).unwrap_or_default();
+        let said = logged.iter().map(|gap| (gap.first, gap.last)).chain(output.handle.status().newest_gap);
+        let missing = output.missing.borrow().with(said);
+        missing.into_iter().map(|(first, last)| GapView { first, last }).collect()
     }
 
     fn payload(&self, project: ProjectId, data: &[u8]) -> Option<String> {

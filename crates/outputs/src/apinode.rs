@@ -104,6 +104,31 @@ impl Cursor {
     }
 }
 
+impl Cursor {
+    /// Which of `tasks` (checked by [`check_fill`]) are to be inserted below the cursor, given the rows `(number, task
+    /// id)` found between the first and the last of them, ascending.
+    pub(crate) fn may_fill<'a>(
+        &self,
+        owner: &Owner,
+        tasks: &'a [FinalTask],
+        found: &[(i64, Vec<u8>)],
+    ) -> Result<Vec<&'a FinalTask>, OutputError> {
+        self.check_owner(owner)?;
+        if tasks.last().map(|task| task.number) > self.last {
+            return Err(OutputError::Moved { actual_last: self.last });
+        }
+        let (mut rows, mut absent) = (found.iter().peekable(), Vec::new());
+        for task in tasks {
+            match rows.next_if(|(number, _)| *number == id_column(task.number.0)) {
+                Some((_, id)) if id[..] == task.id.0 => {}
+                Some(_) => return Err(other_task(task.number)),
+                None => absent.push(task),
+            }
+        }
+        Ok(absent)
+    }
+}
+
 /// An epoch as it stands in the cursor row.
 pub(crate) fn epoch_column(epoch: Epoch) -> i64 {
     i64::try_from(epoch.0).unwrap_or(i64::MAX)
@@ -142,6 +167,12 @@ pub(crate) fn check_tasks(
         expected = expected.next();
     }
     receipt(tasks).ok_or(OutputError::Refused { task: expected, reason: "no task was given".to_owned() })
+}
+
+/// Checks that `tasks` follow each other, are the owner's, and that the tables can hold them.
+pub(crate) fn check_fill(tasks: &[FinalTask], owner: &Owner) -> Result<Receipt, OutputError> {
+    let first = tasks.first().map(|task| task.number).filter(|first| *first > owner.first_task_number);
+    check_tasks(tasks, owner, first.map(|first| TaskNumber(first.0 - 1)))
 }
 
 fn check_task(task: &FinalTask) -> Result<(), &'static str> {
@@ -318,6 +349,24 @@ mod tests {
         assert_eq!(cursor(Some(5)).admit(&OWNER, &tasks, None), Err(moved));
         let moved = OutputError::Moved { actual_last: None };
         assert_eq!(cursor(None).admit(&OWNER, &[task(6)], Some(TaskNumber(5))), Err(moved));
+    }
+
+    #[test]
+    fn only_what_is_absent_below_the_cursor_is_filled_in() {
+        let tasks = [task(5), task(6), task(7)];
+        assert!(check_fill(&tasks, &OWNER).is_ok() && check_fill(&tasks[1..], &OWNER).is_ok());
+        for bad in [&[task(4), task(5)][..], &[task(5), task(7)], &[]] {
+            assert!(matches!(check_fill(bad, &OWNER), Err(OutputError::Refused { .. })));
+        }
+        let row = |number: u64, id: u64| (id_column(number), task(id).id.0.to_vec());
+        let absent = cursor(Some(9)).may_fill(&OWNER, &tasks, &[row(6, 6)]).unwrap();
+        assert_eq!(absent.iter().map(|task| task.number.0).collect::<Vec<_>>(), [5, 7]);
+        assert_eq!(cursor(Some(9)).may_fill(&OWNER, &tasks, &[row(5, 5), row(6, 6), row(7, 7)]), Ok(vec![]));
+        assert!(matches!(cursor(Some(9)).may_fill(&OWNER, &tasks, &[row(6, 8)]), Err(OutputError::Foreign(_))));
+        for last in [None, Some(6)] {
+            let moved = OutputError::Moved { actual_last: last.map(TaskNumber) };
+            assert_eq!(cursor(last).may_fill(&OWNER, &tasks, &[]), Err(moved));
+        }
     }
 
     #[test]

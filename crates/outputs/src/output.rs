@@ -132,8 +132,8 @@ pub enum OutputError {
 
 /// A store of tasks.
 ///
-/// Tasks become visible to readers all at once per call, in ascending order of their numbers, and never change
-/// afterwards. What a receipt confirms is durable. Several nodes may use one store at a time: a call that does not
+/// Published tasks become visible to readers all at once per call, in ascending order of their numbers, and never change
+/// afterwards; only what is filled in ([`Output::fill`]) comes behind greater numbers. What a receipt confirms is durable. Several nodes may use one store at a time: a call that does not
 /// follow what is there changes nothing. Dropping a call's future leaves either all of its tasks or none.
 #[async_trait]
 pub trait Output: Send + Sync {
@@ -144,6 +144,19 @@ pub trait Output: Send + Sync {
     /// Notes that the tasks after `expected_last` up to `last` never come, because the network has forgotten them: what
     /// is published next follows `last`. Already there or beyond: nothing changes.
     async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError>;
+
+    /// Inserts tasks that were skipped and were found again. They are ascending, without gaps, at least one, and none is
+    /// above [`Output::last`], which stays where it is ([`OutputError::Moved`] otherwise). Those that are there already
+    /// change nothing. Every one of them is in the store whole or not at all, also where the call breaks off half-way.
+    async fn fill(&self, tasks: &[FinalTask]) -> Result<(), OutputError>;
+
+    /// The first run of numbers from `first` to `last` without a task in the store. Its cost grows with the numbers that
+    /// have one, so ask for a bounded range.
+    async fn first_gap(
+        &self,
+        first: TaskNumber,
+        last: TaskNumber,
+    ) -> Result<Option<(TaskNumber, TaskNumber)>, OutputError>;
 
     /// Number of the last task that is present, or that was skipped. It is the truth; cursors elsewhere are hints.
     async fn last(&self) -> Result<Option<TaskNumber>, OutputError>;

@@ -4,6 +4,7 @@
 //! compare-and-set and inserts the rows: rows of two writers never mix, and a late writer changes nothing. There is one
 //! connection, made when it is first needed and again after any error.
 
+mod columns;
 mod options;
 mod schema;
 mod session;
@@ -22,6 +23,8 @@ use crate::output::{Adopted, Adoption, FinalTask, Output, OutputError, Owner, Re
 pub const MESSAGES_PER_STATEMENT_MAX: usize = 16_384;
 /// Most payload bytes of one statement (one task may exceed it): far below PostgreSQL's 1 GiB per message and value.
 pub const BYTES_PER_STATEMENT_MAX: usize = 16 << 20;
+/// How often a call to fill in writes, until all is there.
+const FILL_ATTEMPTS_MAX: usize = 3;
 
 /// A store in PostgreSQL.
 pub struct PostgresOutput {
@@ -60,7 +63,7 @@ impl PostgresOutput {
                 apinode::compare(tasks, &session.ids(receipt.first, receipt.last).await?)?;
                 Ok(receipt)
             }
-            Admission::Append => Err(OutputError::Retryable("its cursor moved back and forth".to_owned())),
+            Admission::Append => Err(unsteady()),
         }
     }
 }
@@ -72,7 +75,7 @@ impl std::fmt::Debug for PostgresOutput {
 }
 
 /// Cuts a call into statements. Never within a task.
-fn chunks(tasks: &[FinalTask]) -> Vec<&[FinalTask]> {
+fn chunks<'a>(tasks: &'a [&'a FinalTask]) -> Vec<&'a [&'a FinalTask]> {
     let (mut out, mut start, mut messages, mut bytes) = (Vec::new(), 0, 0, 0);
     for (i, task) in tasks.iter().enumerate() {
         let task_bytes: usize = task.messages.iter().map(|m| m.data.len()).sum();
@@ -89,13 +92,19 @@ fn chunks(tasks: &[FinalTask]) -> Vec<&[FinalTask]> {
     out
 }
 
+/// What cannot be unless somebody else works on the same rows at this moment.
+fn unsteady() -> OutputError {
+    OutputError::Retryable("its cursor moved back and forth".to_owned())
+}
+
 #[async_trait]
 impl Output for PostgresOutput {
     async fn publish(&self, tasks: &[FinalTask], expected_last: Option<TaskNumber>) -> Result<Receipt, OutputError> {
         let receipt = apinode::check_tasks(tasks, &self.owner, expected_last)?;
         let mut slot = self.session.lock().await;
         let session = self.session(&mut slot).await?;
-        let result = match session.append(&self.owner, &chunks(tasks), expected_last).await? {
+        let references: Vec<&FinalTask> = tasks.iter().collect();
+        let result = match session.append(&self.owner, &chunks(&references), expected_last).await? {
             true => Ok(receipt),
             false => self.resolve(&session, tasks, expected_last, receipt).await,
         };
@@ -112,6 +121,41 @@ impl Output for PostgresOutput {
         }
         *slot = Some(session);
         Ok(())
+    }
+
+    async fn fill(&self, tasks: &[FinalTask]) -> Result<(), OutputError> {
+        let range = apinode::check_fill(tasks, &self.owner)?;
+        let mut slot = self.session.lock().await;
+        let session = self.session(&mut slot).await?;
+        for attempt in 0.. {
+            let found = session.ids(range.first, range.last).await?;
+            let absent = session.cursor().await?.may_fill(&self.owner, tasks, &found)?;
+            if absent.is_empty() {
+                break;
+            }
+            // Where another one filled in the same at the same time, what it left out is looked at once more.
+            if attempt == FILL_ATTEMPTS_MAX {
+                return Err(unsteady());
+            }
+            for chunk in chunks(&absent) {
+                session.fill(&self.owner, chunk).await?;
+            }
+        }
+        *slot = Some(session);
+        Ok(())
+    }
+
+    async fn first_gap(
+        &self,
+        first: TaskNumber,
+        last: TaskNumber,
+    ) -> Result<Option<(TaskNumber, TaskNumber)>, OutputError> {
+        let mut slot = self.session.lock().await;
+        let session = self.session(&mut slot).await?;
+        session.cursor().await?.check_owner(&self.owner)?;
+        let gap = session.first_gap(first, last).await?;
+        *slot = Some(session);
+        Ok(gap)
     }
 
     async fn last(&self) -> Result<Option<TaskNumber>, OutputError> {

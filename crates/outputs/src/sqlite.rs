@@ -92,6 +92,19 @@ impl Output for SqliteOutput {
         self.run(move |database, owner| database.skip(owner, last, expected_last)).await
     }
 
+    async fn fill(&self, tasks: &[FinalTask]) -> Result<(), OutputError> {
+        let tasks = tasks.to_vec();
+        self.run(move |database, owner| database.fill(owner, &tasks)).await
+    }
+
+    async fn first_gap(
+        &self,
+        first: TaskNumber,
+        last: TaskNumber,
+    ) -> Result<Option<(TaskNumber, TaskNumber)>, OutputError> {
+        self.run(move |database, owner| database.first_gap(owner, first, last)).await
+    }
+
     async fn last(&self) -> Result<Option<TaskNumber>, OutputError> {
         self.run(|database, owner| {
             let cursor = database.cursor()?;

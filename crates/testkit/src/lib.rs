@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod background;
 pub mod balancer;
+pub mod bucket;
 pub mod check;
 pub mod cluster;
 pub mod follow;

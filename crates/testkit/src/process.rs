@@ -38,6 +38,7 @@ pub struct NodeProcess {
     binary: PathBuf,
     home: PathBuf,
     log: PathBuf,
+    environment: Vec<(String, String)>,
     child: Option<Child>,
     id: ProcessId,
     paused: bool,
@@ -47,7 +48,12 @@ impl NodeProcess {
     /// The node in `home`, not started yet.
     pub fn new(binary: &Path, home: &Path, log: &Path) -> Self {
         let (binary, home, log) = (binary.to_owned(), home.to_owned(), log.to_owned());
-        Self { binary, home, log, child: None, id: ProcessId::default(), paused: false }
+        Self { binary, home, log, environment: Vec::new(), child: None, id: ProcessId::default(), paused: false }
+    }
+
+    /// Sets variables of its environment, from the next start on.
+    pub fn set_environment(&mut self, variables: Vec<(String, String)>) {
+        self.environment = variables;
     }
 
     /// Starts `lockstep start`. Call it on the test's own thread: the process is killed when that thread ends.
@@ -59,6 +65,7 @@ impl NodeProcess {
         let log = File::options().create(true).append(true).open(&self.log).expect("a log file");
         let mut command = Command::new(&self.binary);
         command.arg("start").arg("--home").arg(&self.home).env("RUST_BACKTRACE", "1").stdin(Stdio::null());
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command.stdout(log.try_clone().expect("a second handle on the log")).stderr(log);
         die_with_this_thread(&mut command);
         let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", self.binary.display()));

@@ -27,29 +27,39 @@ const COMMAND: Duration = Duration::from_secs(60);
 /// Messages between two backups.
 const MESSAGES: usize = 1_500;
 /// A backup to which nothing was added copies no more than this: the list of files, and what points to it.
-const NOTHING_NEW_BYTES: u64 = 256 << 10;
+pub const NOTHING_NEW_BYTES: u64 = 256 << 10;
 
-fn command(arguments: &[&str]) -> Output {
+fn command(arguments: &[&str], environment: &[(String, String)]) -> Output {
     let mut command = Command::new(binary());
-    command.args(arguments);
+    command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
     run_limited(&mut command, Limits::default(), COMMAND)
 }
 
-fn works(arguments: &[&str]) -> String {
-    let output = command(arguments);
+pub fn works(arguments: &[&str]) -> String {
+    works_with(arguments, &[])
+}
+
+/// With variables of the environment.
+pub fn works_with(arguments: &[&str], environment: &[(String, String)]) -> String {
+    let output = command(arguments, environment);
     assert!(output.status.success(), "{arguments:?}: {}", text_of(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn fails(arguments: &[&str], reason: &str) -> String {
-    let output = command(arguments);
+pub fn fails(arguments: &[&str], reason: &str) -> String {
+    fails_with(arguments, &[], reason)
+}
+
+/// With variables of the environment.
+pub fn fails_with(arguments: &[&str], environment: &[(String, String)], reason: &str) -> String {
+    let output = command(arguments, environment);
     let text = text_of(&output);
     assert!(!output.status.success(), "{arguments:?} should fail: {text}");
     assert!(text.contains(reason), "{arguments:?} should say {reason:?}: {text}");
     text
 }
 
-fn text(path: &Path) -> String {
+pub fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
@@ -136,7 +146,7 @@ async fn has_all(http: u16, history: &History, height: u64) -> usize {
 }
 
 /// Bytes of the state and bytes that were copied, as `backup` tells them, and the backup's height.
-fn back_up(home: &str, to: &str) -> (u64, u64, u64) {
+pub fn back_up(home: &str, to: &str) -> (u64, u64, u64) {
     let said = works(&["backup", "--home", home, "--to", to]);
     let numbers: Vec<u64> = said
         .rsplit(": height")
@@ -148,7 +158,7 @@ fn back_up(home: &str, to: &str) -> (u64, u64, u64) {
     (numbers[1], numbers[2], numbers[0])
 }
 
-fn all_files(directory: &Path) -> Vec<PathBuf> {
+pub fn all_files(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(directory).unwrap().flatten() {
         if entry.path().is_dir() { found.extend(all_files(&entry.path())) } else { found.push(entry.path()) }
@@ -157,7 +167,7 @@ fn all_files(directory: &Path) -> Vec<PathBuf> {
 }
 
 /// Wants no key of any node in a directory, neither as text nor as bytes.
-fn has_no_secrets(cluster: &Cluster, directory: &Path) {
+pub fn has_no_secrets(cluster: &Cluster, directory: &Path) {
     let mut secrets = Vec::new();
     for index in 0..cluster.len() {
         for name in ["node.key", "task.key"] {
@@ -175,7 +185,7 @@ fn has_no_secrets(cluster: &Cluster, directory: &Path) {
     }
 }
 
-fn flip_a_bit(file: &Path) {
+pub fn flip_a_bit(file: &Path) {
     let mut content = fs::read(file).unwrap();
     let middle = content.len() / 2;
     content[middle] ^= 1;

@@ -13,6 +13,7 @@ mod idle;
 mod joining;
 mod lifetimes;
 mod partitions;
+mod refills;
 mod rolling;
 mod rounds;
 mod semantics;

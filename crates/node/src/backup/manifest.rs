@@ -1,18 +1,16 @@
-//! What a backup consists of, and looking at the backups in a directory.
+//! What a backup consists of, and looking at the backups in a place.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::{Path, PathBuf};
 
-use lockstep_consensus::copy::{is_data_file, sum_of};
+use lockstep_consensus::copy::is_data_file;
 use lockstep_types::{
     BatchHash, Digest, Epoch, EpochRecord, Epochs, Genesis, Height, NetworkId, Sequence, TaskNumber, TimeMs,
 };
 use serde::{Deserialize, Serialize};
 
-use super::{BACKUP_VERSION, FILES, FILES_MAX, MANIFEST_BYTES_MAX, failed};
+use super::place::{BackupPlace, PlaceError, check_file};
+use super::{BACKUP_VERSION, FILES_MAX};
 use crate::error::NodeError;
-use crate::home::config_error;
 
 /// A file of the state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,9 +25,9 @@ pub struct BackupFile {
 }
 
 impl BackupFile {
-    /// Where it is in a backup directory.
-    pub fn path(&self, directory: &Path) -> PathBuf {
-        directory.join(FILES).join(self.sum.to_string().trim_start_matches("0x"))
+    /// Its name in a place for backups.
+    pub fn key(&self) -> String {
+        self.sum.to_string().trim_start_matches("0x").to_owned()
     }
 }
 
@@ -53,6 +51,9 @@ pub struct BackupManifest {
     pub next_sequence: Sequence,
     /// Number of the next task.
     pub next_task_number: TaskNumber,
+    /// Number of the oldest task in it; 0 where it does not say: in version 1.
+    #[serde(default)]
+    pub oldest_task_number: TaskNumber,
     /// Height of the newest certificate in it.
     pub final_height: Height,
     /// When it was made, by the node's clock.
@@ -88,16 +89,15 @@ impl BackupManifest {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn read(path: &Path) -> Result<Self, NodeError> {
+    pub fn read(place: &dyn BackupPlace, name: &str) -> Result<Self, NodeError> {
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let bad = |reason: &dyn std::fmt::Display| config_error(path, reason);
-        if fs::metadata(path).map_err(failed(path))?.len() > MANIFEST_BYTES_MAX {
-            return Err(bad(&"is too large to be a backup's manifest"));
-        }
-        let text = fs::read_to_string(path).map_err(failed(path))?;
+        let bad = |reason: &dyn std::fmt::Display| {
+            NodeError::Place(PlaceError::damaged(format_args!("{place}/{name}"), reason))
+        };
+        let text = place.read_manifest(name)?;
         let Version { version } = serde_json::from_str(&text).map_err(|e| bad(&e))?;
         if version > BACKUP_VERSION {
             let reason = format!("has version {version}, this program knows {BACKUP_VERSION}; upgrade it");
@@ -115,24 +115,19 @@ impl BackupManifest {
     }
 }
 
-/// The backups in a directory, oldest first.
+/// The backups in a place, oldest first.
 ///
 /// # Errors
-/// If the directory, or one of them, cannot be read.
-pub fn backups_in(directory: &Path) -> Result<Vec<BackupManifest>, NodeError> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).map_err(failed(directory))? {
-        let path = entry.map_err(failed(directory))?.path();
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if name.starts_with("backup-") && name.ends_with(".json") {
-            found.push(BackupManifest::read(&path)?);
-        }
-    }
+/// If the place, or one of them, cannot be read.
+pub fn backups_in(place: &dyn BackupPlace) -> Result<Vec<BackupManifest>, NodeError> {
+    let names = place.manifests()?;
+    let mut found =
+        names.iter().map(|name| BackupManifest::read(place, name)).collect::<Result<Vec<_>, NodeError>>()?;
     found.sort_by_key(|manifest| (manifest.epoch, manifest.height));
     Ok(found)
 }
 
-/// What was found in a directory of backups.
+/// What was found in a place for backups.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CheckReport {
     /// Files that were read, and their bytes.
@@ -146,10 +141,10 @@ pub struct CheckReport {
 /// Reads every file of every backup and compares it with its checksum. `on_file` is told bytes done and in all.
 ///
 /// # Errors
-/// If a manifest cannot be read.
-pub fn check_backups(directory: &Path, mut on_file: impl FnMut(u64, u64)) -> Result<CheckReport, NodeError> {
+/// If a manifest cannot be read, or the place no longer answers.
+pub fn check_backups(place: &dyn BackupPlace, mut on_file: impl FnMut(u64, u64)) -> Result<CheckReport, NodeError> {
     let mut files: BTreeMap<String, (BackupFile, Vec<String>)> = BTreeMap::new();
-    for manifest in backups_in(directory)? {
+    for manifest in backups_in(place)? {
         for file in &manifest.files {
             let known = files.entry(file.sum.to_string()).or_insert_with(|| (file.clone(), Vec::new()));
             known.1.push(manifest.name());
@@ -158,20 +153,14 @@ pub fn check_backups(directory: &Path, mut on_file: impl FnMut(u64, u64)) -> Res
     let total = files.values().map(|(file, _)| file.bytes).sum();
     let mut report = CheckReport::default();
     for (file, used_by) in files.values() {
-        let path = file.path(directory);
-        let fault = match fs::metadata(&path) {
-            Err(error) => Some(error.to_string()),
-            Ok(about) if about.len() != file.bytes => Some(format!("it has {} bytes, not {}", about.len(), file.bytes)),
-            Ok(_) => match sum_of(&path) {
-                Err(error) => Some(error.to_string()),
-                Ok(sum) if sum != file.sum.0 => Some("its content is not what was written".into()),
-                Ok(_) => None,
-            },
-        };
-        (report.files, report.bytes) = (report.files + 1, report.bytes + file.bytes);
-        if let Some(fault) = fault {
-            report.faults.push(format!("{}: {fault}; it is part of {}", path.display(), used_by.join(", ")));
+        match check_file(place, file) {
+            Ok(()) => {}
+            Err(fault @ (PlaceError::Missing(_) | PlaceError::Damaged { .. })) => {
+                report.faults.push(format!("{fault}; it is part of {}", used_by.join(", ")));
+            }
+            Err(error) => return Err(error.into()),
         }
+        (report.files, report.bytes) = (report.files + 1, report.bytes + file.bytes);
         on_file(report.bytes, total);
     }
     Ok(report)

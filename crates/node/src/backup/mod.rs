@@ -1,4 +1,4 @@
-//! Backups of the state in a directory, and restoring one.
+//! Backups of the state in a directory or a bucket, and restoring one.
 //!
 //! ```text
 //! files/HASH                    files of the state, named by keccak256 of their content
@@ -8,14 +8,21 @@
 //! Table files of the state never change, so a further backup copies only those that are new. There is no key, no log
 //! and no vote in a backup, and nothing of a node's own settings.
 
+mod bucket;
+mod directory;
+mod location;
 mod manifest;
+mod place;
 mod restore;
 mod write;
 
+pub use location::{BackupLocation, LocationError};
 pub use manifest::{BackupFile, BackupManifest, CheckReport, backups_in, check_backups};
+pub(crate) use place::fetch_file;
+pub use place::{BackupPlace, PlaceError, open_place, open_place_with};
 pub use restore::{RestoreOptions, Restored, pick, restore};
-pub use write::BackupProgress;
-pub(crate) use write::Backups;
+pub use write::{BackupMade, BackupProgress};
+pub(crate) use write::{Backups, Scratch};
 
 use std::path::Path;
 
@@ -23,7 +30,7 @@ use crate::error::NodeError;
 use crate::home::config_error;
 
 /// Version of a backup's manifest.
-pub const BACKUP_VERSION: u32 = 1;
+pub const BACKUP_VERSION: u32 = 2;
 /// Most files of one backup.
 const FILES_MAX: usize = 65_536;
 /// Largest manifest that is read, in bytes.

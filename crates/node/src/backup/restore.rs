@@ -11,7 +11,7 @@ use lockstep_types::{BatchHash, EpochReason, EpochRecord, Height, SigningKey};
 
 use super::failed;
 use super::manifest::{BackupManifest, backups_in};
-use super::write::copy_file;
+use super::place::{BackupPlace, fetch_file};
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::error::NodeError;
@@ -37,18 +37,18 @@ pub struct Restored {
     pub from: BackupManifest,
 }
 
-/// The newest backup in a directory, or the newest one that is not above a height.
+/// The newest backup in a place, or the newest one that is not above a height.
 ///
 /// # Errors
 /// If there is none, or one cannot be read.
-pub fn pick(directory: &Path, height: Option<Height>) -> Result<BackupManifest, NodeError> {
+pub fn pick(place: &dyn BackupPlace, height: Option<Height>) -> Result<BackupManifest, NodeError> {
     let fits = |manifest: &BackupManifest| height.is_none_or(|most| manifest.height <= most);
-    let found = backups_in(directory)?.into_iter().rfind(fits);
+    let found = backups_in(place)?.into_iter().rfind(fits);
     let missing = match height {
         Some(height) => format!("there is no backup of height {height} or less; see `lockstep backup --list`"),
         None => "there is no backup here".into(),
     };
-    found.ok_or_else(|| config_error(directory, missing))
+    found.ok_or_else(|| NodeError::Config(format!("{place}: {missing}")))
 }
 
 /// Makes a home in a new epoch, with a new key and store and the state of the backup. Everything is made beside it and
@@ -57,7 +57,7 @@ pub fn pick(directory: &Path, height: Option<Height>) -> Result<BackupManifest, 
 /// # Errors
 /// If there is something in the way, the backup is damaged, or the disk fails. Then there is no home.
 pub fn restore(
-    directory: &Path,
+    place: &dyn BackupPlace,
     manifest: &BackupManifest,
     home: &Home,
     options: RestoreOptions,
@@ -80,7 +80,7 @@ pub fn restore(
     if total > free {
         return Err(config_error(parent, format!("{total} bytes are needed and {free} are free")));
     }
-    let result = make(directory, manifest, &making, options, |done| on_file(done, total)).and_then(|record| {
+    let result = make(place, manifest, &making, options, |done| on_file(done, total)).and_then(|record| {
         if target.exists() {
             fs::remove_dir(target).map_err(failed(target))?;
         }
@@ -93,7 +93,7 @@ pub fn restore(
 }
 
 fn make(
-    directory: &Path,
+    place: &dyn BackupPlace,
     manifest: &BackupManifest,
     home: &Home,
     options: RestoreOptions,
@@ -106,7 +106,7 @@ fn make(
     fs::create_dir_all(&path).map_err(failed(&path))?;
     let mut done = 0;
     for file in &manifest.files {
-        copy_file(&file.path(directory), &path.join(&file.name), &file.sum.0)?;
+        fetch_file(place, file, &path.join(&file.name))?;
         done += file.bytes;
         on_file(done);
     }
@@ -115,7 +115,8 @@ fn make(
     let head = state.head()?;
     let end = head.map_or((Height(0), BatchHash::ZERO), |head| (head.height, head.hash));
     if end != (manifest.height, manifest.hash) {
-        return Err(config_error(directory, "the state in it does not end where its manifest says"));
+        let reason = "the state in it does not end where its manifest says";
+        return Err(NodeError::Config(format!("{place}/{}: {reason}", manifest.name())));
     }
     let epochs = manifest.epochs()?;
     let mut record = next_epoch(&state, &manifest.genesis, &epochs, member, EpochReason::Restore, now_ms())?;

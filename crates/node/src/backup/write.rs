@@ -1,29 +1,25 @@
 //! Making a backup of a running node's state, on a thread of its own that gives way to everything else.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lockstep_consensus::StateStore;
-use lockstep_consensus::copy::{Hasher, head_of_copy, is_data_file, sum_of};
-use lockstep_store::disk::sync_directory;
-use lockstep_store::home::{StoreHome, replace_file};
-use lockstep_types::{Digest, Epochs, Genesis, Hash32};
+use lockstep_consensus::copy::{head_of_copy, is_data_file, sum_of};
+use lockstep_store::home::StoreHome;
+use lockstep_types::{Digest, Epochs, Genesis, Hash32, Height};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
+use super::location::BackupLocation;
 use super::manifest::{BackupFile, BackupManifest};
-use super::{BACKUP_VERSION, FILES, failed};
+use super::place::{BackupPlace, PlaceError, open_place};
+use super::{BACKUP_VERSION, failed};
 use crate::clock::now_ms;
 use crate::error::NodeError;
-use crate::home::config_error;
+use crate::priority::{BACKUP, give_way};
 
-/// Bytes that are copied at a time.
-const PIECE_BYTES: usize = 256 << 10;
-/// How much the thread gives way.
-const NICENESS: i32 = 15;
 /// Name of the copy of the state that is being backed up, in `store/snapshots`. One that a crash left is removed at start.
 const COPY: &str = "backup";
 
@@ -40,10 +36,19 @@ pub struct BackupProgress {
     pub bytes_copied: u64,
     /// Whether it has ended.
     pub ended: bool,
-    /// Its manifest, once it is complete.
-    pub manifest: Option<PathBuf>,
+    /// What was made, once it is complete.
+    pub made: Option<BackupMade>,
     /// Why it failed.
     pub error: Option<String>,
+}
+
+/// A complete backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupMade {
+    /// Where its manifest is.
+    pub manifest: String,
+    /// Height of the newest batch in it.
+    pub height: Height,
 }
 
 /// Checksums of table files, by name and size, within one lineage of the state.
@@ -63,22 +68,13 @@ struct Inner {
 pub(crate) struct Backups(Arc<Inner>);
 
 /// A directory that goes with the value.
-struct Scratch(PathBuf);
+pub(crate) struct Scratch(pub PathBuf);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
             tracing::warn!(path = %self.0.display(), %error, "a copy of the state was not removed");
         }
-    }
-}
-
-/// Lets all other threads of the machine go first, where the system allows it.
-fn give_way() {
-    // SAFETY: changes the scheduling of the calling thread (0) and nothing else.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS);
     }
 }
 
@@ -93,8 +89,8 @@ impl Backups {
         self.0.progress.lock().clone()
     }
 
-    /// Begins a backup to a directory.
-    pub fn start(&self, to: &Path) -> Result<(), String> {
+    /// Begins a backup.
+    pub fn start(&self, to: &BackupLocation) -> Result<(), String> {
         if !to.is_absolute() {
             return Err("the directory has to be an absolute path".into());
         }
@@ -105,18 +101,18 @@ impl Backups {
             }
             *progress = Some(BackupProgress::default());
         }
-        let (this, to) = (self.clone(), to.to_owned());
+        let (this, to) = (self.clone(), to.clone());
         let run = move || {
-            give_way();
+            give_way(BACKUP);
             let result = this.0.write(&to);
             match &result {
-                Ok(path) => tracing::info!(path = %path.display(), "a backup was made"),
+                Ok(made) => tracing::info!(manifest = made.manifest, "a backup was made"),
                 Err(error) => tracing::error!(%error, "a backup failed"),
             }
             this.0.note(|progress| {
                 progress.ended = true;
                 match result {
-                    Ok(path) => progress.manifest = Some(path),
+                    Ok(made) => progress.made = Some(made),
                     Err(error) => progress.error = Some(error.to_string()),
                 }
             });
@@ -137,9 +133,8 @@ impl Inner {
         }
     }
 
-    fn write(&self, to: &Path) -> Result<PathBuf, NodeError> {
-        let files = to.join(FILES);
-        fs::create_dir_all(&files).map_err(failed(&files))?;
+    fn write(&self, to: &BackupLocation) -> Result<BackupMade, NodeError> {
+        let place = open_place(to)?;
         let copy = Scratch(self.store.snapshots_path().join(COPY));
         if copy.0.exists() {
             fs::remove_dir_all(&copy.0).map_err(failed(&copy.0))?;
@@ -156,6 +151,7 @@ impl Inner {
             time_ms: head.time_ms,
             next_sequence: head.next_sequence,
             next_task_number: head.next_task_number,
+            oldest_task_number: head.horizon.task_number.max(self.genesis.params.first_task_number),
             final_height: head.final_height,
             made_ms: now_ms(),
             genesis: self.genesis.clone(),
@@ -174,14 +170,13 @@ impl Inner {
         self.note(|progress| progress.bytes_total = found.iter().map(|(_, bytes)| bytes).sum());
         self.forget_sums_but_of(lineage, &found);
         for (name, bytes) in found {
-            manifest.files.push(self.write_file(&copy.0, name, bytes, to)?);
+            manifest.files.push(self.write_file(&copy.0, name, bytes, &*place)?);
             self.note(|progress| progress.bytes_done += bytes);
         }
-        sync_directory(&files).map_err(failed(&files))?;
-        let path = to.join(manifest.name());
-        let text = serde_json::to_string_pretty(&manifest).map_err(|e| config_error(&path, e))? + "\n";
-        replace_file(&path, &text, 0o644).map_err(failed(&path))?;
-        Ok(path)
+        let path = format!("{place}/{}", manifest.name());
+        let text = serde_json::to_string_pretty(&manifest).map_err(|e| PlaceError::damaged(&path, e))? + "\n";
+        place.put_manifest(&manifest.name(), &text)?;
+        Ok(BackupMade { manifest: path, height: manifest.height })
     }
 
     fn forget_sums_but_of(&self, lineage: u64, found: &[(String, u64)]) {
@@ -192,7 +187,13 @@ impl Inner {
         sums.1.retain(|file, _| found.contains(file));
     }
 
-    fn write_file(&self, copy: &Path, name: String, bytes: u64, to: &Path) -> Result<BackupFile, NodeError> {
+    fn write_file(
+        &self,
+        copy: &Path,
+        name: String,
+        bytes: u64,
+        place: &dyn BackupPlace,
+    ) -> Result<BackupFile, NodeError> {
         let from = copy.join(&name);
         let key = (name, bytes);
         let known = self.sums.lock().1.get(&key).copied();
@@ -203,51 +204,12 @@ impl Inner {
             self.sums.lock().1.insert((name.clone(), bytes), sum);
         }
         let file = BackupFile { name, bytes, sum: Digest(sum) };
-        let target = file.path(to);
-        if !fs::metadata(&target).is_ok_and(|about| about.len() == bytes) {
-            copy_file(&from, &target, &sum)?;
+        if place.put_file(&file, &from)? {
             self.note(|progress| {
                 progress.files_copied += 1;
                 progress.bytes_copied += bytes;
             });
         }
         Ok(file)
-    }
-}
-
-/// Copies a file whole or not at all, and looks whether it is what it should be on the way. Used both ways.
-pub(super) fn copy_file(from: &Path, to: &Path, sum: &Hash32) -> Result<(), NodeError> {
-    let mut part = to.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
-    let copy = || -> std::io::Result<bool> {
-        let (mut source, mut target) = (File::open(from)?, File::create(&part)?);
-        let (mut hasher, mut buffer) = (Hasher::default(), vec![0; PIECE_BYTES]);
-        loop {
-            match source.read(&mut buffer)? {
-                0 => break,
-                n => {
-                    hasher.update(&buffer[..n]);
-                    target.write_all(&buffer[..n])?;
-                }
-            }
-        }
-        target.sync_all()?;
-        if hasher.finish() != *sum {
-            return Ok(false);
-        }
-        fs::rename(&part, to)?;
-        Ok(true)
-    };
-    match copy() {
-        Ok(true) => Ok(()),
-        Ok(false) => {
-            let _ = fs::remove_file(&part);
-            Err(config_error(from, "its content is not what its checksum says: it is damaged"))
-        }
-        Err(error) => {
-            let _ = fs::remove_file(&part);
-            Err(config_error(to, error))
-        }
     }
 }

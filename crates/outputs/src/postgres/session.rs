@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, Error, NoTls, Statement};
 
+use super::columns::Columns;
 use super::options::PostgresOptions;
 use super::schema::{self, SetupError};
 use crate::apinode::{self, Cursor, LAYOUT, MessageRow, TaskRow};
@@ -37,6 +38,32 @@ WITH moved AS (
   WHERE EXISTS (SELECT 1 FROM moved)
 )
 SELECT 1 FROM moved"#;
+/// As [`APPEND`], below the cursor. A task that is there already is left alone, with its messages.
+const FILL: &str = r#"
+WITH new_tasks AS (
+  INSERT INTO {s}."tasks" ("id", "created_at", "updated_at", "task_id", "project_id", "message_ids", "signature")
+  SELECT id, at, at, task, project, messages::jsonb, signature
+  FROM unnest($11::bigint[], $12::timestamptz[], $13::bytea[], $14::bigint[], $15::text[], $16::bytea[])
+    AS row (id, at, task, project, messages, signature)
+  WHERE EXISTS (
+    SELECT 1 FROM {s}."lockstep_cursor"
+    WHERE "layout" = '{layout}' AND "network" = $1 AND "epoch" = $2 AND "last_task" >= $3
+  )
+  ON CONFLICT ("id") DO NOTHING
+  RETURNING "task_id" AS filled
+)
+INSERT INTO {s}."messages"
+  ("id", "created_at", "updated_at", "device_id", "project_id", "project_version", "task_id", "data")
+SELECT id, at, at, device, project, version, task, data
+FROM unnest($4::bigint[], $5::timestamptz[], $6::bytea[], $7::bigint[], $8::text[], $9::bytea[], $10::bytea[])
+  AS row (id, at, device, project, version, task, data)
+WHERE task IN (SELECT filled FROM new_tasks)"#;
+const NEXT_ID: &str = r#"SELECT min("id") FROM {s}."tasks" WHERE "id" BETWEEN $1 AND $2"#;
+/// The last number of the run of tasks that begins with the first of a range.
+const END_OF_RUN: &str = r#"
+SELECT "id" FROM {s}."tasks" AS run WHERE "id" BETWEEN $1 AND $2
+  AND NOT EXISTS (SELECT 1 FROM {s}."tasks" AS next WHERE next."id" = run."id" + 1)
+ORDER BY "id" LIMIT 1"#;
 const CURSOR: &str = r#"SELECT "layout", "network", "epoch", "last_task" FROM {s}."lockstep_cursor""#;
 const SKIP: &str = r#"
 UPDATE {s}."lockstep_cursor" SET "last_task" = $4, "last_task_id" = NULL
@@ -54,6 +81,9 @@ pub(super) struct Session {
     client: Client,
     patience: Duration,
     append: Statement,
+    fill: Statement,
+    next_id: Statement,
+    end_of_run: Statement,
     cursor: Statement,
     skip: Statement,
     adopt: Statement,
@@ -79,6 +109,9 @@ impl Session {
             Ok(Self {
                 patience: options.timeouts.statement + GRACE,
                 append: client.prepare(&text(APPEND)).await?,
+                fill: client.prepare(&text(FILL)).await?,
+                next_id: client.prepare(&text(NEXT_ID)).await?,
+                end_of_run: client.prepare(&text(END_OF_RUN)).await?,
                 cursor: client.prepare(&text(CURSOR)).await?,
                 skip: client.prepare(&text(SKIP)).await?,
                 adopt: client.prepare(&text(ADOPT)).await?,
@@ -132,7 +165,7 @@ impl Session {
     pub(super) async fn append(
         &self,
         owner: &Owner,
-        chunks: &[&[FinalTask]],
+        chunks: &[&[&FinalTask]],
         expected_last: Option<TaskNumber>,
     ) -> Result<bool, OutputError> {
         if let [chunk] = chunks {
@@ -154,54 +187,62 @@ impl Session {
     async fn append_chunk(
         &self,
         owner: &Owner,
-        tasks: &[FinalTask],
+        tasks: &[&FinalTask],
         expected: Option<TaskNumber>,
     ) -> Result<bool, OutputError> {
         let Some(last) = tasks.last() else { return Ok(true) };
-        // By sequence over all tasks, so that rows lie in ascending order also where tasks interleave.
-        let mut messages: Vec<_> = tasks.iter().flat_map(|task| task.messages.iter().map(move |m| (task, m))).collect();
-        messages.sort_unstable_by_key(|(_, message)| message.sequence);
-
-        let message_id: Vec<i64> = messages.iter().map(|(_, m)| apinode::id_column(m.sequence.0)).collect();
-        let message_at: Vec<SystemTime> = messages.iter().map(|(t, _)| time(t)).collect();
-        let device: Vec<&[u8]> = messages.iter().map(|(t, _)| &t.device.0[..]).collect();
-        let message_project: Vec<i64> = messages.iter().map(|(t, _)| apinode::id_column(t.project_id.0)).collect();
-        let version: Vec<&str> = messages.iter().map(|(t, _)| &t.project_version[..]).collect();
-        let message_task: Vec<&[u8]> = messages.iter().map(|(t, _)| &t.id.0[..]).collect();
-        let data: Vec<&[u8]> = messages.iter().map(|(_, m)| &m.data[..]).collect();
-
-        let task_id: Vec<i64> = tasks.iter().map(|t| apinode::id_column(t.number.0)).collect();
-        let task_at: Vec<SystemTime> = tasks.iter().map(time).collect();
-        let task_name: Vec<&[u8]> = tasks.iter().map(|t| &t.id.0[..]).collect();
-        let task_project: Vec<i64> = tasks.iter().map(|t| apinode::id_column(t.project_id.0)).collect();
-        let message_ids: Vec<String> = tasks.iter().map(apinode::message_ids).collect();
-        let signature: Vec<&[u8]> = tasks.iter().map(|t| &t.signature.0[..]).collect();
-
+        let columns = Columns::of(tasks);
         let network = apinode::network_column(&owner.network);
         let epoch = apinode::epoch_column(owner.epoch);
         let expected = expected.map(|number| apinode::id_column(number.0));
         let (last_number, last_id) = (apinode::id_column(last.number.0), &last.id.0[..]);
-        let values: [&(dyn ToSql + Sync); 18] = [
-            &network,
-            &epoch,
-            &expected,
-            &last_number,
-            &last_id,
-            &message_id,
-            &message_at,
-            &device,
-            &message_project,
-            &version,
-            &message_task,
-            &data,
-            &task_id,
-            &task_at,
-            &task_name,
-            &task_project,
-            &message_ids,
-            &signature,
-        ];
+        let mut values: Vec<&(dyn ToSql + Sync)> = vec![&network, &epoch, &expected, &last_number, &last_id];
+        values.extend(columns.values());
         Ok(self.wait(self.client.query_opt(&self.append, &values)).await?.is_some())
+    }
+
+    /// Inserts those of `tasks` that are not there, where the cursor is the owner's and at or past the last of them.
+    pub(super) async fn fill(&self, owner: &Owner, tasks: &[&FinalTask]) -> Result<(), OutputError> {
+        let Some(last) = tasks.last() else { return Ok(()) };
+        let columns = Columns::of(tasks);
+        let network = apinode::network_column(&owner.network);
+        let (epoch, last) = (apinode::epoch_column(owner.epoch), apinode::id_column(last.number.0));
+        let mut values: Vec<&(dyn ToSql + Sync)> = vec![&network, &epoch, &last];
+        values.extend(columns.values());
+        self.wait(self.client.execute(&self.fill, &values)).await.map(drop)
+    }
+
+    /// See [`crate::Output::first_gap`].
+    pub(super) async fn first_gap(
+        &self,
+        first: TaskNumber,
+        last: TaskNumber,
+    ) -> Result<Option<(TaskNumber, TaskNumber)>, OutputError> {
+        if first > last {
+            return Ok(None);
+        }
+        let (mut start, mut next) = (first, self.ask(&self.next_id, first, last).await?);
+        if next == Some(first) {
+            start = match self.ask(&self.end_of_run, first, last).await? {
+                Some(end) if end < last => end.next(),
+                _ => return Ok(None),
+            };
+            next = self.ask(&self.next_id, start, last).await?;
+        }
+        Ok(Some((start, next.map_or(last, |next| TaskNumber(next.0 - 1)))))
+    }
+
+    /// Asks for one number about a range.
+    async fn ask(
+        &self,
+        statement: &Statement,
+        first: TaskNumber,
+        last: TaskNumber,
+    ) -> Result<Option<TaskNumber>, OutputError> {
+        let (first, last) = (apinode::id_column(first.0), apinode::id_column(last.0));
+        let row = self.wait(self.client.query_opt(statement, &[&first, &last])).await?;
+        let found = row.and_then(|row| row.get::<_, Option<i64>>(0));
+        Ok(found.map(apinode::id_from_column).transpose()?.map(TaskNumber))
     }
 
     /// Numbers and ids of the tasks that are there between `first` and `last`.
@@ -244,10 +285,6 @@ impl Session {
             Err(_) => Err(OutputError::Retryable("no answer within the time limit".to_owned())),
         }
     }
-}
-
-fn time(task: &FinalTask) -> SystemTime {
-    UNIX_EPOCH + Duration::from_millis(task.time_ms.0)
 }
 
 /// Integrity errors mean rows that the cursor does not know of; all others may pass, some with an operator's help.

@@ -58,6 +58,12 @@ const MOVE_EPOCH: &str = r#"UPDATE "lockstep_cursor" SET "epoch" = ?1"#;
 /// The form that the reference's library writes and reads, in UTC.
 const TIME_TEXT: &str = "SELECT strftime('%Y-%m-%d %H:%M:%f+00:00', ?1 / 1000.0, 'unixepoch')";
 const IDS: &str = r#"SELECT "id", "task_id" FROM "tasks" WHERE "id" BETWEEN ?1 AND ?2 ORDER BY "id""#;
+const NEXT_ID: &str = r#"SELECT min("id") FROM "tasks" WHERE "id" BETWEEN ?1 AND ?2"#;
+/// The last number of the run of tasks that begins with the first of a range.
+const END_OF_RUN: &str = r#"
+SELECT "id" FROM "tasks" WHERE "id" BETWEEN ?1 AND ?2
+  AND NOT EXISTS (SELECT 1 FROM "tasks" AS "next" WHERE "next"."id" = "tasks"."id" + 1)
+ORDER BY "id" LIMIT 1"#;
 const TASK: &str = r#"
 SELECT "id", "project_id", CAST(round(unixepoch("created_at", 'subsec') * 1000) AS integer), "message_ids", "signature"
 FROM "tasks" WHERE "task_id" = ?1"#;
@@ -106,6 +112,7 @@ impl Database {
             Admission::Compare => apinode::compare(tasks, &ids(&transaction, &receipt).map_err(classify)?)?,
             Admission::Append => {
                 insert(&transaction, tasks).map_err(classify)?;
+                move_cursor(&transaction, receipt.last, Some(&receipt.last_id)).map_err(classify)?;
                 transaction.commit().map_err(classify)?;
             }
         }
@@ -121,11 +128,47 @@ impl Database {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(classify)?;
         if cursor(&transaction)?.may_skip(owner, last, expected_last)? {
-            let no_task: Option<&[u8]> = None;
-            transaction.execute(MOVE_CURSOR, params![apinode::id_column(last.0), no_task]).map_err(classify)?;
+            move_cursor(&transaction, last, None).map_err(classify)?;
             transaction.commit().map_err(classify)?;
         }
         Ok(())
+    }
+
+    pub(super) fn fill(&mut self, owner: &Owner, tasks: &[FinalTask]) -> Result<(), OutputError> {
+        let range = apinode::check_fill(tasks, owner)?;
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(classify)?;
+        let found = ids(&transaction, &range).map_err(classify)?;
+        let absent = cursor(&transaction)?.may_fill(owner, tasks, &found)?;
+        insert(&transaction, absent).map_err(classify)?;
+        transaction.commit().map_err(classify)
+    }
+
+    pub(super) fn first_gap(
+        &self,
+        owner: &Owner,
+        first: TaskNumber,
+        last: TaskNumber,
+    ) -> Result<Option<(TaskNumber, TaskNumber)>, OutputError> {
+        cursor(&self.connection)?.check_owner(owner)?;
+        if first > last {
+            return Ok(None);
+        }
+        let ask = |sql: &str, from: TaskNumber| -> Result<Option<TaskNumber>, OutputError> {
+            let range = [from, last].map(|number| apinode::id_column(number.0));
+            let mut statement = self.connection.prepare_cached(sql).map_err(classify)?;
+            let found = statement.query_row(range, |row| row.get(0)).optional().map_err(classify)?.flatten();
+            Ok(found.map(apinode::id_from_column).transpose()?.map(TaskNumber))
+        };
+        let (mut start, mut next) = (first, ask(NEXT_ID, first)?);
+        if next == Some(first) {
+            start = match ask(END_OF_RUN, first)? {
+                Some(end) if end < last => end.next(),
+                _ => return Ok(None),
+            };
+            next = ask(NEXT_ID, start)?;
+        }
+        Ok(Some((start, next.map_or(last, |next| TaskNumber(next.0 - 1)))))
     }
 
     pub(super) fn adopt(&mut self, owner: &Owner, adoption: &Adoption) -> Result<Adopted, OutputError> {
@@ -190,7 +233,12 @@ fn cursor(connection: &Connection) -> Result<Cursor, OutputError> {
     Ok(Cursor { last: last.map(apinode::id_from_column).transpose()?.map(TaskNumber), ..cursor })
 }
 
-fn insert(transaction: &Transaction<'_>, tasks: &[FinalTask]) -> rusqlite::Result<()> {
+fn move_cursor(transaction: &Transaction<'_>, last: TaskNumber, id: Option<&TaskId>) -> rusqlite::Result<usize> {
+    let id = id.map(|id| &id.0[..]);
+    transaction.prepare_cached(MOVE_CURSOR)?.execute(params![apinode::id_column(last.0), id])
+}
+
+fn insert<'a>(transaction: &Transaction<'_>, tasks: impl IntoIterator<Item = &'a FinalTask>) -> rusqlite::Result<()> {
     let mut insert_message = transaction.prepare_cached(INSERT_MESSAGE)?;
     let mut insert_task = transaction.prepare_cached(INSERT_TASK)?;
     let mut time_text = transaction.prepare_cached(TIME_TEXT)?;
@@ -221,10 +269,6 @@ fn insert(transaction: &Transaction<'_>, tasks: &[FinalTask]) -> rusqlite::Resul
             apinode::message_ids(task),
             &task.signature.0[..],
         ])?;
-    }
-    if let Some(last) = tasks.last() {
-        let number = apinode::id_column(last.number.0);
-        transaction.prepare_cached(MOVE_CURSOR)?.execute(params![number, &last.id.0[..]])?;
     }
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use lockstep_outputs::{Adopted, Adoption, FinalMessage, Output, OutputError, Owner};
 use lockstep_types::{Epoch, NetworkId, Sequence, TaskId, TaskNumber};
 
@@ -18,8 +19,8 @@ pub trait Store: Send + Sync {
     /// Everything that is in the tables and the cursor, as text.
     async fn rows(&self) -> Vec<String>;
 
-    /// Publishes tasks, and breaks the writer down after it has written some rows and before it has written all.
-    async fn publish_and_break(&self, output: Arc<dyn Output>, first: u64, last: u64) -> OutputError;
+    /// Lets a write go on until it has written some rows, and breaks it down when it comes to this task.
+    async fn break_down_at(&self, task: u64, writing: BoxFuture<'static, Result<(), OutputError>>) -> OutputError;
 
     /// Payloads of a task, as the contract's reader gets them, with the reader's own SQL.
     async fn read_as_w3bstream(&self, id: &TaskId, project_id: i64) -> Vec<Vec<u8>>;
@@ -58,7 +59,8 @@ pub async fn a_write_that_breaks_down_half_way_leaves_nothing(store: &dyn Store)
     let output = store.open(owner());
     output.publish(&tasks(FIRST..=9), None).await.unwrap();
     let before = store.rows().await;
-    store.publish_and_break(Arc::clone(&output), 10, 30).await;
+    let writer = Arc::clone(&output);
+    store.break_down_at(30, Box::pin(async move { writer.publish(&tasks(10..=30), number(9)).await.map(drop) })).await;
     assert_eq!(store.rows().await, before);
     assert_eq!(output.last().await.unwrap(), number(9));
     output.publish(&tasks(10..=30), number(9)).await.unwrap();
@@ -80,6 +82,90 @@ pub async fn what_never_comes_is_skipped_once_and_only_from_where_the_store_is(s
     assert!(matches!(store.open(foreign).skip(number(20).unwrap(), number(12)).await, Err(OutputError::Foreign(_))));
     output.skip(number(20).unwrap(), number(12)).await.unwrap();
     output.publish(&tasks(21..=21), number(20)).await.unwrap();
+}
+
+/// A store with tasks from the first to 9 and from 21 to 22; those between were skipped.
+async fn with_gap(store: &dyn Store) -> Arc<dyn Output> {
+    let output = store.open(owner());
+    output.publish(&tasks(FIRST..=9), None).await.unwrap();
+    output.skip(TaskNumber(20), number(9)).await.unwrap();
+    output.publish(&tasks(21..=22), number(20)).await.unwrap();
+    output
+}
+
+async fn gap(output: &Arc<dyn Output>, first: u64, last: u64) -> Option<(u64, u64)> {
+    let gap = output.first_gap(TaskNumber(first), TaskNumber(last)).await.unwrap();
+    gap.map(|(first, last)| (first.0, last.0))
+}
+
+pub async fn what_was_skipped_is_filled_in_once_and_the_cursor_stays(store: &dyn Store) {
+    let output = with_gap(store).await;
+    for (first, last, expected) in [
+        (FIRST, 22, Some((10, 20))),
+        (FIRST, 15, Some((10, 15))),
+        (12, 13, Some((12, 13))),
+        (FIRST, 9, None),
+        (FIRST, 8, None),
+        (21, 22, None),
+        (21, 25, Some((23, 25))),
+        (9, 8, None),
+    ] {
+        assert_eq!(gap(&output, first, last).await, expected, "{first} to {last}");
+    }
+    output.fill(&tasks(12..=14)).await.unwrap();
+    assert_eq!((gap(&output, FIRST, 22).await, gap(&output, 12, 22).await), (Some((10, 11)), Some((15, 20))));
+    let before = store.rows().await;
+    store.open(owner()).fill(&tasks(12..=14)).await.unwrap();
+    assert_eq!(store.rows().await, before);
+    // What is there and what is not, mixed; then by several at a time.
+    output.fill(&tasks(9..=15)).await.unwrap();
+    let fillers: Vec<_> = (0..3).map(|_| store.open(owner())).collect();
+    let filling = fillers.into_iter().map(|filler| tokio::spawn(async move { filler.fill(&tasks(FIRST..=22)).await }));
+    for filler in filling.collect::<Vec<_>>() {
+        filler.await.unwrap().unwrap();
+    }
+    assert_eq!((gap(&output, FIRST, 22).await, output.last().await), (None, Ok(number(22))));
+    for task in tasks(FIRST..=22) {
+        assert_eq!(output.read(&task.id).await.unwrap(), Some(task));
+    }
+    assert_eq!(store.rows().await.len(), 1 + 3 * (22 - FIRST as usize + 1));
+    output.publish(&tasks(23..=23), number(22)).await.unwrap();
+}
+
+pub async fn what_does_not_belong_below_the_cursor_is_not_filled_in(store: &dyn Store) {
+    let output = with_gap(store).await;
+    let before = store.rows().await;
+    let moved = OutputError::Moved { actual_last: number(22) };
+    assert_eq!(output.fill(&tasks(23..=24)).await, Err(moved.clone()));
+    assert_eq!(output.fill(&tasks(20..=23)).await, Err(moved));
+    for bad in [vec![], vec![tasks(10..=10), tasks(12..=12)].concat()] {
+        assert!(matches!(output.fill(&bad).await, Err(OutputError::Refused { .. })));
+    }
+    // Of another history: one of its numbers is taken.
+    let mut forked = tasks(8..=12);
+    forked[0].id = TaskId([0xee; 32]);
+    assert!(matches!(output.fill(&forked).await, Err(OutputError::Foreign(_))));
+    for other in [Owner { epoch: Epoch(3), ..owner() }, Owner { network: NetworkId([1; 32]), ..owner() }] {
+        let other = store.open(other);
+        assert!(matches!(other.fill(&tasks(10..=12)).await, Err(OutputError::Foreign(_))));
+        assert!(matches!(other.first_gap(TaskNumber(10), TaskNumber(12)).await, Err(OutputError::Foreign(_))));
+    }
+    assert_eq!(store.rows().await, before);
+    let newer = Owner { first_task_number: TaskNumber(30), ..owner() };
+    assert!(matches!(store.open(newer).fill(&tasks(29..=30)).await, Err(OutputError::Refused { .. })));
+}
+
+pub async fn filling_in_that_breaks_down_half_way_leaves_whole_tasks_and_is_done_again(store: &dyn Store) {
+    let output = with_gap(store).await;
+    let filler = Arc::clone(&output);
+    store.break_down_at(15, Box::pin(async move { filler.fill(&tasks(10..=20)).await })).await;
+    for task in tasks(10..=20) {
+        let found = output.read(&task.id).await.unwrap();
+        assert!(found.is_none() || found == Some(task));
+    }
+    output.fill(&tasks(10..=20)).await.unwrap();
+    assert_eq!(gap(&output, FIRST, 22).await, None);
+    assert_eq!(store.rows().await.len(), 1 + 3 * (22 - FIRST as usize + 1));
 }
 
 pub async fn a_deposed_leaders_late_write_changes_nothing(store: &dyn Store) {
@@ -242,6 +328,9 @@ macro_rules! conformance_suite {
             a_write_that_breaks_down_half_way_leaves_nothing,
             a_deposed_leaders_late_write_changes_nothing,
             what_never_comes_is_skipped_once_and_only_from_where_the_store_is,
+            what_was_skipped_is_filled_in_once_and_the_cursor_stays,
+            what_does_not_belong_below_the_cursor_is_not_filled_in,
+            filling_in_that_breaks_down_half_way_leaves_whole_tasks_and_is_done_again,
             writers_at_the_same_time_write_each_task_once,
             another_networks_or_epochs_store_is_refused,
             a_store_of_an_earlier_epoch_is_taken_over_when_told_and_not_ahead_of_it,

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use lockstep_outputs::publisher::State;
 use lockstep_outputs::{Output, OutputError, Owner, PostgresOptions, PostgresOutput};
 use lockstep_testkit::postgres::Postgres;
@@ -53,19 +54,19 @@ impl Store for Schema<'_> {
         out
     }
 
-    async fn publish_and_break(&self, output: Arc<dyn Output>, first: u64, last: u64) -> OutputError {
+    async fn break_down_at(&self, task: u64, writing: BoxFuture<'static, Result<(), OutputError>>) -> OutputError {
         let client = self.connect().await;
         // The writer stops at the last row, everything else written, until it is killed there.
         client
             .batch_execute(&format!(
                 "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS \
                $$ BEGIN PERFORM pg_advisory_xact_lock(42); RETURN NEW; END $$; \
-             CREATE TRIGGER breaks BEFORE INSERT ON tasks FOR EACH ROW WHEN (NEW.id = {last}) EXECUTE FUNCTION wait(); \
+             CREATE TRIGGER breaks BEFORE INSERT ON tasks FOR EACH ROW WHEN (NEW.id = {task}) EXECUTE FUNCTION wait(); \
              SELECT pg_advisory_lock(42)"
             ))
             .await
             .unwrap();
-        let writing = tokio::spawn(async move { output.publish(&tasks(first..=last), number(first - 1)).await });
+        let writing = tokio::spawn(writing);
         eventually("the writer waits and is killed", || async {
             let kill = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
             client.query_opt(kill, &[]).await.unwrap()

@@ -38,6 +38,14 @@ impl Output for Fake {
         Err(OutputError::Retryable("not here".into()))
     }
 
+    async fn fill(&self, _tasks: &[FinalTask]) -> Result<(), OutputError> {
+        Err(OutputError::Retryable("not here".into()))
+    }
+
+    async fn first_gap(&self, _: TaskNumber, _: TaskNumber) -> Result<Option<(TaskNumber, TaskNumber)>, OutputError> {
+        Err(OutputError::Retryable("not here".into()))
+    }
+
     async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {
         assert_eq!(self.last().await?, expected_last);
         *self.skipped.lock().unwrap() = Some(last);

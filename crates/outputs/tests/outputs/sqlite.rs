@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use lockstep_outputs::{Output, OutputError, Owner, SqliteOptions, SqliteOutput};
 use lockstep_types::TaskId;
 use rusqlite::{Connection, params_from_iter};
 
 use crate::conformance::Store;
-use crate::support::{FIRST, eventually, number, owner, tasks};
+use crate::support::{FIRST, eventually, owner, tasks};
 
 struct File {
     directory: tempfile::TempDir,
@@ -55,12 +56,12 @@ impl Store for File {
         out
     }
 
-    async fn publish_and_break(&self, output: Arc<dyn Output>, first: u64, last: u64) -> OutputError {
+    async fn break_down_at(&self, task: u64, writing: BoxFuture<'static, Result<(), OutputError>>) -> OutputError {
         let trigger = format!(
-            "CREATE TRIGGER breaks BEFORE INSERT ON tasks WHEN NEW.id = {last} BEGIN SELECT RAISE(ABORT, 'test'); END"
+            "CREATE TRIGGER breaks BEFORE INSERT ON tasks WHEN NEW.id = {task} BEGIN SELECT RAISE(ABORT, 'test'); END"
         );
         self.connect().execute_batch(&trigger).unwrap();
-        let error = output.publish(&tasks(first..=last), number(first - 1)).await.unwrap_err();
+        let error = writing.await.unwrap_err();
         self.connect().execute_batch("DROP TRIGGER breaks").unwrap();
         error
     }

@@ -1,0 +1,334 @@
+//! Filling an output's gaps out of backups: tasks that the network forgot before the output had them.
+//!
+//! The store says what it lacks ([`crate::gaps`]), the manifests which backups may have it ([`plan`]). One after the other
+//! they are brought to where they can be read ([`borrow`]); what they say is believed only where it hangs on what this
+//! node knows by itself ([`history`]). Tasks are signed as the publisher signs them and inserted ([`Output::fill`]). The
+//! store alone remembers how far that came, so it may break off anywhere and be begun again.
+
+mod borrow;
+mod history;
+mod plan;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lockstep_consensus::StateStore;
+use lockstep_outputs::publisher::{BYTES_PER_PUBLISH_MAX, TASKS_PER_PUBLISH_MAX};
+use lockstep_outputs::{FinalTask, Output, OutputError, Owner, TaskSigner};
+use lockstep_store::home::StoreHome;
+use lockstep_types::{Epochs, Genesis, OutputName, TaskNumber};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use self::borrow::borrow;
+use self::history::{BackupHistory, HistoryError, Known};
+use self::plan::{Candidate, candidates, choose, overlap};
+use crate::backup::{BackupLocation, BackupPlace, PlaceError, backups_in, open_place};
+use crate::config::OutputConfig;
+use crate::error::NodeError;
+use crate::gaps::{self, Range};
+use crate::home::Home;
+use crate::priority::{BACKUP, give_way};
+use crate::publish;
+
+/// How often a call to a store that is not available is made, and the rest between two.
+const OUTPUT_ATTEMPTS_MAX: usize = 5;
+/// See [`OUTPUT_ATTEMPTS_MAX`].
+const OUTPUT_REST: Duration = Duration::from_secs(1);
+
+/// How far a refill is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefillProgress {
+    /// The output.
+    pub output: OutputName,
+    /// Tasks that it lacked when it was begun.
+    pub tasks_missing: u64,
+    /// Tasks that were inserted since.
+    pub tasks_done: u64,
+    /// A backup that is being fetched.
+    pub fetching: Option<Fetching>,
+    /// Whether it has ended.
+    pub ended: bool,
+    /// Why something is still missing.
+    pub error: Option<String>,
+}
+
+/// How far the fetching of a backup is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetching {
+    /// Its manifest's name.
+    pub backup: String,
+    /// Bytes that are here.
+    pub bytes_done: u64,
+    /// Bytes that are needed here.
+    pub bytes_total: u64,
+}
+
+/// What refills work with.
+pub(crate) struct RefillParts {
+    pub home: Home,
+    pub outputs: Vec<OutputConfig>,
+    /// Rung when something was filled in.
+    pub bells: Vec<(OutputName, Arc<Notify>)>,
+    pub owner: Owner,
+    pub genesis: Genesis,
+    pub epochs: Epochs,
+    pub state: StateStore,
+    pub store: StoreHome,
+    pub signer: TaskSigner,
+    /// The node ends, and with it what tasks run on.
+    pub stop: CancellationToken,
+}
+
+struct Inner {
+    parts: RefillParts,
+    progress: Mutex<Option<RefillProgress>>,
+}
+
+/// Refills of a running node, one at a time. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Refills(Arc<Inner>);
+
+/// Why something is still missing.
+#[derive(Debug, thiserror::Error)]
+enum RefillError {
+    /// The output cannot be written.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// This node, or the place with the backups, cannot be read.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// A backup cannot be used; others may.
+    #[error(transparent)]
+    Backup(#[from] HistoryError),
+}
+
+impl RefillError {
+    /// Whether another backup may do better.
+    fn is_of_one_backup(&self) -> bool {
+        matches!(
+            self,
+            Self::Backup(_)
+                | Self::Node(
+                    NodeError::Place(PlaceError::Missing(_) | PlaceError::Damaged { .. })
+                        | NodeError::Store(_)
+                        | NodeError::State(_)
+                )
+        )
+    }
+}
+
+impl Refills {
+    pub fn new(parts: RefillParts) -> Self {
+        Self(Arc::new(Inner { parts, progress: Mutex::new(None) }))
+    }
+
+    /// How far the newest refill is; `None` where there was none since the start.
+    pub fn progress(&self) -> Option<RefillProgress> {
+        self.0.progress.lock().clone()
+    }
+
+    /// Begins one.
+    pub fn start(&self, name: &OutputName, from: BackupLocation) -> Result<(), String> {
+        let inner = &self.0;
+        let config = inner.parts.outputs.iter().find(|config| config.name == *name).cloned();
+        let config = config.ok_or_else(|| format!("config.toml names no output {name}"))?;
+        if !from.is_absolute() {
+            return Err("the directory has to be an absolute path".into());
+        }
+        {
+            let mut progress = inner.progress.lock();
+            if progress.as_ref().is_some_and(|progress| !progress.ended) {
+                return Err("an output is being refilled already: wait for it".into());
+            }
+            let output = name.clone();
+            let begun =
+                RefillProgress { output, tasks_missing: 0, tasks_done: 0, fetching: None, ended: false, error: None };
+            *progress = Some(begun);
+        }
+        let (this, runtime) = (self.clone(), Handle::current());
+        let run = move || {
+            give_way(BACKUP);
+            let result = this.0.refill(&config, &from, &runtime);
+            this.0.ring(&config.name);
+            let output = config.name.as_str();
+            match &result {
+                Ok(()) => tracing::info!(output, "the output has no gap any more"),
+                Err(error) => tracing::error!(output, %error, "the output still has a gap"),
+            }
+            this.0.note(|progress| {
+                (progress.ended, progress.fetching) = (true, None);
+                progress.error = result.err();
+            });
+        };
+        let spawned = std::thread::Builder::new().name("refill".into()).spawn(run);
+        spawned.map(drop).map_err(|error| {
+            inner.note(|progress| progress.ended = true);
+            error.to_string()
+        })
+    }
+}
+
+/// An output that is written from a thread of its own.
+struct Filled<'a> {
+    output: Arc<dyn Output>,
+    runtime: &'a Handle,
+    stop: &'a CancellationToken,
+}
+
+impl Filled<'_> {
+    /// Makes a call, again where the store is not available, unless the node ends.
+    fn call<T, F: Future<Output = Result<T, OutputError>>>(&self, call: impl Fn() -> F) -> Result<T, OutputError> {
+        let calling = async {
+            let mut attempt = 1;
+            loop {
+                match call().await {
+                    Err(OutputError::Retryable(_)) if attempt < OUTPUT_ATTEMPTS_MAX => {
+                        attempt += 1;
+                        tokio::time::sleep(OUTPUT_REST).await;
+                    }
+                    result => return result,
+                }
+            }
+        };
+        let ending = || Err(OutputError::Retryable("the node is stopping".into()));
+        if self.stop.is_cancelled() {
+            return ending();
+        }
+        self.runtime.block_on(async {
+            tokio::select! {
+                () = self.stop.cancelled() => ending(),
+                result = calling => result,
+            }
+        })
+    }
+
+    /// What is missing below the store's last task.
+    fn missing(&self, first: TaskNumber) -> Result<Vec<Range>, OutputError> {
+        let Some(last) = self.call(|| self.output.last())? else { return Ok(Vec::new()) };
+        Ok(self.call(|| gaps::look(&*self.output, first, last))?.gaps)
+    }
+}
+
+impl Inner {
+    fn note(&self, change: impl FnOnce(&mut RefillProgress)) {
+        if let Some(progress) = self.progress.lock().as_mut() {
+            change(progress);
+        }
+    }
+
+    fn ring(&self, name: &OutputName) {
+        for (_, bell) in self.parts.bells.iter().filter(|(of, _)| of == name) {
+            bell.notify_one();
+        }
+    }
+
+    fn refill(&self, config: &OutputConfig, from: &BackupLocation, runtime: &Handle) -> Result<(), String> {
+        let parts = &self.parts;
+        let said = |error: &dyn std::fmt::Display| error.to_string();
+        let output = publish::open(config, &parts.home, parts.owner).map_err(|e| said(&e))?;
+        let filled = Filled { output, runtime, stop: &parts.stop };
+        let first = parts.owner.first_task_number;
+        let mut missing = filled.missing(first).map_err(|e| said(&e))?;
+        self.note(|progress| progress.tasks_missing = gaps::count(&missing));
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let known = Known::of(&parts.genesis, &parts.epochs, &parts.state).map_err(|e| said(&e))?;
+        let place = open_place(from).map_err(|e| said(&e))?;
+        let manifests = backups_in(&*place).map_err(|e| said(&e))?;
+        let all = candidates(manifests, &parts.owner.network, &parts.epochs);
+        let (mut tried, mut problem) = (BTreeSet::new(), None);
+        while let Some(candidate) = choose(&all, &missing, &tried) {
+            let name = candidate.manifest.name();
+            match self.fill_from(&*place, candidate, &known, &missing, &filled) {
+                Err(error) if !error.is_of_one_backup() => return Err(said(&error)),
+                Err(error) => {
+                    tracing::warn!(backup = name, %error, "a backup cannot be used");
+                    problem = problem.or_else(|| Some(format!("{name}: {error}")));
+                }
+                Ok(()) => {}
+            }
+            tried.insert(name);
+            missing = filled.missing(first).map_err(|e| said(&e))?;
+            if missing.is_empty() {
+                return Ok(());
+            }
+        }
+        let (from, to) = missing[0];
+        let more =
+            if missing.len() > 1 { format!(" (and {} gaps behind them)", missing.len() - 1) } else { String::new() };
+        let problem = problem.map(|problem| format!("; {problem}")).unwrap_or_default();
+        Err(format!("no usable backup of this network in {place} has tasks {from} to {to}{more}{problem}"))
+    }
+
+    /// Inserts what one backup has of what is missing.
+    fn fill_from(
+        &self,
+        place: &dyn BackupPlace,
+        candidate: &Candidate,
+        known: &Known,
+        missing: &[Range],
+        filled: &Filled<'_>,
+    ) -> Result<(), RefillError> {
+        let backup = candidate.manifest.name();
+        tracing::info!(backup, "reading missing tasks out of a backup");
+        let borrowed = borrow(place, &candidate.manifest, &self.parts.store, |bytes_done, bytes_total| {
+            self.note(|progress| {
+                progress.fetching = Some(Fetching { backup: backup.clone(), bytes_done, bytes_total })
+            });
+        })?;
+        self.note(|progress| progress.fetching = None);
+        let history = BackupHistory::new(borrowed.state.clone(), known);
+        let tasks = (candidate.tasks.0.max(history.oldest_task()?), candidate.tasks.1);
+        for (first, last) in missing.iter().filter_map(|range| overlap(*range, tasks)) {
+            let mut next = first;
+            while next <= last {
+                let Some(stretch) = history.stretch(next)? else { break };
+                if stretch.next_task <= next {
+                    break;
+                }
+                let end = last.min(TaskNumber(stretch.next_task.0 - 1));
+                let mut chunk = Chunk::default();
+                history.tasks(&stretch, (next, end), |task| -> Result<(), RefillError> {
+                    chunk.add(self.parts.signer.sign(task));
+                    if chunk.is_full() { self.fill(filled, &mut chunk) } else { Ok(()) }
+                })?;
+                self.fill(filled, &mut chunk)?;
+                next = end.next();
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&self, filled: &Filled<'_>, chunk: &mut Chunk) -> Result<(), RefillError> {
+        let Chunk { tasks, .. } = std::mem::take(chunk);
+        if !tasks.is_empty() {
+            filled.call(|| filled.output.fill(&tasks))?;
+            self.note(|progress| progress.tasks_done += tasks.len() as u64);
+        }
+        Ok(())
+    }
+}
+
+/// Tasks for one call.
+#[derive(Default)]
+struct Chunk {
+    tasks: Vec<FinalTask>,
+    bytes: usize,
+}
+
+impl Chunk {
+    fn add(&mut self, task: FinalTask) {
+        self.bytes += task.messages.iter().map(|message| message.data.len()).sum::<usize>();
+        self.tasks.push(task);
+    }
+
+    fn is_full(&self) -> bool {
+        self.tasks.len() >= TASKS_PER_PUBLISH_MAX || self.bytes >= BYTES_PER_PUBLISH_MAX
+    }
+}
