@@ -55,7 +55,7 @@ fn status_of(error: SubmitError) -> Status {
         SubmitError::Invalid(_) | SubmitError::TooLarge { .. } => (Code::InvalidArgument, None),
         SubmitError::Busy { retry_after_ms } => (Code::ResourceExhausted, Some(retry_after_ms)),
         SubmitError::Unavailable { retry_after_ms, .. } => (Code::Unavailable, Some(retry_after_ms)),
-        SubmitError::Stopping => (Code::Unavailable, None),
+        SubmitError::Stopping | SubmitError::Halted(_) => (Code::Unavailable, None),
     };
     let mut status = Status::new(code, text);
     if let Some(ms) = retry_after_ms {

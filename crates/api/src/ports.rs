@@ -68,6 +68,9 @@ pub enum SubmitError {
     /// This node is shutting down. Try another one.
     #[error("this node is shutting down, try another one")]
     Stopping,
+    /// The whole network acknowledges nothing until its operators act. The text says what is wrong.
+    #[error("nothing is acknowledged until the operators of this network act: {0}")]
+    Halted(String),
 }
 
 /// Orders messages.

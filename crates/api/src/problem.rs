@@ -83,6 +83,7 @@ impl Problem {
                 problem
             }
             SubmitError::Stopping => Self::unavailable("stopping", text),
+            SubmitError::Halted(_) => Self::unavailable("halted", text),
         }
     }
 

@@ -125,12 +125,32 @@ pub struct StatusView {
     /// Rules of `apply` that hold now.
     #[serde(default)]
     pub rules_version: u32,
+    /// The copy of the state that this node fetches, because the log no longer has what it needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetching: Option<TransferView>,
+    /// Copies of the state that this node, the leader, sends to others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sending: Vec<TransferView>,
     /// The other members.
     pub peers: Vec<PeerView>,
     /// The outputs.
     pub outputs: Vec<OutputView>,
     /// The program's version.
     pub version: String,
+}
+
+/// A copy of the state on its way between two members.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferView {
+    /// The other end.
+    pub node: NodeId,
+    /// Bytes that have arrived.
+    pub bytes: u64,
+    /// Bytes in all.
+    pub of: u64,
+    /// What keeps it from going on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// A message in a [`BatchView`].

@@ -41,8 +41,23 @@ fn keep_memory_small() {
     }
 }
 
+/// Ends the program quietly when whoever reads its output has seen enough, as in `lockstep members list | head -1`.
+fn end_with_the_reader() {
+    /// As a shell says that a program was ended by a closed pipe.
+    const CLOSED_PIPE: i32 = 141;
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload_as_str().unwrap_or_default();
+        if text.starts_with("failed printing to") && text.contains("Broken pipe") {
+            std::process::exit(CLOSED_PIPE);
+        }
+        report(panic);
+    }));
+}
+
 fn main() {
     keep_memory_small();
+    end_with_the_reader();
     let args = Args::parse();
     let code = match run(args) {
         Ok(()) => 0,

@@ -1,7 +1,7 @@
 //! `lockstep status`.
 
 use anyhow::Context as _;
-use lockstep_api::views::StatusView;
+use lockstep_api::views::{StatusView, TransferView};
 use lockstep_client::Client;
 
 use crate::args::Status;
@@ -27,7 +27,15 @@ fn print(status: &StatusView) {
         Some(leader) => println!("leader   {} {}", leader.id, leader.http),
         None => println!("leader   none known"),
     }
-    println!("head     height {}, sequence {}, {}", status.head.height, status.head.sequence, status.head.hash);
+    let head = &status.head;
+    println!("head     height {}, sequence {}, {}", head.height, head.sequence, head.hash);
+    println!("final    to height {}, kept from height {}", head.final_height, head.oldest_height);
+    if let Some(state) = &status.fetching {
+        println!("fetching the state from node {}: {}", state.node, so_far(state));
+    }
+    for state in &status.sending {
+        println!("sending  the state to node {}: {}", state.node, so_far(state));
+    }
     for peer in &status.peers {
         let connected = if peer.connected { "connected" } else { "NOT connected" };
         println!("peer     {} {} {connected} {}", peer.id, peer.name, peer.http);
@@ -35,6 +43,20 @@ fn print(status: &StatusView) {
     for output in &status.outputs {
         let error = output.error.as_deref().map(|e| format!(": {e}")).unwrap_or_default();
         println!("output   {} at height {}, lag {}{error}", output.name, output.height, output.lag);
+        for gap in &output.gaps {
+            println!(
+                "output   {} never got tasks {} to {}: they were forgotten before",
+                output.name, gap.first, gap.last
+            );
+        }
     }
-    println!("version  {}", status.version);
+    println!("version  {}, rules {}", status.version, status.rules_version);
+    for complaint in &status.complaints {
+        println!("LOOK AT  {complaint}");
+    }
+}
+
+fn so_far(state: &TransferView) -> String {
+    let problem = state.problem.as_deref().map(|problem| format!(": {problem}")).unwrap_or_default();
+    format!("{} of {} bytes{problem}", state.bytes, state.of)
 }

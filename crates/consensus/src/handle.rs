@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_store::home::StoreHome;
 use lockstep_store::{Kind, LogWriter, RocksStorage, Storage, StoreError};
 use lockstep_types::{Epoch, Genesis, GenesisError, NodeId, proto};
+use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, ForwardToLeader, InitializeError, RaftError};
 use openraft::{Config, ServerState, SnapshotPolicy};
@@ -144,6 +146,8 @@ pub struct Consensus {
     pledges: Pledges,
     receiver: Arc<Receiver>,
     compaction: CompactionOptions,
+    /// A leader that no majority has answered for this long has lost it.
+    silence_max: Duration,
     status: watch::Receiver<RaftStatus>,
 }
 
@@ -216,7 +220,9 @@ impl Consensus {
         let status = watch_status(&raft);
         let parts = receive::Parts { raft: raft.clone(), log: log.clone(), state: state.clone(), transport };
         let receiver = Arc::new(Receiver::new(parts));
-        Ok(Self { raft, log, state, pledges, receiver, compaction: options.compaction, status })
+        // The others elect another one after one and a half election timeouts.
+        let silence_max = 2 * Duration::from_millis(options.election_timeout_ms);
+        Ok(Self { raft, log, state, pledges, receiver, compaction: options.compaction, silence_max, status })
     }
 
     pub(crate) fn raft(&self) -> &Raft {
@@ -379,6 +385,20 @@ impl Consensus {
         let committed = data.local_committed.max(data.cluster_committed).map_or(0, |id| id.index);
         let is_behind_the_log = self.receiver.progress().borrow().is_some();
         !is_behind_the_log && data.last_applied.is_some_and(|applied| applied.index + CAUGHT_UP_ENTRIES >= committed)
+    }
+
+    /// Whether a majority of voters still answers this node if it leads; true of a node that does not.
+    pub fn has_majority(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let now = metrics.borrow_watched();
+        let is_alone = now.membership_config.membership().voter_ids().count() <= 1;
+        let answered = now.last_quorum_acked.as_ref().is_none_or(|at| at.elapsed() < self.silence_max);
+        now.state != ServerState::Leader || is_alone || answered
+    }
+
+    /// Whether this node may stand for election when it hears of no leader.
+    pub fn allow_elections(&self, may: bool) {
+        self.raft.runtime_config().elect(may);
     }
 
     /// Asks the most advanced of `candidates` to take over, if this node leads; tells whom it asked.

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_consensus::{Pledges, ReadError, Signed, StateStore};
-use lockstep_ledger::Head;
+use lockstep_ledger::{Head, History as _};
 use lockstep_types::certificate::sign_batch;
-use lockstep_types::{Address, BatchHash, Epoch, Height, NodeId, Sequence, Signature, SigningKey};
+use lockstep_types::{Address, BatchHash, BatchHeader, Epoch, Height, NodeId, Sequence, Signature, SigningKey};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -136,8 +136,8 @@ impl Certifier {
         Ok(())
     }
 
-    /// This node's own batch at `height`, signed. Waits a little for it to be applied and checked.
-    pub async fn sign(&self, height: Height, wanted: BatchHash) -> Result<(BatchHash, Signature), CertifyError> {
+    /// The header of this node's own batch at `height`, signed. Waits a little for it to be applied and checked.
+    pub async fn sign(&self, height: Height, wanted: BatchHash) -> Result<(BatchHeader, Signature), CertifyError> {
         let inner = &self.0;
         if inner.tracker.members().borrow().set_at(height).voter(inner.node) != Some(inner.key.address()) {
             return Err(CertifyError::NotAVoter(inner.node));
@@ -150,14 +150,14 @@ impl Certifier {
             return Err(now.forged.map_or(CertifyError::NotYet(now.height), CertifyError::Evidence));
         }
         let read = |e: &dyn std::fmt::Display| CertifyError::Read(e.to_string());
-        let batch = inner.state.batch(height).map_err(|e| read(&e))?.ok_or_else(|| read(&"it is not there"))?;
-        let hash = batch.header.hash();
+        let header = inner.state.header(height).map_err(|e| read(&e))?.ok_or_else(|| read(&"it is not there"))?;
+        let hash = header.hash();
         if hash != wanted {
             tracing::error!(%height, own = %hash, leader = %wanted, "the leader has another batch at this height");
         }
         let signed = Signed { epoch: inner.epoch, height, hash };
         inner.pledges.pledge(signed).await.map_err(|e| CertifyError::Pledge(e.to_string()))?;
-        Ok((hash, sign_batch(&inner.key, &hash)))
+        Ok((header, sign_batch(&inner.key, &hash)))
     }
 }
 
@@ -213,17 +213,6 @@ async fn first_forged(
         }
     }
     Ok(None)
-}
-
-/// Whoever signs two batches at one height is shown for it. What was seen, for one epoch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Conflict {
-    /// The signer.
-    pub node: NodeId,
-    /// The height.
-    pub height: Height,
-    /// What it signed, twice.
-    pub signed: [(BatchHash, Signature); 2],
 }
 
 /// How long the leader collects signatures for one height before it goes on to a newer one.

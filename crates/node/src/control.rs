@@ -1,14 +1,21 @@
-//! What members ask each other beside raft and bundles: signatures for certificates, marks, approvals for the leader.
+//! What members ask each other beside raft and bundles: signatures for certificates, marks, approvals for
+//! the leader, the time, and who signed twice.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_consensus::Consensus;
+use lockstep_ledger::Members;
 use lockstep_network::{CallError, Client, Service};
-use lockstep_types::{Approval, BatchHash, Height, NodeId, Signature, proto};
+use lockstep_types::conflict::Conflict;
+use lockstep_types::{Approval, BatchHash, BatchHeader, Height, NodeId, Signature, TimeMs, proto};
 use prost::Message as _;
+use tokio::sync::watch;
 
 use crate::certify::Certifier;
+use crate::clock::now_ms;
+use crate::conflicts::Conflicts;
 use crate::operator::Operator;
 
 type Request = proto::control_request::Kind;
@@ -33,6 +40,8 @@ pub(crate) struct ControlService {
     pub consensus: Consensus,
     pub certifier: Certifier,
     pub operator: Operator,
+    pub conflicts: Conflicts,
+    pub members: watch::Receiver<Arc<Members>>,
     pub rules_known: u32,
 }
 
@@ -42,10 +51,14 @@ impl ControlService {
         match request.kind.ok_or("this node does not know the request; upgrade it")? {
             Request::Certify(wanted) => {
                 let hash = BatchHash::try_from(&wanted.hash[..]).map_err(|e| e.to_string())?;
-                let (hash, signature) =
+                let (header, signature) =
                     self.certifier.sign(Height(wanted.height), hash).await.map_err(|e| e.to_string())?;
-                let hash = Bytes::copy_from_slice(&hash.0);
-                Ok(Response::Certify(proto::CertifyResponse { hash, signature: Bytes::copy_from_slice(&signature.0) }))
+                let own = header.hash();
+                Ok(Response::Certify(proto::CertifyResponse {
+                    hash: Bytes::copy_from_slice(&own.0),
+                    signature: Bytes::copy_from_slice(&signature.0),
+                    header: (own != hash).then(|| header.to_proto()),
+                }))
             }
             Request::Marks(marks) => {
                 // Only the leader knows what was acknowledged; anyone else could shut a member out.
@@ -56,6 +69,13 @@ impl ControlService {
                 self.consensus.pledges().learn(marks).map_err(|e| e.to_string())?;
                 Ok(Response::Marks(proto::MarksResponse { rules_version: self.rules_known }))
             }
+            Request::Conflict(conflict) => {
+                let conflict = Conflict::from_proto(conflict).map_err(|e| e.to_string())?;
+                let (conflicts, members) = (self.conflicts.clone(), self.members.borrow().clone());
+                let kept = tokio::task::spawn_blocking(move || conflicts.keep(conflict, &members));
+                kept.await.map_err(|e| e.to_string())?.map(|()| Response::Done(proto::Done {}))
+            }
+            Request::Clock(proto::ClockRequest {}) => Ok(Response::Clock(proto::ClockResponse { time_ms: now_ms().0 })),
             Request::Approval(approval) => {
                 let approval = Approval::from_proto(approval).map_err(|e| e.to_string())?;
                 self.operator.decide(approval).await.map(|()| Response::Done(proto::Done {}))
@@ -81,19 +101,24 @@ async fn ask(client: &mut Client, kind: Request, timeout: Duration) -> Result<Re
     }
 }
 
-/// Asks a voter to sign the batch at a height: its own batch there, and its signature over that.
+/// What a voter signed: its own batch at the height, its signature, and the header where it is another batch than the
+/// leader's.
+pub(crate) type SignedBatch = (BatchHash, Signature, Option<BatchHeader>);
+
+/// Asks a voter to sign the batch at a height.
 pub(crate) async fn ask_to_certify(
     client: &mut Client,
     height: Height,
     hash: BatchHash,
     timeout: Duration,
-) -> Result<(BatchHash, Signature), ControlError> {
+) -> Result<SignedBatch, ControlError> {
     let wanted = proto::CertifyRequest { height: height.0, hash: Bytes::copy_from_slice(&hash.0) };
     match ask(client, Request::Certify(wanted), timeout).await? {
         Response::Certify(answer) => {
             let hash = BatchHash::try_from(&answer.hash[..]).map_err(|_| ControlError::Malformed)?;
             let signature = Signature::try_from(&answer.signature[..]).map_err(|_| ControlError::Malformed)?;
-            Ok((hash, signature))
+            let header = answer.header.map(BatchHeader::from_proto).transpose().map_err(|_| ControlError::Malformed)?;
+            Ok((hash, signature, header))
         }
         _ => Err(ControlError::Malformed),
     }
@@ -109,6 +134,26 @@ pub(crate) async fn tell_marks(
     let marks = proto::Marks { marks: marks.iter().map(mark).collect() };
     match ask(client, Request::Marks(marks), timeout).await? {
         Response::Marks(answer) => Ok(answer.rules_version),
+        _ => Err(ControlError::Malformed),
+    }
+}
+
+/// Tells a member who signed two batches at one height.
+pub(crate) async fn tell_conflict(
+    client: &mut Client,
+    conflict: &Conflict,
+    timeout: Duration,
+) -> Result<(), ControlError> {
+    match ask(client, Request::Conflict(conflict.to_proto()), timeout).await? {
+        Response::Done(_) => Ok(()),
+        _ => Err(ControlError::Malformed),
+    }
+}
+
+/// Asks a member for its time.
+pub(crate) async fn ask_clock(client: &mut Client, timeout: Duration) -> Result<TimeMs, ControlError> {
+    match ask(client, Request::Clock(proto::ClockRequest {}), timeout).await? {
+        Response::Clock(answer) => Ok(TimeMs(answer.time_ms)),
         _ => Err(ControlError::Malformed),
     }
 }

@@ -110,8 +110,7 @@ mod tests {
     use bytes::Bytes;
     use lockstep_ledger::Write;
     use lockstep_types::{
-        Address, Api, BatchHash, BatchHeader, Epoch, Hash32, MessageId, NetworkId, NodeId, OrderedMessage, ProjectId,
-        Signature, TaskNumber, TimeMs,
+        Address, Api, BatchHeader, MessageId, NetworkId, NodeId, OrderedMessage, ProjectId, Signature,
     };
 
     use super::*;
@@ -131,24 +130,12 @@ mod tests {
 
     /// What `apply` makes of `messages`, after a retry that it did not order.
     fn applied(height: u64, messages: &[Message]) -> Applied {
-        let zero = Hash32::default();
+        let zero = [0; 32];
         let (first_sequence, height) = (Sequence(height * 100), Height(height));
         let header = BatchHeader {
-            rules_version: 1,
-            network: NetworkId(zero),
-            epoch: Epoch(0),
-            height,
-            parent: BatchHash(zero),
-            time_ms: TimeMs(0),
             first_sequence,
             message_count: messages.len() as u64,
-            messages_root: zero,
-            first_task_number: TaskNumber(1),
-            task_count: 0,
-            tasks_root: zero,
-            members: zero,
-            next_members: zero,
-            effects: zero,
+            ..BatchHeader::of_nothing(NetworkId(zero), height)
         };
         let retry = Outcome::Duplicate { message_id: MessageId(zero), sequence: Sequence(1), height: Height(1) };
         let mut outcomes = vec![(ContentId(zero), retry)];

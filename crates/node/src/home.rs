@@ -11,6 +11,7 @@
 //! epoch.json     restores and forced recoveries of the network; missing while there were none
 //! peers.json     where members were found lately
 //! admin.sock     where the operator's commands reach the running node
+//! conflict-*.hex proof that a voter signed two batches at one height
 //! store/         log and state
 //! ```
 
@@ -188,10 +189,16 @@ impl Home {
         task_key: Option<&SigningKey>,
     ) -> Result<Member, NodeError> {
         fs::create_dir_all(&self.path).map_err(|e| config_error(&self.path, e))?;
-        for name in ["config.toml", "node.key", "store"] {
-            if self.file(name).exists() {
-                return Err(config_error(&self.path, format!("there is a node here already ({name} exists)")));
-            }
+        let there: Vec<&str> =
+            ["config.toml", "node.key", "store"].into_iter().filter(|name| self.file(name).exists()).collect();
+        if let Some(name) = there.first() {
+            let reason = if self.file("member.json").exists() {
+                format!("there is a node here already ({name} exists)")
+            } else {
+                // It is written last, so nobody knows this node yet.
+                format!("an earlier `lockstep init` did not end here: remove {} and run it again", there.join(", "))
+            };
+            return Err(config_error(&self.path, reason));
         }
         let node_key = member.node_key.clone().map_or_else(random_key, Ok)?;
         let task_key = task_key.cloned().map_or_else(random_key, Ok)?;

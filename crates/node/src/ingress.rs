@@ -8,11 +8,10 @@ use lockstep_api::{Accepted, Submit, SubmitError};
 use lockstep_consensus::StateStore;
 use lockstep_identity::DeviceRequest;
 use lockstep_ledger::{Outcome, Rejection};
-use lockstep_types::{NetworkParams, Sequence, TaskId};
+use lockstep_types::{Height, NetworkParams, NodeId, Sequence, TaskId};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::certify::Conflict;
 use crate::verify::{Job, Verifier};
 
 /// When a full pool or an election is worth another try.
@@ -25,7 +24,7 @@ pub struct Ingress {
     params: NetworkParams,
     hold: Duration,
     stopping: AtomicBool,
-    conflict: watch::Receiver<Option<Conflict>>,
+    conflict: watch::Receiver<Option<(NodeId, Height)>>,
 }
 
 impl Ingress {
@@ -34,7 +33,7 @@ impl Ingress {
         state: StateStore,
         params: NetworkParams,
         hold: Duration,
-        conflict: watch::Receiver<Option<Conflict>>,
+        conflict: watch::Receiver<Option<(NodeId, Height)>>,
     ) -> Self {
         Self { verifier, state, params, hold, stopping: AtomicBool::new(false), conflict }
     }
@@ -42,7 +41,8 @@ impl Ingress {
     /// Why nothing is acknowledged any more, if a voter signed two batches at one height.
     pub(crate) fn conflict(&self) -> Option<String> {
         let conflict = self.conflict.borrow();
-        conflict.as_ref().map(|c| format!("node {} signed two batches at height {}", c.node, c.height))
+        let (node, height) = (*conflict)?;
+        Some(format!("node {node} signed two batches at height {height}; it has to be removed from the members"))
     }
 
     /// From now on every new message is refused with [`SubmitError::Stopping`].
@@ -57,8 +57,11 @@ impl Ingress {
 
     /// What can be told without a signature check. `apply` checks all of it again, with the same rules.
     fn check(&self, request: &DeviceRequest) -> Result<(), SubmitError> {
-        if self.is_stopping() || self.conflict.borrow().is_some() {
+        if self.is_stopping() {
             return Err(SubmitError::Stopping);
+        }
+        if let Some(reason) = self.conflict() {
+            return Err(SubmitError::Halted(reason));
         }
         if self.params.project(request.project_id).is_none() {
             return Err(SubmitError::Forbidden(Rejection::UnknownProject.to_string()));

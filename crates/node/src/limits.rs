@@ -25,6 +25,16 @@ pub const POOL_AGE_MAX: Duration = Duration::from_millis(5_000);
 pub const STALL_MAX: Duration = Duration::from_millis(2_000);
 /// See [`STALL_MAX`]: time to read, and refuse, what came in meanwhile.
 pub const STALL_GRACE: Duration = Duration::from_millis(1_000);
+/// Heights for which it is remembered what each voter signed, to notice who signs twice.
+pub const SIGHTINGS_MAX: usize = 64;
+/// Proofs of double signatures that are kept and told.
+pub const CONFLICTS_MAX: usize = 16;
+/// How often a node compares its clock with those of the voters.
+pub const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
+/// A node whose clock is further from the voters' median does not lead.
+pub const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(2);
+/// An answer that takes longer says too little about a clock.
+pub const CLOCK_ANSWER_MAX: Duration = Duration::from_secs(1);
 /// How often ages are looked at.
 pub const TICK: Duration = Duration::from_millis(100);
 /// Jobs that wait for the verification threads; one more answers 429, or makes a peer send again.

@@ -18,8 +18,10 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self, Desk};
 use crate::adopt::Adopter;
 use crate::backup::Backups;
-use crate::certify::{Certifier, CertifierParts, Conflict};
+use crate::certify::{Certifier, CertifierParts};
+use crate::clock_guard::ClockGuard;
 use crate::config::Scope;
+use crate::conflicts::Conflicts;
 use crate::control::ControlService;
 use crate::error::NodeError;
 use crate::evidence::EvidenceQueue;
@@ -80,7 +82,8 @@ struct Parts {
     ingress: Arc<Ingress>,
     certifier: Certifier,
     operator: Operator,
-    conflict: watch::Sender<Option<Conflict>>,
+    conflicts: Conflicts,
+    clock_off: watch::Sender<Option<i64>>,
 }
 
 /// Raises the soft limit on open files to what the node would like, within the hard limit.
@@ -168,7 +171,8 @@ impl Node {
         let stored = state.members(&opened.genesis.id()?)?;
         let prometheus = prometheus()?;
         let bound = bind_api(&opened)?;
-        let (network, handle, inbox) = bind_network(home, &opened, first_peers(&opened, stored.as_ref())?).await?;
+        let first_peers = first_peers(&opened, stored.as_ref())?;
+        let (network, handle, inbox) = bind_network(home, &opened, first_peers.clone()).await?;
         let mut supervisor = Supervisor::new();
         // The network ends last: consensus needs it to hand over.
         supervisor.spawn("the network", network.run(supervisor.token()));
@@ -177,7 +181,7 @@ impl Node {
         let admin = admin::bind(&home.admin_socket())?;
         let parts = Self::start_parts(home, opened, (handle, log), state, members).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
-        parts.start_tasks(&mut supervisor, inbox, &outputs);
+        parts.start_tasks(&mut supervisor, inbox, &outputs, first_peers);
         supervisor.spawn(
             "administration",
             admin::run_admin(admin, parts.desk(&outputs, supervisor.token())?, supervisor.token()),
@@ -257,9 +261,10 @@ impl Node {
         let _ = log.positions.set(consensus.positions());
         network.set_log_view(log);
         let hold = Duration::from_millis(opened.config.http.hold_ms);
-        let conflict = watch::Sender::new(None);
+        let conflicts = Conflicts::load(home.path(), opened.genesis.id()?, opened.epoch())?;
+        conflicts.follow(&tracker.members().borrow());
         let params = opened.genesis.params.clone();
-        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), params, hold, conflict.subscribe()));
+        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), params, hold, conflicts.active()));
         let certifier = Certifier::new(CertifierParts {
             node: opened.node,
             epoch: opened.epoch(),
@@ -292,7 +297,8 @@ impl Node {
             ingress,
             certifier,
             operator,
-            conflict,
+            conflicts,
+            clock_off: watch::Sender::new(None),
         })
     }
 
@@ -382,7 +388,13 @@ async fn run_upkeep(handle: PrometheusHandle, stop: CancellationToken) {
 }
 
 impl Parts {
-    fn start_tasks(&self, supervisor: &mut Supervisor, inbox: GossipInbox, outputs: &[RunningOutput]) {
+    fn start_tasks(
+        &self,
+        supervisor: &mut Supervisor,
+        inbox: GossipInbox,
+        outputs: &[RunningOutput],
+        first_peers: Vec<Peer>,
+    ) {
         let token = supervisor.token();
         let serve_raft = self.network.serve(Channel::Raft, RaftService { consensus: self.consensus.clone() });
         let serve_bundles = self.network.serve(Channel::Bundle, BundleService { verifier: self.verifier.clone() });
@@ -391,6 +403,8 @@ impl Parts {
             consensus: self.consensus.clone(),
             certifier: self.certifier.clone(),
             operator: self.operator.clone(),
+            conflicts: self.conflicts.clone(),
+            members: self.tracker.members(),
             rules_known,
         };
         let serve_control = self.network.serve(Channel::Control, control);
@@ -403,7 +417,7 @@ impl Parts {
             tracker: self.tracker.clone(),
             certifier: self.certifier.clone(),
             rules_known,
-            conflict: self.conflict.clone(),
+            conflicts: self.conflicts.clone(),
             seen: Arc::default(),
         };
         let retention = Retention {
@@ -425,10 +439,18 @@ impl Parts {
         supervisor.spawn("evidence", self.certifier.clone().run(self.verifier.clone(), token.clone()));
         supervisor.spawn("certification", steward.clone().run_certification(token.clone()));
         supervisor.spawn("the leader's duties", steward.run_duties(token.clone()));
+        let clock_guard = ClockGuard {
+            node: self.opened.node,
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            off: self.clock_off.clone(),
+        };
+        supervisor.spawn("the clock guard", clock_guard.run(token.clone()));
         let (own, members) = (self.opened.node, self.tracker.members());
         let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
         supervisor.spawn("the address book", book);
-        supervisor.spawn("members", peers::run_peers(own, members, self.network.clone(), token.clone()));
+        supervisor.spawn("members", peers::run_peers(own, first_peers, members, self.network.clone(), token.clone()));
         let serve_snapshots =
             self.network.serve(Channel::Snapshot, SnapshotService { consensus: self.consensus.clone() });
         for served in [serve_raft, serve_bundles, serve_control, serve_join, serve_snapshots] {
@@ -441,6 +463,7 @@ impl Parts {
             consensus: self.consensus.clone(),
             tracker: self.tracker.clone(),
             params: self.opened.genesis.params.clone(),
+            conflict: self.conflicts.active(),
         };
         supervisor.spawn("the proposer", proposer.run(token.clone()));
         let forwarder = run_forwarder(
@@ -543,6 +566,7 @@ impl Parts {
             ingress: self.ingress.clone(),
             operator: self.operator.clone(),
             certifier: self.certifier.clone(),
+            clock_off: self.clock_off.subscribe(),
             outputs,
             prometheus,
         }

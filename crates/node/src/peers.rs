@@ -64,31 +64,50 @@ pub(crate) async fn departed(
     }
 }
 
-/// Follows the members until `stop`.
+/// What the network has to be told so that it has the members that the log has.
+#[derive(Debug, PartialEq, Eq)]
+struct Difference {
+    set: Vec<Peer>,
+    remove: Vec<NodeId>,
+}
+
+/// `given` is what the network has. Whom a newcomer found stays until its own log has come so far as to know them.
+fn difference(own: NodeId, given: &BTreeMap<NodeId, Peer>, members: &Members) -> Difference {
+    let wanted = peers(members);
+    let remove = given.keys().filter(|node| !wanted.contains_key(*node) && members.get(**node).is_some());
+    let remove = remove.copied().collect();
+    let is_new = |peer: &Peer| peer.node != own && given.get(&peer.node) != Some(peer);
+    Difference { set: wanted.into_values().filter(is_new).collect(), remove }
+}
+
+/// Follows the members until `stop`. `given` is what the network was started with, which may be older than what the
+/// log has by now.
 pub(crate) async fn run_peers(
     own: NodeId,
+    given: Vec<Peer>,
     mut members: watch::Receiver<Arc<Members>>,
     network: Handle,
     stop: CancellationToken,
 ) {
-    let mut known = peers(&members.borrow_and_update());
+    let mut given: BTreeMap<NodeId, Peer> = given.into_iter().map(|peer| (peer.node, peer)).collect();
     loop {
+        let Difference { set, remove } = difference(own, &given, &members.borrow_and_update());
+        for peer in set {
+            if let Err(error) = network.set_member(peer.clone()).await {
+                tracing::error!(node = %peer.node, %error, "a member cannot be reached: its record is wrong");
+            }
+            given.insert(peer.node, peer);
+        }
+        for node in remove {
+            given.remove(&node);
+            if network.remove_member(node).await.is_err() {
+                return;
+            }
+        }
         tokio::select! {
             () = stop.cancelled() => return,
             changed = members.changed() => if changed.is_err() { return },
         }
-        let wanted = peers(&members.borrow_and_update());
-        for (node, peer) in wanted.iter().filter(|(node, peer)| **node != own && known.get(*node) != Some(*peer)) {
-            if let Err(error) = network.set_member(peer.clone()).await {
-                tracing::error!(%node, %error, "a member cannot be reached: its record is wrong");
-            }
-        }
-        for node in known.keys().filter(|node| !wanted.contains_key(*node)) {
-            if network.remove_member(*node).await.is_err() {
-                return;
-            }
-        }
-        known = wanted;
     }
 }
 
@@ -115,5 +134,49 @@ pub(crate) async fn run_book(network: Handle, path: PathBuf, stop: CancellationT
             Ok(()) => kept = known,
             Err(error) => tracing::debug!(%error, "the address book cannot be written"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lockstep_types::{Genesis, Incarnation, Member, NetworkParams};
+
+    use super::*;
+
+    fn member(n: u8) -> Member {
+        let key = SigningKey::from_bytes([n; 32]).unwrap();
+        Member {
+            name: format!("n{n}"),
+            public_key: hex::encode(key.public().compressed()),
+            incarnation: Incarnation([n; 16]),
+            p2p: format!("/ip4/127.0.0.1/tcp/{n}"),
+            http: format!("http://127.0.0.1:{n}"),
+        }
+    }
+
+    fn of(names: &[u8]) -> Members {
+        let members = names.iter().map(|n| member(*n)).collect();
+        Members::genesis(&Genesis::new("test", members, NetworkParams::default()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_network_hears_of_members_that_the_log_had_before_it_was_followed() {
+        let members = of(&[1, 2, 3]);
+        let all = peers(&members);
+        let (own, other) = (*all.keys().next().unwrap(), *all.keys().last().unwrap());
+        let mut older = all.clone();
+        older.remove(&other);
+        let told = difference(own, &older, &members);
+        assert_eq!((told.set, told.remove), (vec![all[&other].clone()], vec![]));
+        assert_eq!(difference(own, &all, &members), Difference { set: vec![], remove: vec![] });
+    }
+
+    #[test]
+    fn whom_a_newcomer_found_stays_although_its_log_does_not_know_them_yet() {
+        let members = of(&[1, 2]);
+        let mut found = peers(&members);
+        let later = Peer { node: NodeId(9), ..found.values().next().unwrap().clone() };
+        found.insert(NodeId(9), later);
+        assert_eq!(difference(NodeId(1), &found, &members), Difference { set: vec![], remove: vec![] });
     }
 }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use lockstep_consensus::{Consensus, ProposeError, Role};
 use lockstep_ledger::{GroupClosing, GroupKey, encode_batch};
-use lockstep_types::{NetworkParams, VerifiedMessage};
+use lockstep_types::{Height, NetworkParams, NodeId, VerifiedMessage};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +25,8 @@ pub(crate) struct Proposer {
     pub consensus: Consensus,
     pub tracker: Arc<Tracker>,
     pub params: NetworkParams,
+    /// Set while nothing may be acknowledged.
+    pub conflict: watch::Receiver<Option<(NodeId, Height)>>,
 }
 
 impl Proposer {
@@ -31,7 +34,8 @@ impl Proposer {
         let mut status = self.consensus.status();
         let mut under_way: JoinSet<Option<ProposeError>> = JoinSet::new();
         loop {
-            let leads = status.borrow_and_update().role == Role::Leader;
+            // What is not proposed is acknowledged by no node.
+            let leads = status.borrow_and_update().role == Role::Leader && self.conflict.borrow().is_none();
             let mut closing_at = None;
             if leads {
                 closing_at = self.propose_all(&mut under_way);

@@ -6,10 +6,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockstep_api::views::{
     BatchMessageView, BatchView, BatchesView, BoundariesView, EvidenceView, GapView, HeadView, LeaderView, MembersView,
-    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, to_base64,
+    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, TransferView,
+    to_base64,
 };
 use lockstep_api::{Read, ReadError};
-use lockstep_consensus::{Consensus, ReadError as StateError, StateStore};
+use lockstep_consensus::{Consensus, ReadError as StateError, SnapshotProgress, StateStore};
 use lockstep_ledger::KnownMember;
 use lockstep_network::{Handle, peer_id_of};
 use lockstep_types::{
@@ -17,8 +18,10 @@ use lockstep_types::{
     Proof, PublicKey, Sequence, Signature, Task, TaskId, TaskNumber,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
 
 use crate::certify::Certifier;
+use crate::clock_guard;
 use crate::ingress::Ingress;
 use crate::limits::READ_BYTES_MAX;
 use crate::mempool::Mempool;
@@ -41,6 +44,7 @@ pub(crate) struct Reader {
     pub ingress: Arc<Ingress>,
     pub operator: Operator,
     pub certifier: Certifier,
+    pub clock_off: watch::Receiver<Option<i64>>,
     pub outputs: Vec<RunningOutput>,
     pub prometheus: PrometheusHandle,
 }
@@ -83,9 +87,48 @@ impl Reader {
         let evidence =
             self.certifier.complaint().map(|reason| format!("no batch is signed any more: the evidence of {reason}"));
         let conflict = self.ingress.conflict().map(|reason| format!("nothing is acknowledged any more: {reason}"));
+        let clock = self.clock_off.borrow().map(clock_guard::complaint);
         let refusals = self.network.refusals().into_iter();
         let refused = refusals.map(|(node, reason)| format!("node {node} refuses this node: {reason}"));
-        evidence.into_iter().chain(conflict).chain(refused).collect()
+        evidence.into_iter().chain(conflict).chain(clock).chain(refused).collect()
+    }
+
+    /// Why messages that this node takes would not be ordered: so many voters refuse it that no majority is left.
+    fn shut_out(&self) -> Option<String> {
+        let (refusals, members) = (self.network.refusals(), self.tracker.members().borrow().clone());
+        let voters = members.set();
+        let refusing = |node: NodeId| refusals.iter().any(|(refused_by, _)| *refused_by == node);
+        let left = voters.voters().filter(|voter| !refusing(voter.node)).count();
+        let (node, reason) = refusals.first().filter(|_| left < voters.majority())?;
+        Some(format!("node {node} refuses this node, as others do: {reason}"))
+    }
+
+    /// Why messages that this node takes would wait: it cannot reach a majority of voters.
+    fn cut_off(&self) -> Option<String> {
+        let (peers, members) = (self.network.peers(), self.tracker.members().borrow().clone());
+        let voters = members.set();
+        let reached = |node: NodeId| node == self.node || peers.iter().any(|peer| peer.node == node && peer.connected);
+        let (count, all) = (voters.voters().filter(|v| reached(v.node)).count(), voters.voters().count());
+        (count < voters.majority()).then(|| format!("this node reaches {count} of {all} voters: no majority"))
+    }
+
+    /// Nothing was found under a sequence: is that because it was forgotten?
+    fn unless_pruned<T>(&self, sequence: Option<Sequence>) -> Result<Option<T>, ReadError> {
+        let head = self.tracker.head().borrow().clone();
+        let horizon = head.map(|head| head.horizon).unwrap_or_default();
+        match sequence.filter(|sequence| *sequence < horizon.sequence) {
+            Some(_) => Err(ReadError::Pruned { first: horizon.height }),
+            None => Ok(None),
+        }
+    }
+
+    fn transfer_view(progress: &SnapshotProgress) -> TransferView {
+        TransferView {
+            node: progress.node,
+            bytes: progress.bytes_done,
+            of: progress.bytes_total,
+            problem: progress.problem.clone(),
+        }
     }
 
     fn oldest_height(&self) -> Height {
@@ -271,6 +314,8 @@ impl Read for Reader {
             },
             complaints: self.complaints(),
             rules_version: head.as_ref().map_or(0, |head| head.rules_version),
+            fetching: self.consensus.snapshot_progress().borrow().as_ref().map(Self::transfer_view),
+            sending: self.consensus.snapshots_sent().iter().map(Self::transfer_view).collect(),
             peers: members.present().filter(|(id, _)| *id != self.node).map(peer).collect(),
             outputs: self.outputs.iter().map(|output| self.output_view(output)).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -299,7 +344,10 @@ impl Read for Reader {
     }
 
     async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ReadError> {
-        self.find_message(id).map_err(failed)
+        match self.find_message(id).map_err(failed)? {
+            Some(found) => Ok(Some(found)),
+            None => self.unless_pruned(self.state.sequence_of(&id).map_err(failed)?),
+        }
     }
 
     async fn task(&self, id: TaskId) -> Result<Option<TaskView>, ReadError> {
@@ -336,7 +384,14 @@ impl Read for Reader {
         if raft.leader.is_none() {
             return Err("no leader is known".into());
         }
-        if let Some(reason) = self.complaints().into_iter().next() {
+        if !self.consensus.has_majority() {
+            return Err("this node leads, but no majority of voters answers it".into());
+        }
+        if let Some(reason) = self.cut_off() {
+            return Err(reason);
+        }
+        let stopped = self.certifier.complaint().or_else(|| self.ingress.conflict());
+        if let Some(reason) = stopped.or_else(|| self.shut_out()) {
             return Err(reason);
         }
         if let Some(progress) = &*self.consensus.snapshot_progress().borrow() {

@@ -6,24 +6,22 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use lockstep_consensus::{Consensus, Role, StateStore};
-use lockstep_ledger::Command;
+use lockstep_ledger::{Command, History as _, Members};
 use lockstep_network::{Channel, Client, Handle};
 use lockstep_types::certificate::batch_signer;
-use lockstep_types::{BatchHash, Certificate, Height, MemberSet, NodeId, Signature};
+use lockstep_types::{BatchHash, BatchHeader, Certificate, Height, MemberSet, NodeId, Signature};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::certify::{Certifier, Conflict, ROUND_TIMEOUT};
-use crate::control::{ask_to_certify, tell_marks};
+use crate::certify::{Certifier, ROUND_TIMEOUT};
+use crate::conflicts::{Conflicts, Sightings};
+use crate::control::{SignedBatch, ask_to_certify, tell_conflict, tell_marks};
 use crate::limits::{CERTIFY_INTERVAL, CONTROL_TIMEOUT, DUTIES_INTERVAL};
 use crate::metrics;
 use crate::tracker::Tracker;
-
-/// The newest batch that each voter signed.
-type NewestVotes = BTreeMap<NodeId, (Height, BatchHash, Signature)>;
 
 /// What the leader's duties need.
 #[derive(Clone)]
@@ -36,22 +34,23 @@ pub(crate) struct Steward {
     pub certifier: Certifier,
     /// The newest rules that this node may activate.
     pub rules_known: u32,
-    /// Where a double signature is shown.
-    pub conflict: watch::Sender<Option<Conflict>>,
+    /// Who signed twice.
+    pub conflicts: Conflicts,
     /// What voters signed lately, to notice who signs twice.
-    pub seen: Arc<Mutex<NewestVotes>>,
+    pub seen: Arc<Mutex<Sightings>>,
 }
 
 /// A height to be certified.
 #[derive(Debug, Clone)]
 struct Round {
+    header: BatchHeader,
     height: Height,
     hash: BatchHash,
     set: MemberSet,
 }
 
-/// A voter's answer.
-type Vote = (NodeId, Height, BatchHash, Signature);
+/// A voter's answer about a height.
+type Vote = (NodeId, Height, SignedBatch);
 
 /// Answers that wait for the collector; a voter that has more waits.
 const VOTES_MAX: usize = 256;
@@ -113,8 +112,8 @@ impl Steward {
         if height <= head.final_height {
             return None;
         }
-        let hash = if height == head.height { head.hash } else { self.state.batch(height).ok()??.header.hash() };
-        Some(Round { height, hash, set: members.set_at(height).clone() })
+        let header = self.state.header(height).ok()??;
+        Some(Round { height, hash: header.hash(), header, set: members.set_at(height).clone() })
     }
 
     /// Collects signatures until there is a majority, or the round takes too long.
@@ -128,15 +127,20 @@ impl Steward {
             }
         }
         while signatures.len() < round.set.majority() {
-            let (node, height, hash, signature) = timeout_at(started + ROUND_TIMEOUT, inbox.recv()).await.ok()??;
+            let vote = timeout_at(started + ROUND_TIMEOUT, inbox.recv()).await.ok()??;
+            let (node, height, (hash, signature, header)) = vote;
             let signer = round.set.voter(node);
             if height != round.height || signer.is_none() || batch_signer(&hash, &signature) != signer {
                 continue;
             }
-            self.look_for_conflict(node, height, hash, signature);
             if hash == round.hash {
+                self.look_for_conflict(node, round.header.clone(), signature).await;
                 signatures.insert(node, signature);
             } else {
+                let own = |header: &BatchHeader| header.hash() == hash && header.height == height;
+                if let Some(header) = header.filter(own) {
+                    self.look_for_conflict(node, header, signature).await;
+                }
                 tracing::error!(%node, %height, theirs = %hash, ours = %round.hash, "a voter has another batch at this height");
                 metrics::disagreement();
             }
@@ -146,12 +150,13 @@ impl Steward {
         Some(Certificate { height: round.height, hash: round.hash, signatures })
     }
 
-    fn look_for_conflict(&self, node: NodeId, height: Height, hash: BatchHash, signature: Signature) {
-        let before = self.seen.lock().insert(node, (height, hash, signature));
-        if let Some((same, other, earlier)) = before.filter(|(at, other, _)| *at == height && *other != hash) {
-            tracing::error!(%node, %height, "this voter signed two batches at one height: nothing is acknowledged any more");
-            let signed = [(other, earlier), (hash, signature)];
-            self.conflict.send_replace(Some(Conflict { node, height: same, signed }));
+    /// Notes what a voter signed, and keeps the proof if it signed another batch at that height before.
+    async fn look_for_conflict(&self, node: NodeId, header: BatchHeader, signature: Signature) {
+        let Some(conflict) = self.seen.lock().see(node, header, signature) else { return };
+        let (conflicts, members) = (self.conflicts.clone(), self.tracker.members().borrow().clone());
+        let kept = tokio::task::spawn_blocking(move || conflicts.keep(conflict, &members)).await;
+        if let Ok(Err(error)) = kept {
+            tracing::error!(%error, %node, "the proof of a double signature could not be written down");
         }
     }
 
@@ -167,15 +172,25 @@ impl Steward {
                 _ = tick.tick() => {}
                 changed = members.changed() => if changed.is_err() { return },
             }
-            members.borrow_and_update();
-            if !self.leads() {
+            let now = members.borrow_and_update().clone();
+            self.conflicts.follow(&now);
+            if !self.leads() && self.conflicts.known().is_empty() {
                 clients.clear();
+                continue;
+            }
+            self.follow_members(&now, &mut clients);
+            if !self.leads() {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.tell_conflicts(&mut clients) => {}
+                }
                 continue;
             }
             let duties = async {
                 self.steer().await;
                 let known = self.tell_marks(&mut clients).await;
                 self.activate_rules(&known).await;
+                self.tell_conflicts(&mut clients).await;
             };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -195,6 +210,25 @@ impl Steward {
         }
     }
 
+    /// A client for each other member.
+    fn follow_members(&self, members: &Members, clients: &mut BTreeMap<NodeId, Client>) {
+        let present: Vec<NodeId> = members.present().map(|(node, _)| node).filter(|node| *node != self.node).collect();
+        clients.retain(|node, _| present.contains(node));
+        for node in present {
+            clients.entry(node).or_insert_with(|| self.network.client(node, Channel::Control));
+        }
+    }
+
+    /// Tells everyone who signed two batches at one height, again and again: who was away hears of it later.
+    async fn tell_conflicts(&self, clients: &mut BTreeMap<NodeId, Client>) {
+        for conflict in self.conflicts.known() {
+            let told = clients.values_mut().map(|client| tell_conflict(client, &conflict, CONTROL_TIMEOUT));
+            for error in join_all(told).await.into_iter().filter_map(Result::err) {
+                tracing::debug!(%error, "a member was not told of a double signature");
+            }
+        }
+    }
+
     /// Tells everyone who acknowledged what; returns which rules each member knows.
     async fn tell_marks(&self, clients: &mut BTreeMap<NodeId, Client>) -> BTreeMap<NodeId, u32> {
         let committed = self.consensus.committed();
@@ -204,12 +238,6 @@ impl Steward {
         let marks: Vec<(NodeId, u64)> = marks.into_iter().map(|(node, index)| (node, index.min(committed))).collect();
         if let Err(error) = self.consensus.pledges().learn(marks.iter().copied()) {
             tracing::warn!(%error, "marks cannot be written");
-        }
-        let present: Vec<NodeId> =
-            self.tracker.members().borrow().present().map(|(node, _)| node).filter(|node| *node != self.node).collect();
-        clients.retain(|node, _| present.contains(node));
-        for node in present {
-            clients.entry(node).or_insert_with(|| self.network.client(node, Channel::Control));
         }
         let told = clients.iter_mut().map(|(node, client)| {
             let marks = &marks;
@@ -252,8 +280,8 @@ async fn ask_again_and_again(
                 answer = ask_to_certify(&mut client, height, hash, CONTROL_TIMEOUT) => answer,
             };
             match answer {
-                Ok((hash, signature)) => {
-                    if votes.send((node, height, hash, signature)).await.is_err() {
+                Ok(signed) => {
+                    if votes.send((node, height, signed)).await.is_err() {
                         return;
                     }
                 }

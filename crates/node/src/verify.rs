@@ -17,6 +17,7 @@ use crate::error::NodeError;
 use crate::evidence::{EvidenceQueue, Named};
 use crate::limits::{VERIFY_JOBS_MAX, VERIFY_TOGETHER_MAX};
 use crate::mempool::{Mempool, Waiter};
+use crate::priority::{VERIFICATION, give_way};
 
 /// What a request hears from verification; its place comes later, by the waiter.
 pub(crate) type Verdict = Result<(ContentId, oneshot::Receiver<Outcome>), RequestError>;
@@ -97,7 +98,7 @@ impl Verifier {
                 params: params.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("verify-{n}")).spawn(move || {
-                give_way();
+                give_way(VERIFICATION);
                 worker.run();
             });
             handles.push(thread.map_err(|e| NodeError::Config(format!("cannot start a verification thread: {e}")))?);
@@ -109,18 +110,6 @@ impl Verifier {
         self.jobs.try_send(job).map_err(|e| match e {
             TrySendError::Full(_) | TrySendError::Disconnected(_) => Overloaded,
         })
-    }
-}
-
-/// Lets consensus and sockets go first where there are fewer cores than threads: an append that waits behind signature
-/// checks holds up every message of its batch, a signature check only one.
-fn give_way() {
-    /// Nice value of the verification threads.
-    const NICE: i32 = 5;
-    // SAFETY: no memory is touched; 0 names the calling thread. A refusal leaves the priority as it is.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, NICE);
     }
 }
 

@@ -78,6 +78,28 @@ pub struct Batch {
 }
 
 impl BatchHeader {
+    /// The header of a batch in which there is nothing, with zeros for all that it would commit to: for tests.
+    pub fn of_nothing(network: NetworkId, height: Height) -> Self {
+        let zero = [0; 32];
+        Self {
+            rules_version: 1,
+            network,
+            epoch: Epoch(0),
+            height,
+            parent: BatchHash::ZERO,
+            time_ms: TimeMs(0),
+            first_sequence: Sequence(1),
+            message_count: 0,
+            messages_root: zero,
+            first_task_number: TaskNumber(1),
+            task_count: 0,
+            tasks_root: zero,
+            members: zero,
+            next_members: zero,
+            effects: zero,
+        }
+    }
+
     /// Whether the member set changes after this batch. Such a batch needs a certificate of its own.
     pub fn is_boundary(&self) -> bool {
         self.members != self.next_members

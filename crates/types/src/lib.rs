@@ -7,6 +7,7 @@
 
 pub mod batch;
 pub mod certificate;
+pub mod conflict;
 pub mod epoch;
 pub mod export;
 pub mod genesis;

@@ -92,6 +92,8 @@ impl Read for Fake {
             },
             complaints: vec![],
             rules_version: 2,
+            fetching: None,
+            sending: vec![],
             peers: vec![],
             outputs: vec![OutputView { name: "files".into(), height: Height(1), lag: 0, error: None, gaps: vec![] }],
             version: "0.1.0".into(),

@@ -50,6 +50,23 @@ async fn a_lone_node_grows_to_three_and_its_first_member_leaves_without_loss() {
     println!("{:?}", audit(&mut cluster, &history).await);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_killed_knows_newer_members_when_it_is_back() {
+    let mut cluster = Cluster::start(binary(), ClusterOptions::of(1)).await;
+    cluster.add_node().await;
+    // Its state on the disk is from before the change; the log has it.
+    cluster.kill(0);
+    cluster.start_node(0);
+    for index in 0..cluster.len() {
+        cluster.wait_ready(index, SOON).await;
+    }
+    let history = Arc::new(History::new());
+    let load = Load::start(&LoadOptions::of(cluster.urls()), &history);
+    more_messages(&history, 50).await;
+    load.stop().await;
+    println!("{:?}", audit(&mut cluster, &history).await);
+}
+
 /// Whether the node at a place says that others refuse it, with the way out, and is not ready.
 async fn is_refused(cluster: &Cluster, index: usize, word: &str) {
     eventually("the node is refused by both others, and says so", SOON, async || {

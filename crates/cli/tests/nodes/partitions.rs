@@ -122,7 +122,6 @@ async fn a_follower_that_is_cut_off_disturbs_nobody_and_catches_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "readiness does not look at connections yet"]
 async fn nodes_that_are_cut_off_tell_the_balancer_that_they_are_not_ready() {
     let mut cluster = Cluster::start(binary(), ClusterOptions::of(3).with_partitions()).await;
     let leader = cluster.wait_leader(SOON).await;

@@ -103,8 +103,8 @@ async fn a_node_that_was_away_for_long_catches_up_by_a_copy_of_the_state_and_log
     let report = load.stop().await;
     for index in 0..cluster.len() {
         let store = cluster.node(index).process.home().join("store");
-        let entries = eventually("the log is short", SOON, async || {
-            // What a member that fetches the state needs is kept a little longer.
+        let entries = eventually("the log is short", 2 * SOON, async || {
+            // What a member that fetches the state needs is kept for up to twenty seconds longer.
             match metric(&cluster, index, "lockstep_log_entries ").await? {
                 entries if entries <= 2 * LOG_ENTRIES_MAX => Ok(entries),
                 entries => Err(format!("{entries} entries")),

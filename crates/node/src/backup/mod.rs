@@ -22,7 +22,7 @@ pub(crate) use place::fetch_file;
 pub use place::{BackupPlace, PlaceError, open_place, open_place_with};
 pub use restore::{RestoreOptions, Restored, pick, restore};
 pub use write::{BackupMade, BackupProgress};
-pub(crate) use write::{Backups, Scratch, give_way};
+pub(crate) use write::{Backups, Scratch};
 
 use std::path::Path;
 

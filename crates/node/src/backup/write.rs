@@ -18,9 +18,8 @@ use super::place::{BackupPlace, PlaceError, open_place};
 use super::{BACKUP_VERSION, failed};
 use crate::clock::now_ms;
 use crate::error::NodeError;
+use crate::priority::{BACKUP, give_way};
 
-/// How much the thread gives way.
-const NICENESS: i32 = 15;
 /// Name of the copy of the state that is being backed up, in `store/snapshots`. One that a crash left is removed at start.
 const COPY: &str = "backup";
 
@@ -79,15 +78,6 @@ impl Drop for Scratch {
     }
 }
 
-/// Lets all other threads of the machine go first, where the system allows it.
-pub(crate) fn give_way() {
-    // SAFETY: changes the scheduling of the calling thread (0) and nothing else.
-    #[allow(unsafe_code)]
-    unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS);
-    }
-}
-
 impl Backups {
     pub fn new(state: StateStore, store: StoreHome, genesis: Genesis, epochs: Epochs) -> Self {
         let (progress, sums) = (Mutex::new(None), Mutex::default());
@@ -113,7 +103,7 @@ impl Backups {
         }
         let (this, to) = (self.clone(), to.clone());
         let run = move || {
-            give_way();
+            give_way(BACKUP);
             let result = this.0.write(&to);
             match &result {
                 Ok(made) => tracing::info!(manifest = made.manifest, "a backup was made"),

@@ -27,11 +27,12 @@ use tokio_util::sync::CancellationToken;
 use self::borrow::borrow;
 use self::history::{BackupHistory, HistoryError, Known};
 use self::plan::{Candidate, candidates, choose, overlap};
-use crate::backup::{BackupLocation, BackupPlace, PlaceError, backups_in, give_way, open_place};
+use crate::backup::{BackupLocation, BackupPlace, PlaceError, backups_in, open_place};
 use crate::config::OutputConfig;
 use crate::error::NodeError;
 use crate::gaps::{self, Range};
 use crate::home::Home;
+use crate::priority::{BACKUP, give_way};
 use crate::publish;
 
 /// How often a call to a store that is not available is made, and the rest between two.
@@ -151,7 +152,7 @@ impl Refills {
         }
         let (this, runtime) = (self.clone(), Handle::current());
         let run = move || {
-            give_way();
+            give_way(BACKUP);
             let result = this.0.refill(&config, &from, &runtime);
             this.0.ring(&config.name);
             let output = config.name.as_str();

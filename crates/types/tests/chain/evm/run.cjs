@@ -111,6 +111,16 @@ const result = (answer) => {
   return answer.result;
 };
 
+// A chain that mines at once still needs a moment until it has the receipt.
+async function receiptOf(rpc, hash) {
+  for (const deadline = Date.now() + 20_000; Date.now() < deadline; ) {
+    const receipt = result(await rpc("eth_getTransactionReceipt", [hash]));
+    if (receipt) return receipt;
+    await new Promise((again) => setTimeout(again, 20));
+  }
+  throw new Error("the chain has no receipt of the transaction");
+}
+
 async function main() {
   const input = JSON.parse(fs.readFileSync(0, "utf8"));
   const made = compile();
@@ -119,7 +129,7 @@ async function main() {
   const make = made.abi.find((f) => f.type === "constructor");
   const code = made.evm.bytecode.object + sequence(make.inputs, [input.network, input.epoch, input.genesis]);
   const hash = result(await rpc("eth_sendTransaction", [{ from, data: "0x" + code, gas: "0x989680" }]));
-  const receipt = result(await rpc("eth_getTransactionReceipt", [hash]));
+  const receipt = await receiptOf(rpc, hash);
   if (receipt.status !== "0x1") throw new Error("the contract was not deployed");
 
   const verify = made.abi.find((f) => f.name === "verify");

@@ -1,0 +1,220 @@
+//! A batch in the making: places, tasks, and what is stored of both.
+
+use std::collections::BTreeMap;
+
+use lockstep_types::message::PROJECT_VERSION_BYTES_MAX;
+use lockstep_types::{
+    Api, Batch, BatchHash, BatchHeader, ContentId, Hash32, Height, MemberSet, Message, MessageId, OrderedMessage,
+    Sequence, Task, TaskId, TaskNumber, TimeMs,
+};
+
+use super::{Applied, Ledger, Outcome, Rejection};
+use crate::command::GroupClosing;
+use crate::effects::{Effects, Head, Occurrence, Write};
+use crate::groups::{GroupChange, GroupKey, OpenGroup};
+
+/// A batch in the making.
+pub(super) struct Building<'a> {
+    ledger: &'a mut Ledger,
+    height: Height,
+    time_ms: TimeMs,
+    first_sequence: Sequence,
+    first_task_number: TaskNumber,
+    effects: Effects,
+    messages: Vec<OrderedMessage>,
+    tasks: Vec<Task>,
+    outcomes: Vec<(ContentId, Outcome)>,
+    /// Contents ordered by this very batch, which `view` does not know yet.
+    fresh: BTreeMap<ContentId, Occurrence>,
+    groups: Vec<GroupChange>,
+    /// Groups whose stored form is out of date.
+    touched: BTreeMap<GroupKey, ()>,
+    /// Hash of the members who certify this batch.
+    members_before: Hash32,
+    /// The members from the next batch on, where they change.
+    next_set: Option<MemberSet>,
+}
+
+impl<'a> Building<'a> {
+    pub(super) fn new(ledger: &'a mut Ledger, proposed_time: TimeMs, capacity: usize) -> Self {
+        let head = &ledger.head;
+        Self {
+            height: head.height.next(),
+            time_ms: proposed_time.max(head.time_ms),
+            first_sequence: head.next_sequence,
+            first_task_number: head.next_task_number,
+            effects: Effects::with_capacity(capacity),
+            messages: Vec::with_capacity(capacity),
+            tasks: Vec::with_capacity(capacity),
+            outcomes: Vec::with_capacity(capacity),
+            fresh: BTreeMap::new(),
+            groups: Vec::new(),
+            touched: BTreeMap::new(),
+            members_before: ledger.members.hash(),
+            next_set: None,
+            ledger,
+        }
+    }
+
+    fn check(&self, message: &Message) -> Result<u64, Rejection> {
+        let params = &self.ledger.params;
+        let project = params.project(message.project_id).ok_or(Rejection::UnknownProject)?;
+        if message.api == Api::Unsigned && !params.allow_unsigned {
+            return Err(Rejection::Unsigned);
+        }
+        if message.data.len() as u64 > params.message_bytes_max {
+            return Err(Rejection::TooLarge);
+        }
+        if message.data.is_empty() || message.project_version.len() > PROJECT_VERSION_BYTES_MAX {
+            return Err(Rejection::Malformed);
+        }
+        Ok(project.retry_window_ms)
+    }
+
+    /// The members change after this batch; they are in the ledger already. `before` is the hash of those until now.
+    pub(super) fn change_members(&mut self, before: Hash32) {
+        self.members_before = before;
+        self.effects.members(&self.ledger.members);
+        self.next_set = Some(self.ledger.members.set().clone());
+    }
+
+    pub(super) fn take(&mut self, message: Message, id: ContentId, before: Option<Occurrence>) {
+        let window_ms = match self.check(&message) {
+            Ok(window_ms) => window_ms,
+            Err(rejection) => return self.outcomes.push((id, Outcome::Rejected(rejection))),
+        };
+        let kept = self.ledger.head.horizon.height;
+        let before = self.fresh.get(&id).copied().or(before).filter(|before| before.height >= kept);
+        if let Some(first) = before.filter(|first| self.time_ms.0.saturating_sub(first.time_ms.0) < window_ms) {
+            let outcome = Outcome::Duplicate {
+                message_id: first.message_id(&id),
+                sequence: first.sequence,
+                height: first.height,
+            };
+            return self.outcomes.push((id, outcome));
+        }
+        self.order(message, id, before);
+    }
+
+    fn order(&mut self, message: Message, id: ContentId, before: Option<Occurrence>) {
+        let sequence = self.ledger.head.next_sequence;
+        self.ledger.head.next_sequence = sequence.next();
+        let (count, since) = match before {
+            Some(before) => (before.count + 1, before.since),
+            None => (1, self.ledger.head.horizon.height),
+        };
+        let occurrence = Occurrence { count, since, sequence, height: self.height, time_ms: self.time_ms };
+        let message_id = occurrence.message_id(&id);
+        // The occurrence record names the newest place only, and it alone is found by the content id. Every other id
+        // gets an entry of its own.
+        if let Some(first) = before.filter(|before| before.message_id(&id).0 == id.0) {
+            self.effects.message_place(first.message_id(&id), first.sequence);
+        }
+        if message_id.0 != id.0 {
+            self.effects.message_place(message_id, sequence);
+        }
+        self.effects.occurrence(id, occurrence);
+        self.fresh.insert(id, occurrence);
+        let (task_id, via) = (self.pack(&message, sequence, message_id), message.via);
+        self.messages.push(OrderedMessage { id: message_id, message });
+        self.outcomes.push((id, Outcome::Ordered { message_id, sequence, height: self.height, task_id, via }));
+    }
+
+    /// Adds a message to its group; returns the task if that closed the group.
+    fn pack(&mut self, message: &Message, sequence: Sequence, id: MessageId) -> Option<TaskId> {
+        let key = GroupKey::of(message);
+        let settings = self.ledger.params.project(message.project_id)?.clone();
+        let bytes = message.data.len() as u64;
+        let alone = OpenGroup { messages: vec![(sequence, id)], bytes };
+        if self.ledger.groups.get(&key).is_none() && alone.is_full(&settings) {
+            return Some(self.close(key, alone));
+        }
+        if self.ledger.groups.add(&key, sequence, id, bytes) {
+            self.groups.push(GroupChange::Opened(key.clone(), sequence));
+        }
+        self.touched.insert(key.clone(), ());
+        if self.ledger.groups.get(&key).is_some_and(|group| group.is_full(&settings)) {
+            let group = self.ledger.groups.take(&key)?;
+            self.groups.push(GroupChange::Closed(key.clone()));
+            return Some(self.close(key, group));
+        }
+        if self.ledger.groups.len() as u64 > self.ledger.params.open_groups_max {
+            let oldest = self.ledger.groups.oldest().cloned();
+            if let Some((key, group)) = oldest.and_then(|key| Some((key.clone(), self.ledger.groups.take(&key)?))) {
+                self.groups.push(GroupChange::Closed(key.clone()));
+                self.touched.insert(key.clone(), ());
+                self.close(key, group);
+            }
+        }
+        None
+    }
+
+    pub(super) fn close_aged(&mut self, closing: GroupClosing) {
+        let same = |group: &OpenGroup| group.first_sequence() == closing.first_sequence;
+        if !self.ledger.groups.get(&closing.key).is_some_and(same) {
+            return;
+        }
+        if let Some(group) = self.ledger.groups.take(&closing.key) {
+            self.groups.push(GroupChange::Closed(closing.key.clone()));
+            self.touched.insert(closing.key.clone(), ());
+            self.close(closing.key, group);
+        }
+    }
+
+    fn close(&mut self, key: GroupKey, group: OpenGroup) -> TaskId {
+        let number = self.ledger.head.next_task_number;
+        self.ledger.head.next_task_number = number.next();
+        let ids = group.messages.iter().map(|(_, id)| id);
+        let id = Task::id_of(&self.ledger.network, key.project_id, group.first_sequence(), ids);
+        self.effects.task_place(id, number);
+        for (sequence, _) in &group.messages {
+            if *sequence < self.first_sequence {
+                self.effects.packed(*sequence, number);
+            }
+        }
+        self.tasks.push(Task {
+            number,
+            id,
+            project_id: key.project_id,
+            project_version: key.project_version,
+            device: key.device,
+            sequences: group.messages.into_iter().map(|(sequence, _)| sequence).collect(),
+        });
+        id
+    }
+
+    pub(super) fn finish(mut self) -> Applied {
+        let Self { ledger, .. } = self;
+        if self.messages.is_empty() && self.tasks.is_empty() && self.next_set.is_none() {
+            return Applied { outcomes: self.outcomes, ..Applied::default() };
+        }
+        for key in self.touched.keys() {
+            self.effects.group(key, ledger.groups.get(key));
+        }
+        let effects = self.effects.roll(&ledger.head.effects);
+        let header = BatchHeader {
+            rules_version: ledger.head.rules_version,
+            network: ledger.network,
+            epoch: ledger.epoch,
+            height: self.height,
+            parent: ledger.head.hash,
+            time_ms: self.time_ms,
+            first_sequence: self.first_sequence,
+            message_count: self.messages.len() as u64,
+            messages_root: Batch::messages_root(self.first_sequence, &self.messages),
+            first_task_number: self.first_task_number,
+            task_count: self.tasks.len() as u64,
+            tasks_root: Batch::tasks_root(&self.tasks),
+            members: self.members_before,
+            next_members: ledger.members.hash(),
+            effects,
+        };
+        let hash: BatchHash = header.hash();
+        let batch = Batch { header, messages: self.messages, tasks: self.tasks, next_set: self.next_set };
+        ledger.head = Head { height: self.height, hash, time_ms: self.time_ms, effects, ..ledger.head.clone() };
+        let mut writes = self.effects.writes;
+        writes.push(Write::Batch(Box::new(batch)));
+        writes.push(Write::Head(ledger.head.clone()));
+        Applied { outcomes: self.outcomes, writes, groups: self.groups, ..Applied::default() }
+    }
+}
