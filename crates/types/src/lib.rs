@@ -23,7 +23,7 @@ pub mod task;
 pub mod verify;
 pub mod w3bstream;
 
-#[allow(missing_docs, clippy::unwrap_used)]
+#[allow(missing_docs, clippy::unwrap_used, clippy::large_enum_variant)]
 /// Code generated from `proto/lockstep/v1`.
 pub mod proto {
     tonic::include_proto!("lockstep.v1");
