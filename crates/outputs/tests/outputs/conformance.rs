@@ -138,7 +138,7 @@ pub async fn what_does_not_belong_below_the_cursor_is_not_filled_in(store: &dyn 
     let moved = OutputError::Moved { actual_last: number(22) };
     assert_eq!(output.fill(&tasks(23..=24)).await, Err(moved.clone()));
     assert_eq!(output.fill(&tasks(20..=23)).await, Err(moved));
-    for bad in [vec![], vec![tasks(10..=10), tasks(12..=12)].concat()] {
+    for bad in [vec![], [tasks(10..=10), tasks(12..=12)].concat()] {
         assert!(matches!(output.fill(&bad).await, Err(OutputError::Refused { .. })));
     }
     // Of another history: one of its numbers is taken.
