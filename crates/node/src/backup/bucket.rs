@@ -92,11 +92,12 @@ fn reason(error: &Error) -> String {
 fn unavailable(at: impl fmt::Display) -> impl Fn(Error) -> PlaceError {
     let at = at.to_string();
     move |error| {
-        let mut reason = reason(&error);
         let refused = matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. });
-        if refused && !reason.ends_with(LOOK_AT_KEYS) {
-            reason.push_str(LOOK_AT_KEYS);
-        }
+        let reason = match reason(&error) {
+            // Some answers to a refused request have no body that says more.
+            reason if refused && !reason.contains(LOOK_AT_KEYS) => format!("the store refuses{LOOK_AT_KEYS}"),
+            reason => reason,
+        };
         PlaceError::Unavailable { at: at.clone(), reason }
     }
 }
