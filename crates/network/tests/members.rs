@@ -123,10 +123,15 @@ async fn a_removed_member_is_cut_off_also_on_streams_that_are_open() {
     let nodes = cluster(3).await;
     let mut client = nodes[1].handle.client(NodeId(1), Channel::Raft);
     ask(&mut client, b"before").await.unwrap();
+    let (begins, begun) = tokio::sync::oneshot::channel();
     let under_way = tokio::spawn(async move {
+        begins.send(()).unwrap();
         let late = client.call(&[Bytes::from_static(b"sleep 15000")], DEADLINE).await;
         (late, client)
     });
+    begun.await.unwrap();
+    // Until the request is on its way; it is answered long after that.
+    tokio::time::sleep(Duration::from_millis(200)).await;
     nodes[0].handle.remove_member(NodeId(2)).await.unwrap();
     let (late, mut client) = tokio::time::timeout(Duration::from_secs(10), under_way).await.unwrap().unwrap();
     assert!(matches!(late, Err(CallError::Closed(_))), "{late:?}");
