@@ -48,6 +48,12 @@ pub(super) async fn set_up(client: &mut Client, options: &PostgresOptions, owner
     let (tables, reader) = (&options.schema, &options.reader_schema);
     let transaction = client.transaction().await?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SETUP_LOCK]).await?;
+    if is_complete(transaction.client(), options).await? {
+        // Somebody else did it meanwhile, and may be writing already: creating an index that is there takes a lock that
+        // writers wait for, and they may hold the next one.
+        transaction.commit().await?;
+        return Ok(());
+    }
     for schema in [tables, reader] {
         let missing = "SELECT 1 WHERE to_regnamespace($1) IS NULL";
         if transaction.query_opt(missing, &[schema]).await?.is_some() {
@@ -96,12 +102,17 @@ async fn is_complete(client: &Client, options: &PostgresOptions) -> Result<bool,
         let reason = format!("its database has the encoding {encoding}; project versions need UTF8");
         return Err(SetupError::Store(OutputError::Foreign(reason)));
     }
-    let cursor = format!(r#""{}"."lockstep_cursor""#, options.schema);
-    let views = TABLES.map(|table| format!(r#""{}"."{table}""#, options.reader_schema));
-    let names: Vec<&str> = views.iter().map(String::as_str).chain([&cursor[..]]).collect();
-    let found = "SELECT bool_and(to_regclass(name) IS NOT NULL) FROM unnest($1::text[]) AS name";
-    if !client.query_one(found, &[&names]).await?.get::<_, bool>(0) {
+    let (tables, reader) = (options.schema.as_str(), options.reader_schema.as_str());
+    let wanted = TABLES.map(|table| (reader, table)).into_iter().chain([(tables, "lockstep_cursor")]);
+    let (schemas, names): (Vec<&str>, Vec<&str>) = wanted.unzip();
+    // The catalog itself: what functions say of a name may be older than what another connection has just made.
+    let found = "SELECT count(*) FROM unnest($1::text[], $2::text[]) AS wanted (schema, name) \
+                 JOIN pg_catalog.pg_namespace AS n ON n.nspname = wanted.schema \
+                 JOIN pg_catalog.pg_class AS c ON c.relnamespace = n.oid AND c.relname = wanted.name";
+    let count: i64 = client.query_one(found, &[&schemas, &names]).await?.get(0);
+    if usize::try_from(count) != Ok(names.len()) {
         return Ok(false);
     }
-    Ok(client.query_opt(&format!("SELECT 1 FROM {cursor}"), &[]).await?.is_some())
+    let entered = format!(r#"SELECT 1 FROM "{tables}"."lockstep_cursor""#);
+    Ok(client.query_opt(&entered, &[]).await?.is_some())
 }
