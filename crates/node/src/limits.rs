@@ -75,6 +75,8 @@ pub const EVIDENCE_TOGETHER_MAX: usize = 128;
 pub const DUTIES_INTERVAL: Duration = Duration::from_millis(1_000);
 /// How often it is looked whether something may be forgotten.
 pub const RETENTION_INTERVAL: Duration = Duration::from_secs(5);
+/// A cut by size that has shown no effect on the disk after this time is made again.
+pub const CUT_SETTLES_MAX: Duration = Duration::from_secs(60);
 /// Time for a member to answer on the control channel.
 pub const CONTROL_TIMEOUT: Duration = Duration::from_millis(2_000);
 /// Time for an approval to be committed.

@@ -5,12 +5,12 @@ use lockstep_consensus::{Consensus, ReadError, Role, StateStore};
 use lockstep_ledger::{Command, Head, Horizon};
 use lockstep_outputs::Handle;
 use lockstep_types::{Height, OutputName, Sequence, TaskNumber, TimeMs};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::now_ms;
 use crate::config::Scope;
-use crate::limits::{CONTROL_TIMEOUT, RETENTION_INTERVAL};
+use crate::limits::{CONTROL_TIMEOUT, CUT_SETTLES_MAX, RETENTION_INTERVAL};
 use crate::tracker::Tracker;
 
 /// A cut goes this far below the limit, so that there is not one at every look: nine tenths.
@@ -34,12 +34,30 @@ fn cut(oldest: Height, head: Height, bytes: u64, keep: u64) -> Height {
     Height(oldest.0 + u64::try_from(gone).unwrap_or(0))
 }
 
+/// The newest cut by size. The disk gives bytes back when files are rewritten, some time after what is in them was
+/// forgotten: to cut again before that would forget more and more for the same bytes.
+#[derive(Debug, Clone, Copy)]
+struct Settling {
+    at: Instant,
+    /// Bytes on disk then, and bytes that should be left.
+    bytes: u64,
+    keep: u64,
+}
+
+impl Settling {
+    /// Whether the cut has had its effect, at least half of it, or never will.
+    fn is_over(&self, bytes: u64, now: Instant) -> bool {
+        bytes <= self.keep + self.bytes.saturating_sub(self.keep) / 2
+            || now.saturating_duration_since(self.at) > CUT_SETTLES_MAX
+    }
+}
+
 impl Retention {
     /// Looks again and again until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut tick = interval(RETENTION_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut removed = Horizon::default();
+        let (mut removed, mut settling) = (Horizon::default(), None);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -50,7 +68,7 @@ impl Retention {
             }
             let Some(head) = self.tracker.head().borrow().clone() else { continue };
             if self.consensus.status().borrow().role == Role::Leader {
-                self.propose(&head).await;
+                self.propose(&head, &mut settling).await;
             }
             if let Err(error) = self.remove(&head, &mut removed) {
                 tracing::error!(%error, "what is forgotten cannot be removed from the disk");
@@ -58,8 +76,8 @@ impl Retention {
         }
     }
 
-    async fn propose(&self, head: &Head) {
-        match self.horizon(head) {
+    async fn propose(&self, head: &Head, settling: &mut Option<Settling>) {
+        match self.horizon(head, settling) {
             Ok(Some(oldest)) => {
                 let proposal = self.consensus.propose(Command::encode_horizon(oldest));
                 match timeout(CONTROL_TIMEOUT, proposal).await {
@@ -74,26 +92,37 @@ impl Retention {
     }
 
     /// The oldest height to keep from now on, if that is news.
-    fn horizon(&self, head: &Head) -> Result<Option<Height>, ReadError> {
+    fn horizon(&self, head: &Head, settling: &mut Option<Settling>) -> Result<Option<Height>, ReadError> {
         let oldest = Height(head.horizon.height.0.max(1));
         let bytes = self.state.bytes_on_disk();
-        let (mut wanted, limits) = (oldest, &self.limits);
+        let (mut wanted, limits, now) = (oldest, &self.limits, Instant::now());
+        let may_cut = settling.is_none_or(|cut| cut.is_over(bytes, now));
+        let mut by_size = None;
+        let mut cut_to = |limit: u64| {
+            let keep = limit / 10 * CUT_TO_TENTHS;
+            by_size = Some(Settling { at: now, bytes, keep });
+            cut(oldest, head.height, bytes, keep)
+        };
         if limits.age_ms > 0 {
             wanted =
                 wanted.max(self.first_after(oldest, head.height, TimeMs(now_ms().0.saturating_sub(limits.age_ms)))?);
         }
-        if limits.bytes > 0 && bytes > limits.bytes {
-            wanted = wanted.max(cut(oldest, head.height, bytes, limits.bytes / 10 * CUT_TO_TENTHS));
+        if limits.bytes > 0 && bytes > limits.bytes && may_cut {
+            wanted = wanted.max(cut_to(limits.bytes));
         }
         wanted = wanted.min(self.needed_by_outputs(head)?);
-        if limits.hard_bytes > 0 && bytes > limits.hard_bytes {
-            wanted = wanted.max(cut(oldest, head.height, bytes, limits.hard_bytes / 10 * CUT_TO_TENTHS));
+        if limits.hard_bytes > 0 && bytes > limits.hard_bytes && may_cut {
+            wanted = wanted.max(cut_to(limits.hard_bytes));
         }
         wanted = wanted.min(head.final_height);
         if let Some(sequence) = self.tracker.oldest_open_message() {
             wanted = wanted.min(self.height_of(sequence)?.unwrap_or(oldest));
         }
-        Ok((wanted > oldest).then_some(wanted))
+        if wanted <= oldest {
+            return Ok(None);
+        }
+        *settling = by_size.or(*settling);
+        Ok(Some(wanted))
     }
 
     fn height_of(&self, sequence: Sequence) -> Result<Option<Height>, ReadError> {
@@ -161,5 +190,15 @@ mod tests {
         assert_eq!(cut(Height(1), Height(1_001), 900, 900), Height(1));
         assert_eq!(cut(Height(500), Height(500), 0, 900), Height(500));
         assert_eq!(cut(Height(1), Height(u64::MAX), u64::MAX, 0), Height(u64::MAX));
+    }
+
+    #[test]
+    fn what_was_cut_is_not_cut_again_before_the_disk_has_given_it_back() {
+        let (at, second) = (Instant::now(), std::time::Duration::from_secs(1));
+        let settling = Settling { at, bytes: 1_000, keep: 900 };
+        assert!(!settling.is_over(1_000, at + second));
+        assert!(!settling.is_over(951, at + CUT_SETTLES_MAX));
+        assert!(settling.is_over(950, at));
+        assert!(settling.is_over(1_200, at + CUT_SETTLES_MAX + second));
     }
 }
