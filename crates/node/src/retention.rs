@@ -175,6 +175,7 @@ impl Retention {
             return Ok(());
         }
         self.state.forget(&until)?;
+        tracing::info!(oldest_height = %until.height, "what is forgotten was removed from this node's store");
         *removed = until;
         Ok(())
     }
