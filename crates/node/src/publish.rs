@@ -70,23 +70,27 @@ impl TaskSource for StateSource {
         let Some(newest) = *self.newest.borrow() else { return Ok(Vec::new()) };
         let kept = self.head.borrow().as_ref().map_or(TaskNumber(0), |head| head.horizon.task_number);
         let max_tasks = usize::try_from((newest.0 + 1).saturating_sub(next.0)).map_or(max_tasks, |n| n.min(max_tasks));
-        let read = move || read_tasks(&state, next, max_tasks, max_bytes);
+        let oldest = self.head.borrow().as_ref().map_or(Sequence(0), |head| head.horizon.sequence);
+        let read = move || read_tasks(&state, next, (max_tasks, max_bytes), oldest);
         let tasks = spawn_blocking(read).await.map_err(|e| SourceError::Unavailable(e.to_string()))?;
         match tasks {
             // What is forgotten may still be on this disk; when it is not, it never comes.
-            Ok(tasks) if tasks.is_empty() && next < kept => Err(SourceError::Forgotten(TaskNumber(kept.0 - 1))),
-            tasks => tasks.map_err(|e| SourceError::Unavailable(e.to_string())),
+            Ok((tasks, None)) if tasks.is_empty() && next < kept => Err(SourceError::Forgotten(TaskNumber(kept.0 - 1))),
+            Ok((tasks, Some(torn))) if tasks.is_empty() => Err(SourceError::Forgotten(torn)),
+            Ok((tasks, _)) => Ok(tasks),
+            Err(error) => Err(SourceError::Unavailable(error.to_string())),
         }
     }
 }
 
+/// Tasks from `first` on, up to one of which messages below `oldest` were forgotten: its number is the second value.
 fn read_tasks(
     state: &StateStore,
     first: TaskNumber,
-    max_tasks: usize,
-    max_bytes: usize,
-) -> Result<Vec<UnsignedTask>, ReadError> {
-    let Some(start) = state.batch_of_task(first)? else { return Ok(Vec::new()) };
+    (max_tasks, max_bytes): (usize, usize),
+    oldest: Sequence,
+) -> Result<(Vec<UnsignedTask>, Option<TaskNumber>), ReadError> {
+    let Some(start) = state.batch_of_task(first)? else { return Ok((Vec::new(), None)) };
     let mut reader = TaskReader::new(|sequence| state.batch_of_message(sequence));
     let (mut tasks, mut bytes) = (Vec::new(), 0);
     let mut height = start.header.height;
@@ -95,7 +99,14 @@ fn read_tasks(
         for batch in &batches {
             for task in batch.tasks.iter().filter(|task| task.number >= first) {
                 if tasks.len() >= max_tasks || (bytes >= max_bytes && !tasks.is_empty()) {
-                    return Ok(tasks);
+                    return Ok((tasks, None));
+                }
+                // They are in order, so the first one is the oldest. It may still be on this disk.
+                let reaches_back = task.sequences.first().copied().filter(|sequence| *sequence < oldest);
+                if let Some(sequence) = reaches_back.filter(|sequence| *sequence < batch.header.first_sequence)
+                    && state.batch_of_message(sequence)?.is_none()
+                {
+                    return Ok((tasks, Some(task.number)));
                 }
                 let task = reader.read(batch, task, |_| {})?;
                 bytes += task.messages.iter().map(|message| message.data.len()).sum::<usize>();
@@ -105,7 +116,7 @@ fn read_tasks(
         height = Height(height.0 + batches.len() as u64);
         batches = state.batches(height, 16, READ_BYTES_MAX)?;
         if batches.is_empty() {
-            return Ok(tasks);
+            return Ok((tasks, None));
         }
     }
 }

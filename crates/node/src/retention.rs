@@ -10,11 +10,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::now_ms;
 use crate::config::Scope;
-use crate::limits::{CONTROL_TIMEOUT, CUT_SETTLES_MAX, RETENTION_INTERVAL};
+use crate::limits::{CONTROL_TIMEOUT, CUT_SETTLES_MAX, READ_BYTES_MAX, RETENTION_INTERVAL};
 use crate::tracker::Tracker;
 
 /// A cut goes this far below the limit, so that there is not one at every look: nine tenths.
 const CUT_TO_TENTHS: u64 = 9;
+
+/// Batches from that of an output's next task on that are looked at for older messages.
+const BATCHES_LOOKED_AT: usize = 256;
 
 /// See the module's documentation.
 pub(crate) struct Retention {
@@ -151,9 +154,17 @@ impl Retention {
         self.height_of_task(next.min(), head)
     }
 
+    /// The batch of the oldest message that this task, or one of those that follow it closely, has: a group that was
+    /// open for longer is closed later.
     fn height_of_task(&self, task: Option<TaskNumber>, head: &Head) -> Result<Height, ReadError> {
         let batch = task.map(|task| self.state.batch_of_task(task)).transpose()?.flatten();
-        Ok(batch.map_or(head.height, |batch| batch.header.height))
+        let (Some(task), Some(batch)) = (task, batch) else { return Ok(head.height) };
+        let height = batch.header.height;
+        let following = self.state.batches(height, BATCHES_LOOKED_AT, READ_BYTES_MAX)?;
+        let tasks = following.iter().flat_map(|batch| &batch.tasks).filter(|other| other.number >= task);
+        let oldest = tasks.filter_map(|task| task.sequences.first().copied()).min();
+        let reached = oldest.map(|sequence| self.height_of(sequence)).transpose()?.flatten();
+        Ok(reached.map_or(height, |reached| reached.min(height)))
     }
 
     /// Removes from the disk what is forgotten, but for what an output of this node's own still needs.
@@ -165,7 +176,11 @@ impl Retention {
             let next =
                 own.map(|(_, _, handle)| handle.status().last_published.map_or(self.first_task, |last| last.next()));
             if let Some(next) = next.min().filter(|next| *next < until.task_number) {
-                let Some(batch) = self.state.batch_of_task(next)? else { return Ok(()) };
+                if self.state.batch_of_task(next)?.is_none() {
+                    return Ok(());
+                }
+                let needed = self.height_of_task(Some(next), head)?;
+                let Some(batch) = self.state.batch(needed)? else { return Ok(()) };
                 let header = batch.header;
                 let (height, sequence, task_number) = (header.height, header.first_sequence, header.first_task_number);
                 until = Horizon { height, sequence, task_number };
