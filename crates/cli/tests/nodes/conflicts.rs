@@ -53,7 +53,11 @@ async fn nothing_is_acknowledged_while_a_voter_that_signed_twice_has_a_vote() {
             if shown { Ok(()) } else { Err(format!("{complaints:?}")) }
         })
         .await;
-        assert!(cluster.node(index).process.home().join(&name).exists(), "every node keeps the proof");
+        let kept = cluster.node(index).process.home().join(&name);
+        eventually("every node keeps the proof", SOON, async || {
+            if kept.exists() { Ok(()) } else { Err(kept.display().to_string()) }
+        })
+        .await;
         assert_eq!(submit(&cluster, index, "meanwhile").await, 503);
     }
     // The way out: without its vote the others go on.
