@@ -63,7 +63,8 @@ async fn a_network_is_checked_while_it_runs_and_a_node_when_it_is_stopped() {
     let address = cluster.node(1).address();
     let proof = eventually("the last message is final", SOON, async || {
         let answer = get(address, &path).await;
-        assert!(answer.status == 200 || answer.status == 503, "{}", answer.text());
+        // Another node took it in, so this one may not have it yet.
+        assert!([200, 404, 503].contains(&answer.status), "{}", answer.text());
         if answer.status == 200 { Ok(answer.text()) } else { Err(answer.text()) }
     })
     .await;
