@@ -226,11 +226,17 @@ async fn strangers_have_few_places_for_a_short_time_and_members_have_their_own()
     node.handle.serve_join(Door::default()).unwrap();
     let start = Instant::now();
     let mut others = Vec::new();
-    for _ in 0..STRANGERS_MAX {
+    for _ in 0..=STRANGERS_MAX {
         others.push(hang_around(secp256k1(), &node).await);
     }
     assert!(start.elapsed() < STRANGER_TIME_MAX / 2, "a slow machine");
-    closes(&mut hang_around(secp256k1(), &node).await, DEADLINE).await;
+    // Not always the last: a connection stands on this side a little before the node counts it.
+    eventually("one too many is turned away", || async {
+        others.iter().any(|other| is_closed(&other.borrow())).then_some(())
+    })
+    .await;
+    others.retain(|other| !is_closed(&other.borrow()));
+    assert_eq!(others.len(), STRANGERS_MAX);
     let turned_away = request(&fresh_key(), &node, b"me too").await.unwrap_err();
     assert!(matches!(turned_away, AskError::Closed { .. }), "{turned_away}");
     assert!(!others.iter().any(|other| is_closed(&other.borrow())), "the others stay");

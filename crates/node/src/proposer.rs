@@ -31,11 +31,12 @@ pub(crate) struct Proposer {
 
 impl Proposer {
     pub async fn run(self, stop: CancellationToken) {
-        let mut status = self.consensus.status();
+        let (mut status, mut conflict) = (self.consensus.status(), self.conflict.clone());
         let mut under_way: JoinSet<Option<ProposeError>> = JoinSet::new();
         loop {
             // What is not proposed is acknowledged by no node.
-            let leads = status.borrow_and_update().role == Role::Leader && self.conflict.borrow().is_none();
+            let halted = conflict.borrow_and_update().is_some();
+            let leads = status.borrow_and_update().role == Role::Leader && !halted;
             let mut closing_at = None;
             if leads {
                 closing_at = self.propose_all(&mut under_way);
@@ -44,6 +45,7 @@ impl Proposer {
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = status.changed() => if changed.is_err() { return },
+                changed = conflict.changed() => if changed.is_err() { return },
                 () = self.mempool.arrived.notified(), if leads && under_way.len() < PROPOSALS_MAX => {}
                 () = tokio::time::sleep(until_closing), if leads && closing_at.is_some() => {}
                 Some(ended) = under_way.join_next() => {

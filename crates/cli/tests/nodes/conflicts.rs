@@ -2,12 +2,13 @@
 
 use std::fs;
 
-use lockstep_testkit::cluster::{Cluster, ClusterOptions};
+use lockstep_testkit::cluster::{Ballot, Cluster, ClusterOptions};
 use lockstep_testkit::wait::eventually;
 use lockstep_types::certificate::sign_batch;
 use lockstep_types::conflict::Conflict;
 use lockstep_types::{BatchHeader, Height, NodeId, ProjectId, SigningKey, TimeMs};
 use prost::Message as _;
+use serde_json::{Value, json};
 
 use crate::{SOON, binary};
 
@@ -58,6 +59,17 @@ async fn nothing_is_acknowledged_while_a_voter_that_signed_twice_has_a_vote() {
         })
         .await;
         assert_eq!(submit(&cluster, index, "meanwhile").await, 503);
+    }
+    // The way out: without its vote the others go on.
+    cluster.change(Ballot::Remove, culprit).await;
+    for index in [0, 1] {
+        eventually("messages are taken again", SOON, async || match submit(&cluster, index, "afterwards").await {
+            200 => Ok(()),
+            status => Err(status.to_string()),
+        })
+        .await;
+        let status: Value = serde_json::to_value(cluster.status(index).await.unwrap()).unwrap();
+        assert_eq!(status["complaints"], json!([]));
     }
     cluster.assert_no_panics();
 }
