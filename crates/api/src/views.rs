@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use lockstep_types::proof::Boundary;
 use lockstep_types::{
-    Address, BatchHash, Epoch, Height, MessageId, NodeId, ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
+    Address, BatchHash, Digest, Epoch, Height, MessageId, NodeId, ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -220,6 +220,18 @@ pub enum EvidenceView {
     Ingress {
         /// That node's address.
         node: Address,
+    },
+    /// It came encrypted, and the node that opened it gave its word for what it found.
+    Envelope {
+        /// That node's address.
+        node: Address,
+        /// keccak256 of the envelope.
+        envelope: Digest,
+    },
+    /// Its device signed it, in the API of 2025.
+    Task {
+        /// Members of the payload whose values are signed once more.
+        signed_keys: Vec<String>,
     },
 }
 

@@ -3,9 +3,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, Parser, Subcommand};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use lockstep_node::backup::BackupLocation;
-use lockstep_types::OutputName;
+use lockstep_types::message::PROJECT_ID_MAX;
+use lockstep_types::{Address, DevicePolicy, OutputName, ProjectId};
 
 /// A decentralized sequencer for DePIN: puts the messages of devices in one order and hands them on as tasks.
 #[derive(Debug, Parser)]
@@ -81,9 +82,15 @@ pub struct Init {
     /// Ask a running network to be admitted, at this address of a node (with /p2p/<peer id> its key is checked too).
     #[arg(long, value_name = "MULTIADDR", conflicts_with_all = ["network", "genesis", "single"])]
     pub join: Option<String>,
-    /// Register a project (may be given several times); messages of others are refused.
-    #[arg(long, value_name = "ID")]
-    pub project: Vec<u64>,
+    /// Register a project (may be given several times); messages of others are refused. The owner is the address of a
+    /// key: only what it signs changes the project's settings and devices. With --single it is this node's key if not
+    /// given.
+    #[arg(long, value_name = "ID[=OWNER]")]
+    pub project: Vec<ProjectArg>,
+    /// Which devices the projects take: those that are registered and approved, those that the owner lists, or any key
+    /// that signs.
+    #[arg(long, value_name = "WHICH", default_value = "registered")]
+    pub devices: DevicesArg,
     /// Take messages without a signature.
     #[arg(long)]
     pub allow_unsigned: bool,
@@ -93,6 +100,51 @@ pub struct Init {
     /// Show all payloads to anyone: for test networks.
     #[arg(long)]
     pub public_payloads: bool,
+}
+
+/// A project with its owner.
+#[derive(Debug, Clone, Copy)]
+pub struct ProjectArg {
+    /// The project.
+    pub id: ProjectId,
+    /// The address of its owner's key.
+    pub owner: Option<Address>,
+}
+
+impl std::str::FromStr for ProjectArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (id, owner) = text.split_once('=').map_or((text, None), |(id, owner)| (id, Some(owner)));
+        let number = id.parse().ok().filter(|id| (1..=PROJECT_ID_MAX).contains(id));
+        let id = ProjectId(
+            number.ok_or_else(|| format!("{id:?} is not a project id: a number from 1 to {PROJECT_ID_MAX}"))?,
+        );
+        let owner =
+            owner.map(|owner| owner.parse().map_err(|_| format!("{owner:?} is not an address: 0x and 40 hex digits")));
+        Ok(Self { id, owner: owner.transpose()? })
+    }
+}
+
+/// Which devices a project takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DevicesArg {
+    /// Those that are registered, and approved for the project.
+    Registered,
+    /// Those that the project's owner lists.
+    Listed,
+    /// Any key that signs.
+    Any,
+}
+
+impl From<DevicesArg> for DevicePolicy {
+    fn from(which: DevicesArg) -> Self {
+        match which {
+            DevicesArg::Registered => Self::Registered,
+            DevicesArg::Listed => Self::Listed,
+            DevicesArg::Any => Self::Any,
+        }
+    }
 }
 
 /// What a new node is like.

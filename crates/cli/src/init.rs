@@ -9,7 +9,7 @@ use lockstep_node::config::{
 };
 use lockstep_node::home::{JoinFile, MemberOptions};
 use lockstep_node::{Config, Home, NodeError, ask_to_join};
-use lockstep_types::{Genesis, Member, NetworkParams, ProjectId, ProjectSettings, SigningKey};
+use lockstep_types::{DevicePolicy, Genesis, Member, NetworkParams, ProjectId, ProjectSettings, SigningKey};
 
 use crate::args::{Init, NodeArgs};
 
@@ -109,12 +109,19 @@ fn key(file: &Path) -> anyhow::Result<SigningKey> {
 }
 
 fn form(options: &Init, network: &str, members: Vec<Member>) -> Result<Genesis, NodeError> {
-    let projects = options.project.iter().map(|id| (ProjectId(*id), ProjectSettings::default())).collect();
+    let settings = ProjectSettings { devices: Some(options.devices.into()), ..ProjectSettings::default() };
+    let own = if options.single { Some(Home::at(&options.home).node_key()?.address()) } else { None };
+    let projects = options.project.iter().map(|project| (project.id, settings.clone())).collect();
+    let owners = options.project.iter().filter_map(|project| Some((project.id, project.owner.or(own)?))).collect();
+    // Nobody owns an unknown project, so nobody could register a device for it.
+    let default_project = if options.allow_unknown_projects { ProjectSettings::open() } else { settings };
     let params = NetworkParams {
         allow_unsigned: options.allow_unsigned,
         allow_unknown_projects: options.allow_unknown_projects,
         public_payloads: options.public_payloads,
+        default_project,
         projects,
+        owners,
         ..NetworkParams::default()
     };
     Ok(Genesis::new(network, members, params)?)
@@ -127,6 +134,17 @@ fn install(home: &Home, genesis: &Genesis) -> anyhow::Result<()> {
     println!("members  {}; this node is number {node}", genesis.members.len());
     if genesis.params.projects.is_empty() && !genesis.params.allow_unknown_projects {
         println!("note: no project is registered, so every message is refused; form the genesis with --project ID");
+    }
+    let nobody = |(id, settings): &(&ProjectId, &ProjectSettings)| {
+        settings.policy() != DevicePolicy::Any
+            && !genesis.params.owners.contains_key(id)
+            && genesis.params.chain.is_none()
+    };
+    for (id, _) in genesis.params.projects.iter().filter(nobody) {
+        println!(
+            "note: project {id} has no owner who could add devices; give --project {id}=OWNER, or name one later with \
+             `lockstep projects propose`"
+        );
     }
     println!("start it with: lockstep start --home {}", home.path().display());
     Ok(())

@@ -56,6 +56,8 @@ fn constants(genesis: &Genesis, epoch: Epoch) -> Result<LedgerParts, GenesisErro
         head: None,
         groups: Vec::new(),
         progress: Default::default(),
+        projects: Default::default(),
+        chain: None,
     })
 }
 
@@ -69,6 +71,8 @@ fn load(state: &StateStore, constants: &LedgerParts) -> Result<Ledger, ReadError
         members: state.members(&constants.network)?.unwrap_or_else(|| constants.members.clone()),
         groups: state.groups()?,
         progress: state.progress()?,
+        projects: state.projects()?,
+        chain: state.chain()?,
         ..constants.clone()
     }))
 }

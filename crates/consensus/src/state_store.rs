@@ -7,14 +7,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use lockstep_ledger::{Gap, GroupKey, Head, History, Horizon, Members, Occurrence, OpenGroup, Write};
+use lockstep_ledger::{
+    ChainCursor, Device, Gap, Grant, GroupKey, Head, History, Horizon, Members, Nonce, NonceState, Occurrence,
+    OpenGroup, Project, Standing, Write,
+};
 use lockstep_store::home::StoreHome;
 use lockstep_store::{
     Direction, Durability, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, WriteBatch, keys,
 };
 use lockstep_types::{
-    Batch, BatchHeader, Certificate, ContentId, DecodeError, Epoch, Height, MessageId, NetworkId, OutputName, Sequence,
-    Task, TaskId, TaskNumber, proto,
+    Address, Batch, BatchHeader, Certificate, ContentId, DecodeError, Epoch, Height, MessageId, NetworkId, OutputName,
+    ProjectId, Sequence, Task, TaskId, TaskNumber, proto,
 };
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
@@ -256,6 +259,45 @@ impl StateStore {
         self.load(keys::PROGRESS)?.into_iter().map(pair).collect()
     }
 
+    /// Projects that differ from the genesis.
+    pub fn projects(&self) -> Result<BTreeMap<ProjectId, Project>, ReadError> {
+        let pair = |(key, value): Pair| Ok((ProjectId(number(&key[1..])?), Project::decode(value)?));
+        self.load(keys::PROJECT)?.into_iter().map(pair).collect()
+    }
+
+    /// How far the chain was read.
+    pub fn chain(&self) -> Result<Option<ChainCursor>, ReadError> {
+        Ok(self.storage().get(Table::Index, keys::CHAIN)?.map(ChainCursor::decode).transpose()?)
+    }
+
+    /// Devices that somebody let submit to a project, from an address on.
+    pub fn grants(
+        &self,
+        project: ProjectId,
+        from: &Address,
+        items_max: usize,
+    ) -> Result<Vec<(Address, Grant)>, ReadError> {
+        let pairs = self.storage().scan(Scan {
+            table: Table::Index,
+            start: keys::grant(project, from),
+            end: keys::grant(ProjectId(project.0 + 1), &Address::ZERO),
+            direction: Direction::Up,
+            items_max,
+            bytes_max: usize::MAX,
+        })?;
+        let pair = |(key, value): Pair| {
+            let device = Address::try_from(&key[9..]).map_err(|e| DecodeError::malformed("grant", e))?;
+            Ok((device, Grant::decode(&value)?))
+        };
+        pairs.into_iter().map(pair).collect()
+    }
+
+    /// Where the message stands whose task has this other name.
+    pub fn sequence_of_alias(&self, alias: &TaskId) -> Result<Option<Sequence>, ReadError> {
+        let place = self.storage().get(Table::Index, &keys::task_alias(alias))?;
+        Ok(place.map(|place| number(&place)).transpose()?.map(Sequence))
+    }
+
     /// Removes what the ledger has forgotten from disk, up to a horizon that is not above the ledger's.
     ///
     /// # Errors
@@ -429,6 +471,20 @@ fn put(batch: &mut WriteBatch, write: &Write) {
         Write::Group(key, None) => batch.delete(Table::Index, keys::group(&key.encode())),
         Write::Progress(output, number) => batch.put(Table::Index, keys::progress(output), be(number.0)),
         Write::Gap(output, gap) => batch.put(Table::Index, keys::gap(output, gap.first), be(gap.last.0)),
+        Write::Project(id, project) => batch.put(Table::Index, keys::project(*id), project.encode()),
+        Write::Device(address, device) => batch.put(Table::Index, keys::device(address), device.encode()),
+        Write::Grant(project, device, grant) => match grant.encode() {
+            Some(flags) => batch.put(Table::Index, keys::grant(*project, device), vec![flags]),
+            None => batch.delete(Table::Index, keys::grant(*project, device)),
+        },
+        Write::Nonce { used: (project, device, nonce), forgotten } => {
+            if let Some(lower) = forgotten {
+                batch.delete(Table::Index, keys::nonce(*project, device, *lower));
+            }
+            batch.put(Table::Index, keys::nonce(*project, device, *nonce), Vec::new());
+        }
+        Write::TaskAlias(alias, sequence) => batch.put(Table::Index, keys::task_alias(alias), be(sequence.0)),
+        Write::Chain(cursor) => batch.put(Table::Index, keys::CHAIN.to_vec(), cursor.encode()),
         Write::Members(members) => batch.put(Table::Index, keys::MEMBERS.to_vec(), members.encode()),
         Write::Certificate { certificate, boundary } => {
             let record = Bytes::from(certificate.encode());
@@ -467,5 +523,43 @@ impl History for StateStore {
         let records = self.storage().get_many(Table::Index, &keys)?;
         let decode = |record: Option<Bytes>| record.map(|r| Occurrence::decode(&r)).transpose();
         Ok(records.into_iter().map(decode).collect::<Result<_, _>>()?)
+    }
+
+    fn standings(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Standing>, ReadError> {
+        let storage = self.storage();
+        let devices: Vec<_> = of.iter().map(|(_, device)| keys::device(device)).collect();
+        let grants: Vec<_> = of.iter().map(|(project, device)| keys::grant(*project, device)).collect();
+        let devices = storage.get_many(Table::Index, &devices)?.into_iter();
+        let pairs = devices.zip(storage.get_many(Table::Index, &grants)?);
+        let standing = |(device, grant): (Option<Bytes>, Option<Bytes>)| {
+            let registered = device.map(Device::decode).transpose()?.is_some_and(|device| device.registered);
+            let grant = grant.map(|grant| Grant::decode(&grant)).transpose()?.unwrap_or_default();
+            Ok(Standing { registered, grant })
+        };
+        pairs.map(standing).collect()
+    }
+
+    fn device(&self, device: &Address) -> Result<Option<Device>, ReadError> {
+        Ok(self.storage().get(Table::Index, &keys::device(device))?.map(Device::decode).transpose()?)
+    }
+
+    fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, ReadError> {
+        let storage = self.storage();
+        let state = |(project, device, nonce): &Nonce| {
+            let used = storage.get(Table::Index, &keys::nonce(*project, device, *nonce))?.is_some();
+            let mut end = keys::nonce(*project, device, u64::MAX);
+            end.push(0);
+            let highest = storage.scan(Scan {
+                table: Table::Index,
+                start: keys::nonce(*project, device, 0),
+                end,
+                direction: Direction::Down,
+                items_max: 1,
+                bytes_max: usize::MAX,
+            })?;
+            let highest = highest.first().map(|(key, _)| number(&key[key.len() - 8..])).transpose()?;
+            Ok(NonceState { used, highest })
+        };
+        of.iter().map(state).collect()
     }
 }

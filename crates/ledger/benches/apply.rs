@@ -7,10 +7,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use lockstep_ledger::{Command, History, Ledger, LedgerParts, Members, Occurrence, Write, encode_batch};
+use lockstep_ledger::{
+    Command, Device, History, Ledger, LedgerParts, Members, Nonce, NonceState, Occurrence, Standing, Write,
+    encode_batch,
+};
 use lockstep_types::{
     Address, Api, BatchHeader, ContentId, Epoch, Evidence, Height, Message, NetworkId, NetworkParams, ProjectId,
-    Signature, TimeMs, VerifiedMessage,
+    ProjectSettings, Signature, TimeMs, VerifiedMessage,
 };
 
 const MESSAGES: u64 = 256;
@@ -26,6 +29,15 @@ impl History for View {
     }
     fn occurrences(&self, ids: &[ContentId]) -> Result<Vec<Option<Occurrence>>, Infallible> {
         Ok(ids.iter().map(|id| self.0.get(id).copied()).collect())
+    }
+    fn standings(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Standing>, Infallible> {
+        Ok(vec![Standing::default(); of.len()])
+    }
+    fn device(&self, _device: &Address) -> Result<Option<Device>, Infallible> {
+        Ok(None)
+    }
+    fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Infallible> {
+        Ok(vec![NonceState::default(); of.len()])
     }
 }
 
@@ -51,11 +63,17 @@ fn ledger() -> Ledger {
     Ledger::new(LedgerParts {
         network: NetworkId([7; 32]),
         epoch: Epoch(0),
-        params: NetworkParams { allow_unknown_projects: true, ..NetworkParams::default() },
+        params: NetworkParams {
+            allow_unknown_projects: true,
+            default_project: ProjectSettings::open(),
+            ..NetworkParams::default()
+        },
         members: Members::default(),
         head: None,
         groups: Vec::new(),
         progress: Default::default(),
+        projects: Default::default(),
+        chain: None,
     })
 }
 

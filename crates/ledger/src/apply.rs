@@ -2,30 +2,39 @@
 //! the parameters in the log, on nothing else.
 
 mod building;
+mod permissions;
+mod registry;
 
 use std::collections::BTreeMap;
 
 use lockstep_types::{
-    Approval, Batch, BatchHash, BatchHeader, Certificate, ContentId, Epoch, Height, Message, MessageId, NetworkId,
-    NetworkParams, NodeId, OutputName, Sequence, TaskId, TaskNumber, TimeMs,
+    Address, Approval, Batch, BatchHash, BatchHeader, Certificate, ContentId, Epoch, Height, Message, MessageId,
+    NetworkId, NetworkParams, NodeId, OutputName, ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
 };
 
 use self::building::Building;
+use self::permissions::Permissions;
+pub use self::registry::{ChainRefusal, ORDER_LIFE_MS_MAX, OrderError};
 use crate::command::{Command, ProposedBatch};
+use crate::devices::{ChainCursor, Device, Nonce, NonceState, Standing};
 use crate::effects::{Effects, Gap, Head, Horizon, Occurrence, Write};
 use crate::groups::{GroupChange, GroupKey, Groups, OpenGroup};
 use crate::members::{ApprovalError, Approved, Members, Target};
+use crate::projects::{Project, Projects};
 
 /// Rules of `apply` that every network begins with. A change that alters any result gets a new number, and holds from
 /// a log entry on that the leader proposes once every voter knows it ([`Command::Rules`]):
 ///
 /// 1. The first.
 /// 2. Progress of outputs is left out of the effects digest: it says nothing about the order.
+/// 3. Orders of projects' owners and updates from a chain count; encrypted messages and the API of 2025 are taken.
 pub const RULES_FIRST: u32 = 1;
 /// The newest rules that this program knows.
-pub const RULES_NEWEST: u32 = 2;
+pub const RULES_NEWEST: u32 = 3;
 /// From these rules on progress of outputs is left out of the effects digest.
 const RULES_WITHOUT_PROGRESS: u32 = 2;
+/// From these rules on there are orders, updates from a chain, encrypted messages and the API of 2025.
+const RULES_WITH_REGISTRY: u32 = 3;
 
 /// What `apply` reads of earlier state.
 pub trait History {
@@ -38,6 +47,15 @@ pub trait History {
     /// The newest occurrence of each id, in order; `None` where the content was never ordered. The answer reflects
     /// all writes of earlier entries.
     fn occurrences(&self, ids: &[ContentId]) -> Result<Vec<Option<Occurrence>>, Self::Error>;
+
+    /// What decides whether each device may submit to the project beside it, in order.
+    fn standings(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Standing>, Self::Error>;
+
+    /// One device; `None` where nothing is known of it.
+    fn device(&self, device: &Address) -> Result<Option<Device>, Self::Error>;
+
+    /// Whether each nonce was used, and which is the highest of its device and project, in order.
+    fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Self::Error>;
 }
 
 /// Why a committed message was not ordered. The same on every node.
@@ -55,6 +73,18 @@ pub enum Rejection {
     /// Its data is empty, or its version too long.
     #[error("the message is malformed")]
     Malformed,
+    /// Not every member knows the API that it came by.
+    #[error("not every member of this network knows this API yet")]
+    Api,
+    /// Its device may not submit to its project.
+    #[error("the device may not submit to this project")]
+    Device,
+    /// Its nonce was used, or is not above the highest that was.
+    #[error("the device has used this nonce before, or a higher one")]
+    Nonce,
+    /// Other values are signed than the project wants.
+    #[error("the project wants other values of the payload signed")]
+    SignedKeys,
 }
 
 /// What became of one proposed message.
@@ -99,6 +129,10 @@ pub struct Applied {
     pub diverged: Option<Divergence>,
     /// Why an approval did not count.
     pub refused: Option<ApprovalError>,
+    /// Why an order was not carried out.
+    pub order_refused: Option<OrderError>,
+    /// Why an update from a chain did not count.
+    pub chain_refused: Option<ChainRefusal>,
 }
 
 /// A certificate that contradicts this node's own chain.
@@ -143,6 +177,10 @@ pub struct LedgerParts {
     pub groups: Vec<(GroupKey, OpenGroup)>,
     /// Stored progress of outputs.
     pub progress: BTreeMap<OutputName, TaskNumber>,
+    /// Stored projects.
+    pub projects: BTreeMap<ProjectId, Project>,
+    /// How far the chain was read.
+    pub chain: Option<ChainCursor>,
 }
 
 /// The state machine.
@@ -150,11 +188,12 @@ pub struct LedgerParts {
 pub struct Ledger {
     network: NetworkId,
     epoch: Epoch,
-    params: NetworkParams,
+    projects: Projects,
     members: Members,
     head: Head,
     groups: Groups,
     progress: BTreeMap<OutputName, TaskNumber>,
+    chain: Option<ChainCursor>,
 }
 
 impl Ledger {
@@ -168,10 +207,11 @@ impl Ledger {
             head: parts.head.unwrap_or_else(|| Head::genesis(parts.params.first_task_number)),
             network: parts.network,
             epoch: parts.epoch,
-            params: parts.params,
+            projects: Projects::new(&parts.params, parts.projects),
             members: parts.members,
             groups,
             progress: parts.progress,
+            chain: parts.chain,
         }
     }
 
@@ -182,7 +222,16 @@ impl Ledger {
 
     /// The network's parameters.
     pub fn params(&self) -> &NetworkParams {
-        &self.params
+        self.projects.params()
+    }
+
+    /// The projects, with the settings that hold now.
+    pub fn projects(&self) -> &Projects {
+        &self.projects
+    }
+
+    fn knows_registry(&self) -> bool {
+        self.head.rules_version >= RULES_WITH_REGISTRY
     }
 
     /// Open groups with the sequence they began with.
@@ -226,6 +275,8 @@ impl Ledger {
             Command::Approval { time_ms, approval } => Ok(self.apply_approval(time_ms, *approval)),
             Command::Horizon(oldest) => self.apply_horizon(view, oldest),
             Command::Rules(version) => Ok(self.apply_rules(version)),
+            Command::Order { time_ms, order } => self.apply_order(view, time_ms, *order),
+            Command::Chain { time_ms, update, signatures } => self.apply_chain(view, time_ms, *update, &signatures),
             Command::OutputProgress { output, task_number } => Ok(self.apply_progress(output, task_number)),
         }
     }
@@ -304,8 +355,14 @@ impl Ledger {
                 effects.members(&self.members);
                 self.roll(effects)
             }
+            Approved::Project(project, owner) => {
+                let mut effects = Effects::default();
+                effects.members(&self.members);
+                self.grant_project(project, owner, &mut effects);
+                self.roll(effects)
+            }
             Approved::Made => {
-                let mut building = Building::new(self, now, 0);
+                let mut building = Building::new(self, now, 0, Permissions::default());
                 building.change_members(before);
                 building.finish()
             }
@@ -349,7 +406,8 @@ impl Ledger {
         let ids: Vec<ContentId> = proposal.messages.iter().map(Message::content_id).collect();
         // The only fallible step comes first: from here on the ledger changes.
         let earlier = view.occurrences(&ids).map_err(ApplyError)?;
-        let mut building = Building::new(self, proposal.time_ms, ids.len());
+        let asked = Permissions::ask(view, &self.projects, &proposal.messages).map_err(ApplyError)?;
+        let mut building = Building::new(self, proposal.time_ms, ids.len(), asked);
         for closing in proposal.closings {
             building.close_aged(closing);
         }

@@ -16,8 +16,21 @@ mod vectors;
 #[path = "apply_tests/life.rs"]
 mod life;
 
+#[path = "apply_tests/registry.rs"]
+mod registry;
+
 #[derive(Default)]
-struct View(HashMap<ContentId, Occurrence>, BTreeMap<Height, BatchHeader>);
+struct View(HashMap<ContentId, Occurrence>, BTreeMap<Height, BatchHeader>, Registry);
+
+/// What is stored of devices and nonces.
+#[derive(Default)]
+struct Registry {
+    devices: BTreeMap<Address, Device>,
+    grants: BTreeMap<(ProjectId, Address), crate::Grant>,
+    nonces: std::collections::BTreeSet<Nonce>,
+    projects: BTreeMap<ProjectId, Project>,
+    aliases: BTreeMap<TaskId, Sequence>,
+}
 
 impl History for View {
     type Error = Infallible;
@@ -26,6 +39,24 @@ impl History for View {
     }
     fn occurrences(&self, ids: &[ContentId]) -> Result<Vec<Option<Occurrence>>, Infallible> {
         Ok(ids.iter().map(|id| self.0.get(id).copied()).collect())
+    }
+    fn standings(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Standing>, Infallible> {
+        let standing = |pair: &(ProjectId, Address)| Standing {
+            registered: self.2.devices.get(&pair.1).is_some_and(|device| device.registered),
+            grant: self.2.grants.get(pair).copied().unwrap_or_default(),
+        };
+        Ok(of.iter().map(standing).collect())
+    }
+    fn device(&self, device: &Address) -> Result<Option<Device>, Infallible> {
+        Ok(self.2.devices.get(device).cloned())
+    }
+    fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Infallible> {
+        let state = |nonce: &Nonce| {
+            let of_device = (nonce.0, nonce.1, 0)..=(nonce.0, nonce.1, u64::MAX);
+            let highest = self.2.nonces.range(of_device).next_back().map(|(_, _, n)| *n);
+            NonceState { used: self.2.nonces.contains(nonce), highest }
+        };
+        Ok(of.iter().map(state).collect())
     }
 }
 
@@ -38,7 +69,8 @@ struct Node {
 }
 
 fn params(group_messages_max: u64) -> NetworkParams {
-    let default_project = ProjectSettings { group_messages_max, ..ProjectSettings::default() };
+    let devices = Some(lockstep_types::DevicePolicy::Any);
+    let default_project = ProjectSettings { group_messages_max, devices, ..ProjectSettings::default() };
     NetworkParams { allow_unknown_projects: true, default_project, ..NetworkParams::default() }
 }
 
@@ -67,6 +99,8 @@ fn parts(params: NetworkParams) -> LedgerParts {
         head: None,
         groups: Vec::new(),
         progress: BTreeMap::new(),
+        projects: BTreeMap::new(),
+        chain: None,
     }
 }
 
@@ -94,6 +128,19 @@ impl Node {
                 Write::Group(key, None) => {
                     self.groups.remove(key);
                 }
+                Write::Device(address, device) => drop(self.view.2.devices.insert(*address, (**device).clone())),
+                Write::Grant(project, device, grant) => drop(self.view.2.grants.insert((*project, *device), *grant)),
+                Write::Nonce { used, forgotten } => {
+                    if let Some(lower) = forgotten {
+                        self.view.2.nonces.remove(&(used.0, used.1, *lower));
+                    }
+                    self.view.2.nonces.insert(*used);
+                }
+                Write::Project(id, project) => {
+                    assert_eq!(Project::decode(project.encode().into()).unwrap(), **project);
+                    self.view.2.projects.insert(*id, (**project).clone());
+                }
+                Write::TaskAlias(alias, sequence) => drop(self.view.2.aliases.insert(*alias, *sequence)),
                 _ => {}
             }
         }
@@ -112,12 +159,14 @@ impl Node {
 
     /// The same node after a restart: rebuilt from what was stored.
     fn restart(&mut self) {
-        let params = self.ledger.params.clone();
+        let params = self.ledger.params().clone();
         let stored = LedgerParts {
             head: Some(self.ledger.head.clone()),
             groups: self.groups.clone().into_iter().collect(),
             members: Members::decode(self.ledger.members.encode().into(), &self.ledger.network).unwrap(),
             progress: self.ledger.progress.clone(),
+            projects: self.view.2.projects.clone(),
+            chain: self.ledger.chain,
             ..parts(params)
         };
         self.ledger = Ledger::new(stored);

@@ -1,11 +1,12 @@
 //! The payload of a log entry.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_types::{
-    Address, Approval, Certificate, DecodeError, Height, Message, OutputName, ProjectId, Sequence, TaskNumber, TimeMs,
-    VerifiedMessage, proto,
+    Address, Approval, Certificate, ChainUpdate, DecodeError, Height, Message, NodeId, OutputName, ProjectId, Sequence,
+    Signature, SignedOrder, TaskNumber, TimeMs, VerifiedMessage, proto,
 };
 use prost::Message as _;
 
@@ -32,6 +33,22 @@ pub enum Command {
     Horizon(Height),
     /// Other rules of `apply` hold from the next entry on.
     Rules(u32),
+    /// A project's owner orders something.
+    Order {
+        /// The leader's clock.
+        time_ms: TimeMs,
+        /// The order.
+        order: Box<SignedOrder>,
+    },
+    /// Blocks of the chain were read.
+    Chain {
+        /// The leader's clock.
+        time_ms: TimeMs,
+        /// What is in them.
+        update: Box<ChainUpdate>,
+        /// Of voters that have read the same.
+        signatures: BTreeMap<NodeId, Signature>,
+    },
     /// An output has everything up to this task.
     OutputProgress {
         /// The output.
@@ -112,6 +129,25 @@ impl Command {
         encode(proto::command::Kind::Rules(proto::Rules { version }))
     }
 
+    /// Encodes an order.
+    pub fn encode_order(time_ms: TimeMs, order: &SignedOrder) -> Bytes {
+        let order = Some(order.to_proto());
+        encode(proto::command::Kind::Order(proto::TimedOrder { time_ms: time_ms.0, order }))
+    }
+
+    /// Encodes an update from a chain.
+    pub fn encode_chain(time_ms: TimeMs, update: &ChainUpdate, signatures: &BTreeMap<NodeId, Signature>) -> Bytes {
+        let signature = |(node, signature): (&NodeId, &Signature)| proto::VoterSignature {
+            node: node.0,
+            signature: Bytes::copy_from_slice(&signature.0),
+        };
+        encode(proto::command::Kind::Chain(proto::TimedChainUpdate {
+            time_ms: time_ms.0,
+            update: Some(update.to_proto()),
+            signatures: signatures.iter().map(signature).collect(),
+        }))
+    }
+
     /// Reads an entry's payload; messages share `bytes`' buffer.
     ///
     /// # Errors
@@ -140,6 +176,19 @@ impl Command {
             }
             proto::command::Kind::Horizon(horizon) => Ok(Self::Horizon(Height(horizon.oldest_height))),
             proto::command::Kind::Rules(rules) => Ok(Self::Rules(rules.version)),
+            proto::command::Kind::Order(timed) => {
+                let order = SignedOrder::from_proto(timed.order.ok_or_else(|| bad("the order is missing"))?)?;
+                Ok(Self::Order { time_ms: TimeMs(timed.time_ms), order: Box::new(order) })
+            }
+            proto::command::Kind::Chain(timed) => {
+                let update = ChainUpdate::from_proto(timed.update.ok_or_else(|| bad("the update is missing"))?)?;
+                let signature = |s: proto::VoterSignature| {
+                    let signature = Signature::try_from(&s.signature[..]).map_err(|_| bad("a signature"))?;
+                    Ok((NodeId(s.node), signature))
+                };
+                let signatures = timed.signatures.into_iter().map(signature).collect::<Result<_, DecodeError>>()?;
+                Ok(Self::Chain { time_ms: TimeMs(timed.time_ms), update: Box::new(update), signatures })
+            }
             proto::command::Kind::OutputProgress(progress) => Ok(Self::OutputProgress {
                 output: progress.output.parse().map_err(|_| bad("bad output name"))?,
                 task_number: TaskNumber(progress.task_number),

@@ -2,13 +2,15 @@
 
 use bytes::Bytes;
 use lockstep_types::{
-    Address, Batch, BatchHash, Certificate, ContentId, DecodeError, Hash32, Height, MessageId, OutputName, Sequence,
-    TaskId, TaskNumber, TimeMs, keccak256, proto,
+    Address, Batch, BatchHash, Certificate, ContentId, DecodeError, Hash32, Height, MessageId, OutputName, ProjectId,
+    Sequence, TaskId, TaskNumber, TimeMs, keccak256, proto,
 };
 use prost::Message as _;
 
+use crate::devices::{ChainCursor, Device, Grant, Nonce};
 use crate::groups::{GroupKey, OpenGroup};
 use crate::members::Members;
+use crate::projects::Project;
 
 const EFFECTS_DOMAIN: &[u8] = b"lockstep/effects/v1";
 /// Version of the stored [`Head`].
@@ -187,6 +189,23 @@ pub enum Write {
     Progress(OutputName, TaskNumber),
     /// Tasks that an output never got.
     Gap(OutputName, Gap),
+    /// A project as it is from now on.
+    Project(ProjectId, Box<Project>),
+    /// A device as it is from now on.
+    Device(Address, Box<Device>),
+    /// Who lets a device submit to a project.
+    Grant(ProjectId, Address, Grant),
+    /// A nonce that is used from now on, and one that need not be kept any more.
+    Nonce {
+        /// The nonce.
+        used: Nonce,
+        /// A lower one of the same device and project.
+        forgotten: Option<u64>,
+    },
+    /// Another name for the task of a message.
+    TaskAlias(TaskId, Sequence),
+    /// How far the chain was read.
+    Chain(ChainCursor),
     /// The members after a change of them.
     Members(Box<Members>),
     /// The certificate that made its height final. It is kept for ever where `boundary` is set: the member set
@@ -272,6 +291,38 @@ impl Effects {
 
     pub fn rules(&mut self, version: u32) {
         self.tag(10, &[&version.to_be_bytes()]);
+    }
+
+    pub fn project(&mut self, id: ProjectId, project: &Project) {
+        self.tag(11, &[&id.0.to_be_bytes(), &keccak256(&[&project.encode()])]);
+        self.writes.push(Write::Project(id, Box::new(project.clone())));
+    }
+
+    pub fn device(&mut self, address: Address, device: &Device) {
+        self.tag(12, &[&address.0, &keccak256(&[&device.encode()])]);
+        self.writes.push(Write::Device(address, Box::new(device.clone())));
+    }
+
+    pub fn grant(&mut self, project: ProjectId, device: Address, grant: Grant) {
+        self.tag(13, &[&project.0.to_be_bytes(), &device.0, &[grant.encode().unwrap_or(0)]]);
+        self.writes.push(Write::Grant(project, device, grant));
+    }
+
+    pub fn nonce(&mut self, used: Nonce, forgotten: Option<u64>) {
+        let (project, device, nonce) = used;
+        let (kept, lower) = (u8::from(forgotten.is_none()), forgotten.unwrap_or(0));
+        self.tag(14, &[&project.0.to_be_bytes(), &device.0, &nonce.to_be_bytes(), &[kept], &lower.to_be_bytes()]);
+        self.writes.push(Write::Nonce { used, forgotten });
+    }
+
+    pub fn task_alias(&mut self, alias: TaskId, sequence: Sequence) {
+        self.tag(15, &[&alias.0, &sequence.0.to_be_bytes()]);
+        self.writes.push(Write::TaskAlias(alias, sequence));
+    }
+
+    pub fn chain(&mut self, cursor: ChainCursor) {
+        self.tag(16, &[&cursor.last.to_be_bytes(), &cursor.last_hash]);
+        self.writes.push(Write::Chain(cursor));
     }
 
     fn tag(&mut self, tag: u8, parts: &[&[u8]]) {

@@ -6,13 +6,19 @@
 
 mod apply;
 mod command;
+mod devices;
 mod effects;
 mod groups;
 mod members;
 mod pool;
+mod projects;
 
-pub use apply::{Applied, ApplyError, History, Ledger, LedgerParts, Outcome, RULES_FIRST, RULES_NEWEST, Rejection};
+pub use apply::{
+    Applied, ApplyError, ChainRefusal, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError, Outcome,
+    RULES_FIRST, RULES_NEWEST, Rejection,
+};
 pub use command::{COMMAND_VERSION, Command, GroupClosing, ProposedBatch, encode_batch};
+pub use devices::{ChainCursor, Device, Document, Grant, Nonce, NonceState, Standing};
 pub use effects::{Gap, Head, Horizon, Occurrence, Write};
 pub use groups::{GroupChange, GroupKey, OpenGroup};
 pub use members::{
@@ -20,3 +26,4 @@ pub use members::{
     Target,
 };
 pub use pool::{Inserted, Pool, PoolLimits};
+pub use projects::{Project, Projects};

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use lockstep_types::members::{member_from_proto, member_to_proto};
 use lockstep_types::{
-    Approval, Change, DecodeError, Epoch, Genesis, GenesisError, Hash32, Height, Member, MemberRole, MemberSet,
-    NetworkId, NodeId, Proposal, SetMember, Signature, TimeMs, proto,
+    Address, Approval, Change, DecodeError, Epoch, Genesis, GenesisError, Hash32, Height, Member, MemberRole,
+    MemberSet, NetworkId, NodeId, ProjectId, Proposal, SetMember, Signature, TimeMs, proto,
 };
 use prost::Message as _;
 
@@ -90,6 +90,8 @@ pub(crate) enum Approved {
     Waiting,
     /// The change is made.
     Made,
+    /// Somebody owns a project.
+    Project(ProjectId, Address),
 }
 
 /// See the module's documentation.
@@ -241,6 +243,7 @@ impl Members {
         let voters = self.set.voters().count();
         match change {
             Change::Admit(member) => self.check_newcomer(member),
+            Change::Project(..) => Ok(()),
             Change::Promote(node) => match role(node) {
                 Some(MemberRole::Observer) => Ok(()),
                 Some(MemberRole::Voter) => wrong(format!("node {node} is a voter already")),
@@ -290,6 +293,12 @@ impl Members {
         if open.approvals.len() < self.set.majority() {
             return Approved::Waiting;
         }
+        if let Change::Project(project, owner) = proposal.change {
+            // No member changes: raft and certificates go on as they were.
+            self.proposals.clear();
+            self.changes += 1;
+            return Approved::Project(project, owner);
+        }
         self.make(proposal, height);
         Approved::Made
     }
@@ -309,6 +318,7 @@ impl Members {
             Change::Promote(node) => set_role(node, MemberRole::Voter),
             Change::Demote(node) => set_role(node, MemberRole::Observer),
             Change::Remove(node) => set_role(node, MemberRole::Removed),
+            Change::Project(..) => return,
         }
         // Every open proposal was made for the state before.
         self.proposals.clear();

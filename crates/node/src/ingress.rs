@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use lockstep_api::{Accepted, Submit, SubmitError};
 use lockstep_consensus::StateStore;
 use lockstep_identity::DeviceRequest;
-use lockstep_ledger::{Outcome, Rejection};
-use lockstep_types::{Height, NetworkParams, NodeId, Sequence, TaskId};
+use lockstep_ledger::{Outcome, Projects, Rejection};
+use lockstep_types::{Height, NodeId, Sequence, TaskId};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -21,7 +21,7 @@ const RETRY_AFTER_MS: u64 = 1_000;
 pub struct Ingress {
     verifier: Verifier,
     state: StateStore,
-    params: NetworkParams,
+    projects: watch::Receiver<Projects>,
     hold: Duration,
     stopping: AtomicBool,
     conflict: watch::Receiver<Option<(NodeId, Height)>>,
@@ -31,11 +31,11 @@ impl Ingress {
     pub(crate) fn new(
         verifier: Verifier,
         state: StateStore,
-        params: NetworkParams,
+        projects: watch::Receiver<Projects>,
         hold: Duration,
         conflict: watch::Receiver<Option<(NodeId, Height)>>,
     ) -> Self {
-        Self { verifier, state, params, hold, stopping: AtomicBool::new(false), conflict }
+        Self { verifier, state, projects, hold, stopping: AtomicBool::new(false), conflict }
     }
 
     /// Why nothing is acknowledged any more, if a voter signed two batches at one height.
@@ -63,14 +63,16 @@ impl Ingress {
         if let Some(reason) = self.conflict() {
             return Err(SubmitError::Halted(reason));
         }
-        if self.params.project(request.project_id).is_none() {
+        let projects = self.projects.borrow();
+        if projects.settings(request.project_id).is_none() {
             return Err(SubmitError::Forbidden(Rejection::UnknownProject.to_string()));
         }
-        if request.signature.is_none() && !self.params.allow_unsigned {
+        if request.signature.is_none() && !projects.params().allow_unsigned {
             return Err(SubmitError::Forbidden(Rejection::Unsigned.to_string()));
         }
-        if request.data.len() as u64 > self.params.message_bytes_max {
-            return Err(SubmitError::TooLarge { max: self.params.message_bytes_max });
+        let max = projects.params().message_bytes_max;
+        if request.data.len() as u64 > max {
+            return Err(SubmitError::TooLarge { max });
         }
         Ok(())
     }
@@ -90,7 +92,9 @@ impl Ingress {
                 let task_id = self.task_of(sequence);
                 Ok(Accepted { message_id, task_id, sequence, height, duplicate: true })
             }
-            Outcome::Rejected(Rejection::TooLarge) => Err(SubmitError::TooLarge { max: self.params.message_bytes_max }),
+            Outcome::Rejected(Rejection::TooLarge) => {
+                Err(SubmitError::TooLarge { max: self.projects.borrow().params().message_bytes_max })
+            }
             Outcome::Rejected(Rejection::Malformed) => Err(SubmitError::Invalid(Rejection::Malformed.to_string())),
             Outcome::Rejected(reason) => Err(SubmitError::Forbidden(reason.to_string())),
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lockstep_api::{Bound, Options as ApiOptions, Ports, Server};
 use lockstep_consensus::rebuild::fetch_state;
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
-use lockstep_ledger::Members;
+use lockstep_ledger::{Members, Projects};
 use lockstep_network::{Channel, GossipInbox, Handle, Network, Options as NetworkOptions, Peer};
 use lockstep_outputs::{Options as PublisherOptions, ProgressSink, Publisher, TaskSigner};
 use lockstep_types::{Member, NodeId, SigningKey};
@@ -227,7 +227,13 @@ impl Node {
     ) -> Result<Parts, NodeError> {
         let mempool = Mempool::new(opened.node, opened.config.pool_limits());
         let evidence = Arc::new(EvidenceQueue::default());
-        let tracker = Arc::new(Tracker::new(mempool.clone(), state.clone(), evidence.clone(), members));
+        let tracker = Arc::new(Tracker::new(
+            mempool.clone(),
+            state.clone(),
+            evidence.clone(),
+            members,
+            Projects::new(&opened.genesis.params, state.projects()?),
+        ));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if opened.config.pool.verify_threads == 0 { cores } else { opened.config.pool.verify_threads };
         let (verifier, verify_threads) = Verifier::spawn(
@@ -239,7 +245,7 @@ impl Node {
                 node_key: opened.node_key.clone(),
                 members: tracker.members(),
                 evidence: evidence.clone(),
-                params: opened.genesis.params.clone(),
+                projects: tracker.projects(),
             },
         )?;
         let consensus = Consensus::start(
@@ -263,8 +269,8 @@ impl Node {
         let hold = Duration::from_millis(opened.config.http.hold_ms);
         let conflicts = Conflicts::load(home.path(), opened.genesis.id()?, opened.epoch())?;
         conflicts.follow(&tracker.members().borrow());
-        let params = opened.genesis.params.clone();
-        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), params, hold, conflicts.active()));
+        let projects = tracker.projects();
+        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), projects, hold, conflicts.active()));
         let certifier = Certifier::new(CertifierParts {
             node: opened.node,
             epoch: opened.epoch(),
@@ -462,7 +468,7 @@ impl Parts {
             mempool: self.mempool.clone(),
             consensus: self.consensus.clone(),
             tracker: self.tracker.clone(),
-            params: self.opened.genesis.params.clone(),
+            projects: self.tracker.projects(),
             conflict: self.conflicts.active(),
         };
         supervisor.spawn("the proposer", proposer.run(token.clone()));

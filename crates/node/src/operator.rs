@@ -192,7 +192,7 @@ impl Operator {
         let able = |node: NodeId| node == parts.node || (connected.contains(&node) && lag(node) <= PROMOTE_LAG_MAX);
         let voters = members.set().voters().map(|voter| voter.node);
         let after: Vec<NodeId> = match change {
-            Change::Admit(_) => return Ok(()),
+            Change::Admit(_) | Change::Project(..) => return Ok(()),
             Change::Promote(node) => {
                 if !connected.contains(node) {
                     return Err(format!("node {node} is not connected to the leader: start it first"));

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use lockstep_consensus::{Consensus, ProposeError, Role};
-use lockstep_ledger::{GroupClosing, GroupKey, encode_batch};
-use lockstep_types::{Height, NetworkParams, NodeId, VerifiedMessage};
+use lockstep_ledger::{GroupClosing, GroupKey, Projects, encode_batch};
+use lockstep_types::{Height, NodeId, VerifiedMessage};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ pub(crate) struct Proposer {
     pub mempool: Mempool,
     pub consensus: Consensus,
     pub tracker: Arc<Tracker>,
-    pub params: NetworkParams,
+    pub projects: watch::Receiver<Projects>,
     /// Set while nothing may be acknowledged.
     pub conflict: watch::Receiver<Option<(NodeId, Height)>>,
 }
@@ -73,8 +73,9 @@ impl Proposer {
     }
 
     fn age_max(&self, key: &GroupKey) -> Duration {
-        let project = self.params.project(key.project_id).unwrap_or(&self.params.default_project);
-        Duration::from_millis(project.group_age_max_ms)
+        let projects = self.projects.borrow();
+        let settings = projects.settings(key.project_id).unwrap_or(&projects.params().default_project);
+        Duration::from_millis(settings.group_age_max_ms)
     }
 }
 

@@ -14,8 +14,8 @@ use lockstep_consensus::{Consensus, ReadError as StateError, SnapshotProgress, S
 use lockstep_ledger::KnownMember;
 use lockstep_network::{Handle, peer_id_of};
 use lockstep_types::{
-    Address, Batch, ContentId, Epochs, Evidence, ExportPage, Genesis, Height, Message, MessageId, NodeId, ProjectId,
-    Proof, PublicKey, Sequence, Signature, Task, TaskId, TaskNumber,
+    Address, Batch, ContentId, Digest, Epochs, Evidence, ExportPage, Genesis, Height, Message, MessageId, NodeId,
+    ProjectId, Proof, PublicKey, Sequence, Signature, Task, TaskId, TaskNumber,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
@@ -188,17 +188,24 @@ impl Reader {
     }
 
     fn payload(&self, project: ProjectId, data: &[u8]) -> Option<String> {
-        self.genesis.params.shows_payloads(project).then(|| to_base64(data))
+        self.tracker.projects().borrow().shows_payloads(project).then(|| to_base64(data))
     }
 
     fn signature(&self, project: ProjectId, signature: &Signature) -> Option<String> {
-        self.genesis.params.shows_payloads(project).then(|| signature.to_string())
+        self.tracker.projects().borrow().shows_payloads(project).then(|| signature.to_string())
     }
 
     fn pending_view(&self, id: MessageId, message: &Message) -> MessageView {
         let (signature, evidence) = match &message.evidence {
             Evidence::Device(signature) => (signature, EvidenceView::Device),
             Evidence::Ingress { node, signature } => (signature, EvidenceView::Ingress { node: *node }),
+            Evidence::Envelope { node, envelope, signature } => {
+                (signature, EvidenceView::Envelope { node: *node, envelope: Digest(*envelope) })
+            }
+            Evidence::Task(task) => (
+                &task.signature,
+                EvidenceView::Task { signed_keys: task.signed.iter().map(|(name, _)| name.clone()).collect() },
+            ),
         };
         MessageView {
             id,

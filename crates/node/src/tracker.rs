@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lockstep_consensus::Observer;
 use lockstep_consensus::StateStore;
-use lockstep_ledger::{Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, Outcome};
+use lockstep_ledger::{Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, Outcome, Projects};
 use lockstep_types::{Height, OutputName, Sequence, TaskNumber};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -31,6 +31,8 @@ pub(crate) struct Tracker {
     state: StateStore,
     evidence: Arc<EvidenceQueue>,
     members: watch::Sender<Arc<Members>>,
+    projects: watch::Sender<Projects>,
+    next_block: watch::Sender<Option<u64>>,
     /// Batches that are not final yet, with the number of the task after each.
     unfinal: Mutex<VecDeque<(Height, TaskNumber)>>,
     head: watch::Sender<Option<Head>>,
@@ -46,12 +48,20 @@ const UNFINAL_MAX: usize = 65_536;
 const CLOSING_RETRY: Duration = Duration::from_secs(2);
 
 impl Tracker {
-    pub fn new(mempool: Mempool, state: StateStore, evidence: Arc<EvidenceQueue>, members: Members) -> Self {
+    pub fn new(
+        mempool: Mempool,
+        state: StateStore,
+        evidence: Arc<EvidenceQueue>,
+        members: Members,
+        projects: Projects,
+    ) -> Self {
         Self {
             mempool,
             state,
             evidence,
             members: watch::Sender::new(Arc::new(members)),
+            projects: watch::Sender::new(projects),
+            next_block: watch::Sender::new(None),
             unfinal: Mutex::default(),
             head: watch::channel(None).0,
             newest_task: watch::channel(None).0,
@@ -68,6 +78,16 @@ impl Tracker {
     /// Who belongs to the network.
     pub fn members(&self) -> watch::Receiver<Arc<Members>> {
         self.members.subscribe()
+    }
+
+    /// The projects, with the settings that hold now.
+    pub fn projects(&self) -> watch::Receiver<Projects> {
+        self.projects.subscribe()
+    }
+
+    /// The next block to read, where the network reads a chain and knows how.
+    pub fn next_block(&self) -> watch::Receiver<Option<u64>> {
+        self.next_block.subscribe()
     }
 
     /// The number of the task after the newest final batch.
@@ -165,6 +185,17 @@ impl Tracker {
                 *members = Arc::new(ledger.members().clone());
             }
             changed
+        });
+        self.projects.send_if_modified(|projects| {
+            let changed = !projects.is_same(ledger.projects());
+            if changed {
+                *projects = ledger.projects().clone();
+            }
+            changed
+        });
+        self.next_block.send_if_modified(|known| {
+            let next = ledger.next_block();
+            std::mem::replace(known, next) != next
         });
         self.head.send_if_modified(|head| {
             let changed = head.as_ref() != Some(ledger.head());

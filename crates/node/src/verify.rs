@@ -8,8 +8,8 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use lockstep_consensus::StateStore;
 use lockstep_identity::{DeviceRequest, RequestError};
-use lockstep_ledger::{History as _, Members, Occurrence, Outcome};
-use lockstep_types::{Address, ContentId, Message, NetworkParams, NodeId, SigningKey, VerifiedMessage};
+use lockstep_ledger::{History as _, Members, Occurrence, Outcome, Projects};
+use lockstep_types::{Address, Api, ContentId, Message, NodeId, SigningKey, VerifiedMessage};
 use tokio::sync::{oneshot, watch};
 
 use crate::clock::now_ms;
@@ -64,7 +64,7 @@ struct Worker {
     node_key: Arc<SigningKey>,
     members: watch::Receiver<Arc<Members>>,
     evidence: Arc<EvidenceQueue>,
-    params: Arc<NetworkParams>,
+    projects: watch::Receiver<Projects>,
 }
 
 /// What the threads work with.
@@ -77,14 +77,14 @@ pub(crate) struct VerifierParts {
     pub members: watch::Receiver<Arc<Members>>,
     /// Told of all evidence that was checked.
     pub evidence: Arc<EvidenceQueue>,
-    pub params: NetworkParams,
+    pub projects: watch::Receiver<Projects>,
 }
 
 impl Verifier {
     /// Starts the threads; they end when the last clone of the verifier is gone.
     pub fn spawn(threads: usize, parts: VerifierParts) -> Result<(Self, Vec<JoinHandle<()>>), NodeError> {
         let (jobs, receiver) = bounded(VERIFY_JOBS_MAX);
-        let (node_key, params) = (Arc::new(parts.node_key), Arc::new(parts.params));
+        let node_key = Arc::new(parts.node_key);
         let mut handles = Vec::with_capacity(threads);
         for n in 0..threads {
             let worker = Worker {
@@ -95,7 +95,7 @@ impl Verifier {
                 node_key: node_key.clone(),
                 members: parts.members.clone(),
                 evidence: parts.evidence.clone(),
-                params: params.clone(),
+                projects: parts.projects.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("verify-{n}")).spawn(move || {
                 give_way(VERIFICATION);
@@ -110,6 +110,15 @@ impl Verifier {
         self.jobs.try_send(job).map_err(|e| match e {
             TrySendError::Full(_) | TrySendError::Disconnected(_) => Overloaded,
         })
+    }
+}
+
+/// The time within which the same content is a retry, as `apply` has it; 0 where the project is unknown.
+fn retry_window(projects: &Projects, message: &Message) -> u64 {
+    match (message.api, projects.settings(message.project_id)) {
+        (_, None) => 0,
+        (Api::TaskV1, Some(_)) => u64::MAX,
+        (_, Some(settings)) => settings.retry_window_ms,
     }
 }
 
@@ -193,8 +202,7 @@ impl Worker {
     }
 
     fn is_retry(&self, message: &VerifiedMessage, before: &Occurrence, now: u64) -> bool {
-        let window = self.params.project(message.message().project_id).map_or(0, |p| p.retry_window_ms);
-        now.saturating_sub(before.time_ms.0) < window
+        now.saturating_sub(before.time_ms.0) < retry_window(&self.projects.borrow(), message.message())
     }
 
     /// So that the evidence is not checked again when the batch is certified.
@@ -219,10 +227,10 @@ impl Worker {
             vec![None; named.len()]
         };
         let now = now_ms().0;
-        let members = self.members.borrow().clone();
+        let (members, projects) = (self.members.borrow().clone(), self.projects.borrow().clone());
         let (mut verified, mut good) = (Vec::with_capacity(named.len()), true);
         for ((id, message), before) in named.into_iter().zip(before) {
-            let window = self.params.project(message.project_id).map_or(0, |p| p.retry_window_ms);
+            let window = retry_window(&projects, &message);
             if before.is_some_and(|before| now.saturating_sub(before.time_ms.0) < window) {
                 continue;
             }

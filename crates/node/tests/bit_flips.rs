@@ -37,7 +37,7 @@ fn make_home(path: &Path) -> Home {
         node_key: None,
     };
     let member = home.create(&config, options, None).unwrap();
-    let default_project = ProjectSettings { group_messages_max: 2, ..ProjectSettings::default() };
+    let default_project = ProjectSettings { group_messages_max: 2, ..ProjectSettings::open() };
     let params = NetworkParams {
         allow_unsigned: true,
         allow_unknown_projects: true,

@@ -38,7 +38,7 @@ impl Forgetting {
         match key.first() {
             // The height is the first number of an occurrence.
             Some(&keys::OCCURRENCE) => number(value.get(..8)) < kept(&self.0.height),
-            Some(&keys::MESSAGE_PLACE) => number(Some(value)) < kept(&self.0.sequence),
+            Some(&keys::MESSAGE_PLACE | &keys::TASK_ALIAS) => number(Some(value)) < kept(&self.0.sequence),
             Some(&keys::TASK_PLACE) => number(Some(value)) < kept(&self.0.task_number),
             Some(&keys::PACKED) => number(key.get(1..)) < kept(&self.0.sequence),
             _ => false,
@@ -67,6 +67,7 @@ mod tests {
                 (keys::occurrence(&ContentId([1; 32])), occurrence(n)),
                 (keys::message_place(&MessageId([1; 32])), be(n).to_vec()),
                 (keys::task_place(&TaskId([1; 32])), be(n).to_vec()),
+                (keys::task_alias(&TaskId([1; 32])), be(n).to_vec()),
                 (keys::packed(Sequence(n)), be(0).to_vec()),
             ]
         };

@@ -1,6 +1,6 @@
 //! Every key on disk: a prefix byte, then big-endian numbers or hashes. Changing one is a change of the stored format.
 
-use lockstep_types::{ContentId, Height, MessageId, OutputName, Sequence, TaskId, TaskNumber};
+use lockstep_types::{Address, ContentId, Height, MessageId, OutputName, ProjectId, Sequence, TaskId, TaskNumber};
 
 fn numbered(prefix: u8, number: u64) -> Vec<u8> {
     let mut key = Vec::with_capacity(9);
@@ -70,6 +70,18 @@ pub const GROUP: u8 = b'g';
 pub const PROGRESS: u8 = b'u';
 /// Prefix of tasks that outputs never got, in [`crate::Table::Index`].
 pub const GAP: u8 = b'w';
+/// Prefix of projects, in [`crate::Table::Index`].
+pub const PROJECT: u8 = b'p';
+/// Prefix of devices, in [`crate::Table::Index`].
+pub const DEVICE: u8 = b'd';
+/// Prefix of who lets a device submit to a project, in [`crate::Table::Index`].
+pub const GRANT: u8 = b'r';
+/// Prefix of used nonces, in [`crate::Table::Index`].
+pub const NONCE: u8 = b'z';
+/// Prefix of sequences by another name of a task, in [`crate::Table::Index`].
+pub const TASK_ALIAS: u8 = b'v';
+/// How far a chain was read, in [`crate::Table::Index`].
+pub const CHAIN: &[u8] = b"c";
 /// The members, in [`crate::Table::Index`].
 pub const MEMBERS: &[u8] = b"e";
 /// The network's epoch, in [`crate::Table::Index`]; missing in the first one.
@@ -136,6 +148,31 @@ pub fn packed(sequence: Sequence) -> Vec<u8> {
     numbered(PACKED, sequence.0)
 }
 
+/// A project, in [`crate::Table::Index`].
+pub fn project(id: ProjectId) -> Vec<u8> {
+    numbered(PROJECT, id.0)
+}
+
+/// A device, in [`crate::Table::Index`].
+pub fn device(device: &Address) -> Vec<u8> {
+    named(DEVICE, &device.0)
+}
+
+/// Who lets a device submit to a project, in [`crate::Table::Index`].
+pub fn grant(project: ProjectId, device: &Address) -> Vec<u8> {
+    [&numbered(GRANT, project.0)[..], &device.0].concat()
+}
+
+/// A used nonce of a device in a project, in [`crate::Table::Index`].
+pub fn nonce(project: ProjectId, device: &Address, nonce: u64) -> Vec<u8> {
+    [&numbered(NONCE, project.0)[..], &device.0, &nonce.to_be_bytes()].concat()
+}
+
+/// Sequence of the message whose task has another name, in [`crate::Table::Index`].
+pub fn task_alias(alias: &TaskId) -> Vec<u8> {
+    named(TASK_ALIAS, &alias.0)
+}
+
 /// An open group, in [`crate::Table::Index`].
 pub fn group(encoded_key: &[u8]) -> Vec<u8> {
     named(GROUP, encoded_key)
@@ -162,6 +199,14 @@ mod tests {
         assert_eq!(occurrence(&ContentId([9; 32])), with(b'o', &[9; 32]));
         assert_eq!(message_place(&MessageId([9; 32])), with(b'm', &[9; 32]));
         assert_eq!(task_place(&TaskId([9; 32])), with(b'k', &[9; 32]));
+        assert_eq!(project(ProjectId(258)), with(b'p', &number));
+        assert_eq!(device(&Address([9; 20])), with(b'd', &[9; 20]));
+        assert_eq!(grant(ProjectId(258), &Address([9; 20])), with(b'r', &[&number[..], &[9; 20]].concat()));
+        assert_eq!(
+            nonce(ProjectId(258), &Address([9; 20]), 258),
+            with(b'z', &[&number[..], &[9; 20], &number].concat())
+        );
+        assert_eq!(task_alias(&TaskId([9; 32])), with(b'v', &[9; 32]));
         assert_eq!(group(b"xy"), b"gxy");
         assert_eq!(progress(&"pg".parse().unwrap()), b"upg");
         assert_eq!(certificate(Height(258)), with(b'c', &number));
@@ -175,6 +220,7 @@ mod tests {
                 MEMBERSHIP,
                 MEMBERS,
                 EPOCH,
+                CHAIN,
                 log::VOTE,
                 log::COMMITTED,
                 log::PURGED,
@@ -182,7 +228,7 @@ mod tests {
                 log::MARKS
             ]
             .concat(),
-            b"haneivcpsm"
+            b"haneicvcpsm"
         );
         assert_eq!(end_of(BATCH), b"c");
     }

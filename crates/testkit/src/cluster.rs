@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use lockstep_client::{Client, ClientOptions};
-use lockstep_types::{Address, Genesis, NetworkParams, NodeId, SigningKey};
+use lockstep_types::{Address, Genesis, NetworkParams, NodeId, ProjectSettings, SigningKey};
 use tempfile::TempDir;
 
 pub use self::homes::{change_config, genesis_of};
@@ -70,6 +70,7 @@ pub fn open_params() -> NetworkParams {
         allow_unsigned: true,
         allow_unknown_projects: true,
         public_payloads: true,
+        default_project: ProjectSettings::open(),
         ..NetworkParams::default()
     }
 }

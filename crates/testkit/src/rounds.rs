@@ -148,7 +148,7 @@ fn conditions(seed: u64, urls: Vec<String>) -> (NetworkParams, LoadOptions) {
     if seed % 2 == 1 {
         return (open_params(), load);
     }
-    let default_project = ProjectSettings { retry_window_ms: 600_000, ..ProjectSettings::default() };
+    let default_project = ProjectSettings { retry_window_ms: 600_000, ..ProjectSettings::open() };
     let patient = LoadOptions { deadline: Duration::from_secs(60), ..load };
     (NetworkParams { default_project, ..open_params() }, patient)
 }

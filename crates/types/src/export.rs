@@ -10,7 +10,7 @@ use crate::certificate::Certificate;
 use crate::hash::{Hash32, keccak256};
 use crate::ids::{Address, Epoch, Height, MessageId, NetworkId, ProjectId, Sequence};
 use crate::members::MemberSet;
-use crate::message::{DecodeError, Evidence, Message, leaf_of_hash, message_leaf};
+use crate::message::{DecodeError, Message, leaf_of_hash, message_leaf};
 use crate::proto;
 use crate::task::Task;
 use crate::verify::{Fault, MessageOutline, Outline, PackKey, VerifyError};
@@ -153,7 +153,7 @@ impl ExportedBatch {
             if !message.evidence_holds(&message.content_id(), |_| true) {
                 return Err(Fault::Evidence { sequence, id: *id }.at(self.header.height));
             }
-            if let Evidence::Ingress { node, .. } = message.evidence {
+            if let Some(node) = message.ingress() {
                 origins.words.entry(node).or_insert((sequence, *id));
             }
         }

@@ -1,18 +1,22 @@
 //! The genesis of a network: its members, their keys and stores, and its parameters. Every operator holds the same
 //! file; its hash is part of every protocol id and every batch header.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::hash::keccak256;
-use crate::ids::{Incarnation, NetworkId, NodeId, ProjectId, TaskNumber};
+use crate::ids::{Address, Incarnation, NetworkId, NodeId, ProjectId, TaskNumber};
 use crate::members::{ADDRESS_BYTES_MAX, MemberSet, SetMember};
+use crate::registry::{DevicePolicy, SIGNED_KEY_BYTES_MAX, SIGNED_KEYS_MAX};
 use crate::signature::{PublicKey, SignatureError};
 
 const GENESIS_DOMAIN: &[u8] = b"lockstep/genesis/v1";
-/// Version of the file.
-pub const GENESIS_VERSION: u32 = 1;
+/// Version of the file. In files of version 1 a project takes any device, and says nothing about it.
+pub const GENESIS_VERSION: u32 = 2;
+/// From this version on projects say which devices they take.
+const VERSION_WITH_POLICIES: u32 = 2;
 /// Most members of a network at genesis.
 pub const MEMBERS_MAX: usize = 64;
 /// Shortest retry window: longer than a message can wait in a pool, so that what a node sends again is never taken for
@@ -99,6 +103,44 @@ pub struct ProjectSettings {
     pub retry_window_ms: u64,
     /// Whether anyone may read its payloads.
     pub public: bool,
+    /// Which devices it takes; registered ones where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices: Option<DevicePolicy>,
+    /// Members of a payload whose values a device signs once more, in the API of 2025. Their values are whole numbers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub signed_keys: Vec<String>,
+    /// Whether a device's nonces must ascend, in the API of 2025. It cannot be switched off again.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub strict_nonces: bool,
+}
+
+impl ProjectSettings {
+    /// The defaults of a project that takes any device. For test networks.
+    pub fn open() -> Self {
+        Self { devices: Some(DevicePolicy::Any), ..Self::default() }
+    }
+
+    /// Which devices it takes.
+    pub fn policy(&self) -> DevicePolicy {
+        self.devices.unwrap_or(DevicePolicy::Registered)
+    }
+
+    /// Checks its numbers and names.
+    pub fn check(&self) -> Result<(), GenesisError> {
+        let invalid = |reason: String| Err(GenesisError::Invalid(reason));
+        if self.group_messages_max == 0 || self.group_bytes_max == 0 || self.group_age_max_ms == 0 {
+            return invalid("limits of a group must be at least 1".into());
+        }
+        if self.retry_window_ms < RETRY_WINDOW_MS_MIN {
+            return invalid(format!("retry_window_ms must be at least {RETRY_WINDOW_MS_MIN}"));
+        }
+        if self.signed_keys.len() > SIGNED_KEYS_MAX || self.signed_keys.iter().any(|key| !is_signed_key(key)) {
+            return invalid(format!(
+                "signed_keys has at most {SIGNED_KEYS_MAX} names of 1 to {SIGNED_KEY_BYTES_MAX} letters, digits, '-' and '_'"
+            ));
+        }
+        Ok(())
+    }
 }
 
 impl Default for ProjectSettings {
@@ -109,8 +151,42 @@ impl Default for ProjectSettings {
             group_age_max_ms: 5_000,
             retry_window_ms: 10_000,
             public: false,
+            devices: None,
+            signed_keys: Vec::new(),
+            strict_nonces: false,
         }
     }
+}
+
+/// Contracts on an EVM chain that say which devices there are, and which project they may submit to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainSource {
+    /// Id of the chain.
+    pub chain_id: u64,
+    /// The ioID registry: `NewDevice`, `UpdateDevice`, `documentURI`.
+    pub registry: Address,
+    /// The contract that approves devices for projects: `Approve`, `Unapprove`, `approved`.
+    pub project_device: Address,
+    /// The contract whose `TaskAssigned` and `TaskSettled` are followed for the states of tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_manager: Option<Address>,
+    /// The first block that is read.
+    pub start_block: u64,
+    /// Blocks that must stand on a block before it is read.
+    #[serde(default = "confirmations_default")]
+    pub confirmations: u64,
+    /// Voters that must have read the same, the leader included.
+    #[serde(default = "attestations_default")]
+    pub attestations: u64,
+}
+
+fn confirmations_default() -> u64 {
+    12
+}
+
+fn attestations_default() -> u64 {
+    1
 }
 
 /// What is kept of the past. Zeros: everything, for ever.
@@ -155,6 +231,12 @@ pub struct NetworkParams {
     pub default_project: ProjectSettings,
     /// Registered projects.
     pub projects: BTreeMap<ProjectId, ProjectSettings>,
+    /// Who may order what for a project: the addresses of the owners' keys.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub owners: BTreeMap<ProjectId, Address>,
+    /// Where devices and their permissions come from; their projects' owners where nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chain: Option<ChainSource>,
 }
 
 impl Default for NetworkParams {
@@ -169,6 +251,8 @@ impl Default for NetworkParams {
             retention: Retention::default(),
             default_project: ProjectSettings::default(),
             projects: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            chain: None,
         }
     }
 }
@@ -206,6 +290,12 @@ pub struct Genesis {
     pub params: NetworkParams,
 }
 
+/// Other characters would be read as a path into the payload by the reference.
+fn is_signed_key(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=SIGNED_KEY_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain)
+}
+
 fn is_name(text: &str) -> bool {
     let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_.".contains(&c);
     (1..=64).contains(&text.len()) && text.bytes().all(allowed)
@@ -227,9 +317,28 @@ impl Genesis {
 
     /// Reads and checks a file's text.
     pub fn parse(text: &str) -> Result<Self, GenesisError> {
-        let genesis: Self = serde_json::from_str(text)?;
+        let mut genesis: Self = serde_json::from_str(text)?;
         genesis.check()?;
+        if genesis.version < VERSION_WITH_POLICIES {
+            genesis.set_policies(Some(DevicePolicy::Any));
+        }
         Ok(genesis)
+    }
+
+    fn set_policies(&mut self, devices: Option<DevicePolicy>) {
+        for settings in self.params.projects.values_mut().chain([&mut self.params.default_project]) {
+            settings.devices = devices;
+        }
+    }
+
+    /// What the file says: of version 1 without what it could not say.
+    fn written(&self) -> Cow<'_, Self> {
+        if self.version >= VERSION_WITH_POLICIES {
+            return Cow::Borrowed(self);
+        }
+        let mut written = self.clone();
+        written.set_policies(None);
+        Cow::Owned(written)
     }
 
     fn check(&self) -> Result<(), GenesisError> {
@@ -254,12 +363,13 @@ impl Genesis {
         }
         let params = &self.params;
         for settings in params.projects.values().chain([&params.default_project]) {
-            if settings.group_messages_max == 0 || settings.group_bytes_max == 0 || settings.group_age_max_ms == 0 {
-                return invalid("limits of a group must be at least 1".into());
-            }
-            if settings.retry_window_ms < RETRY_WINDOW_MS_MIN {
-                return invalid(format!("retry_window_ms must be at least {RETRY_WINDOW_MS_MIN}"));
-            }
+            settings.check()?;
+        }
+        if let Some(project) = params.owners.keys().find(|project| !params.projects.contains_key(project)) {
+            return invalid(format!("owners names project {project}, which is not among the projects"));
+        }
+        if params.chain.as_ref().is_some_and(|chain| chain.attestations == 0) {
+            return invalid("chain: attestations must be at least 1".into());
         }
         let retention = &params.retention;
         if retention.hard_bytes > 0 && retention.hard_bytes < retention.bytes.max(RETENTION_BYTES_MIN) {
@@ -285,13 +395,13 @@ impl Genesis {
 
     /// The file's text: pretty JSON, members in order, with a line feed at the end.
     pub fn to_text(&self) -> Result<String, GenesisError> {
-        Ok(serde_json::to_string_pretty(self)? + "\n")
+        Ok(serde_json::to_string_pretty(&*self.written())? + "\n")
     }
 
     /// The network's id: keccak256 over the compact JSON of the genesis as this program writes it, so that white
     /// space in a copied file does not matter.
     pub fn id(&self) -> Result<NetworkId, GenesisError> {
-        Ok(NetworkId(keccak256(&[GENESIS_DOMAIN, &serde_json::to_vec(self)?])))
+        Ok(NetworkId(keccak256(&[GENESIS_DOMAIN, &serde_json::to_vec(&*self.written())?])))
     }
 
     /// Members with their node ids.
@@ -346,6 +456,19 @@ mod tests {
     }
 
     #[test]
+    fn a_network_of_version_1_stays_what_it_was() {
+        let mut old = Genesis::new("net", vec![member(1)], NetworkParams::default()).unwrap();
+        old.version = 1;
+        let (text, id) = (old.to_text().unwrap(), old.id().unwrap());
+        assert!(!text.contains("\"devices\""));
+        let read = Genesis::parse(&text).unwrap();
+        assert_eq!(read.params.default_project.policy(), DevicePolicy::Any);
+        assert_eq!((read.to_text().unwrap(), read.id().unwrap()), (text, id));
+        let new = Genesis::new("net", vec![member(1)], NetworkParams::default()).unwrap();
+        assert_eq!(new.params.default_project.policy(), DevicePolicy::Registered);
+    }
+
+    #[test]
     fn members_must_differ_and_be_well_formed() {
         let params = NetworkParams::default;
         assert!(Genesis::new("net", vec![], params()).is_err());
@@ -356,6 +479,6 @@ mod tests {
         assert!(Genesis::new("net", vec![bad], params()).is_err());
         let text = Genesis::new("net", vec![member(1)], params()).unwrap().to_text().unwrap();
         assert!(Genesis::parse(&text.replace("\"params\"", "\"parms\"")).is_err());
-        assert!(Genesis::parse(&text.replace("\"version\": 1", "\"version\": 2")).is_err());
+        assert!(Genesis::parse(&text.replace("\"version\": 2", "\"version\": 3")).is_err());
     }
 }

@@ -33,6 +33,32 @@ pub fn push_string(out: &mut String, text: &str) {
     out.push('"');
 }
 
+/// Appends the checked JSON text `value` as Go's `encoding/json` writes a raw value: without white space, and with the
+/// characters escaped that could end a script in HTML. Other bytes stay as they are, valid UTF-8 or not.
+pub fn push_compact(out: &mut Vec<u8>, value: &[u8]) {
+    let (mut in_string, mut at) = (false, 0);
+    while let Some(byte) = value.get(at) {
+        match (byte, in_string) {
+            (b' ' | b'\t' | b'\r' | b'\n', false) => {}
+            (b'\\', true) => {
+                // What follows a backslash cannot end the string.
+                out.extend(&value[at..value.len().min(at + 2)]);
+                at += 1;
+            }
+            (b'<' | b'>' | b'&', true) => out.extend(format!("\\u{byte:04x}").bytes()),
+            (0xe2, true) if matches!(value.get(at..at + 3), Some([_, 0x80, 0xa8 | 0xa9])) => {
+                out.extend(format!("\\u20{:02x}", value[at + 2] - 0x80).bytes());
+                at += 2;
+            }
+            _ => {
+                in_string ^= *byte == b'"';
+                out.push(*byte);
+            }
+        }
+        at += 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,8 +18,10 @@ pub mod members;
 pub mod merkle;
 pub mod message;
 pub mod proof;
+pub mod registry;
 pub mod signature;
 pub mod task;
+pub mod task_v1;
 pub mod verify;
 pub mod w3bstream;
 
@@ -33,14 +35,15 @@ pub use batch::{Batch, BatchHeader, OrderedMessage};
 pub use certificate::Certificate;
 pub use epoch::{EpochMember, EpochReason, EpochRecord, Epochs};
 pub use export::{ExportPage, ExportedBatch};
-pub use genesis::{Genesis, GenesisError, Member, NetworkParams, ProjectSettings, Retention};
+pub use genesis::{ChainSource, Genesis, GenesisError, Member, NetworkParams, ProjectSettings, Retention};
 pub use hash::{Hash32, keccak256};
 pub use ids::{
     Address, BatchHash, ContentId, Digest, Epoch, Height, Incarnation, MessageId, NetworkId, NodeId, OutputName,
     ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
 };
 pub use members::{Approval, Change, MemberRole, MemberSet, Proposal, SetMember};
-pub use message::{Api, DecodeError, Evidence, Message, VerifiedMessage};
+pub use message::{Api, DecodeError, Evidence, Message, TaskEvidence, VerifiedMessage};
 pub use proof::{Proof, ProofError, Proven, verify_proof, verify_proof_in};
+pub use registry::{ChainEvent, ChainUpdate, DeviceEntry, DevicePolicy, Order, OrderKind, SignedOrder};
 pub use signature::{PublicKey, Signature, SignatureError, SigningKey};
 pub use task::Task;

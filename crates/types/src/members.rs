@@ -4,8 +4,8 @@ use bytes::Bytes;
 
 use crate::genesis::{GenesisError, Member};
 use crate::hash::{Hash32, keccak256};
-use crate::ids::{Address, Epoch, Incarnation, NetworkId, NodeId, TimeMs};
-use crate::message::DecodeError;
+use crate::ids::{Address, Epoch, Incarnation, NetworkId, NodeId, ProjectId, TimeMs};
+use crate::message::{DecodeError, PROJECT_ID_MAX};
 use crate::proto;
 use crate::signature::{PublicKey, Signature, SigningKey, recover_address};
 
@@ -110,6 +110,8 @@ pub enum Change {
     Demote(NodeId),
     /// A member leaves, for good.
     Remove(NodeId),
+    /// Somebody becomes the owner of a project, which is registered with it. No member changes.
+    Project(ProjectId, Address),
 }
 
 impl std::fmt::Display for Change {
@@ -119,6 +121,7 @@ impl std::fmt::Display for Change {
             Self::Promote(node) => write!(f, "promote node {node}"),
             Self::Demote(node) => write!(f, "demote node {node}"),
             Self::Remove(node) => write!(f, "remove node {node}"),
+            Self::Project(project, owner) => write!(f, "give project {project} to {owner}"),
         }
     }
 }
@@ -174,6 +177,7 @@ impl Proposal {
             Change::Promote(node) => (2, node.0.to_be_bytes().to_vec()),
             Change::Demote(node) => (3, node.0.to_be_bytes().to_vec()),
             Change::Remove(node) => (4, node.0.to_be_bytes().to_vec()),
+            Change::Project(project, owner) => (5, [&project.0.to_be_bytes()[..], &owner.0].concat()),
         };
         keccak256(&[
             PROPOSAL_DOMAIN,
@@ -201,6 +205,9 @@ impl Proposal {
             Change::Promote(node) => Kind::Promote(node.0),
             Change::Demote(node) => Kind::Demote(node.0),
             Change::Remove(node) => Kind::Remove(node.0),
+            Change::Project(project, owner) => {
+                Kind::Project(proto::ProjectGrant { project_id: project.0, owner: Bytes::copy_from_slice(&owner.0) })
+            }
         };
         proto::Proposal {
             epoch: self.epoch.0,
@@ -225,6 +232,13 @@ impl Proposal {
                 Kind::Promote(node) => Change::Promote(NodeId(node)),
                 Kind::Demote(node) => Change::Demote(NodeId(node)),
                 Kind::Remove(node) => Change::Remove(NodeId(node)),
+                Kind::Project(grant) => {
+                    if grant.project_id == 0 || grant.project_id > PROJECT_ID_MAX {
+                        return Err(bad("project id out of range"));
+                    }
+                    let owner = Address::try_from(&grant.owner[..]).map_err(|_| bad("the owner is not 20 bytes"))?;
+                    Change::Project(ProjectId(grant.project_id), owner)
+                }
             },
         })
     }
@@ -310,6 +324,7 @@ mod tests {
             Change::Promote(NodeId(4)),
             Change::Demote(NodeId(4)),
             Change::Remove(NodeId(4)),
+            Change::Project(ProjectId(4), Address([7; 20])),
         ] {
             let approval = proposal(change).approve(&network, NodeId(1), &key);
             let again = Approval::from_proto(approval.to_proto()).unwrap();

@@ -3,16 +3,19 @@
 use bytes::Bytes;
 
 use crate::hash::{Hash32, keccak256};
-use crate::ids::{Address, ContentId, Height, MessageId, NodeId, ProjectId, Sequence};
+use crate::ids::{Address, ContentId, Height, MessageId, NodeId, ProjectId, Sequence, TaskId};
 use crate::merkle::{abi_address, abi_u64, leaf_hash};
 use crate::proto;
+use crate::registry::{SIGNED_KEY_BYTES_MAX, SIGNED_KEYS_MAX};
 use crate::signature::{Signature, recover_address};
+use crate::task_v1;
 use crate::w3bstream;
 
 const CONTENT_DOMAIN: &[u8] = b"lockstep/content/v1";
 const REPEAT_DOMAIN: &[u8] = b"lockstep/repeat/v1";
 const REAPPEARED_DOMAIN: &[u8] = b"lockstep/reappeared/v1";
 const INGRESS_DOMAIN: &[u8] = b"lockstep/ingress/v1";
+const ENVELOPE_DOMAIN: &[u8] = b"lockstep/envelope/v1";
 
 /// Longest `projectVersion` in bytes: what the readers' tables take.
 pub const PROJECT_VERSION_BYTES_MAX: usize = 128;
@@ -26,6 +29,11 @@ pub enum Api {
     Apinode = 1,
     /// No signature: the ingress node vouches for the time and place of arrival only.
     Unsigned = 2,
+    /// Encrypted to the network's server key, by a device that showed its token (vectors/ioconnect). The ingress node
+    /// vouches for what it found in the envelope.
+    Encrypted = 3,
+    /// The API of 2025: the device signs (docs/devices.md).
+    TaskV1 = 4,
 }
 
 /// Where a message came from, checkable by anyone.
@@ -40,6 +48,28 @@ pub enum Evidence {
         /// Its signature over the content id.
         signature: Signature,
     },
+    /// The signed word of the node that opened an encrypted message for a device that showed its token.
+    Envelope {
+        /// The node's address.
+        node: Address,
+        /// keccak256 of the envelope as it came.
+        envelope: Hash32,
+        /// Its signature over [`Message::envelope_digest`].
+        signature: Signature,
+    },
+    /// The device's signature over a request of the API of 2025.
+    Task(TaskEvidence),
+}
+
+/// The device's signature over a request of the API of 2025, and how the request spelled what is signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskEvidence {
+    /// With the recovery id that yields the device.
+    pub signature: Signature,
+    /// Whether the data was signed as the JSON value that it is, or as hex text.
+    pub is_json: bool,
+    /// Members of the payload that are signed once more, in order, with their values.
+    pub signed: Vec<(String, u64)>,
 }
 
 /// What a device submitted. Fields are as they were given; nothing is checked yet.
@@ -123,13 +153,58 @@ impl Message {
 
     /// Bytes that this message counts for in limits on pools, bundles and batches.
     pub fn cost_bytes(&self) -> usize {
+        let spelled = match &self.evidence {
+            Evidence::Task(task) => task.signed.iter().map(|(key, _)| key.len() + 12).sum::<usize>(),
+            _ => 0,
+        };
         // Fixed part: ids, evidence and framing, rounded up.
-        self.data.len() + self.project_version.len() + self.nonce.len() + 192
+        self.data.len() + self.project_version.len() + self.nonce.len() + spelled + 224
     }
 
     /// The digest an ingress node signs to vouch for a message without a device signature.
     pub fn ingress_digest(content_id: &ContentId) -> Hash32 {
         keccak256(&[INGRESS_DOMAIN, &content_id.0])
+    }
+
+    /// The digest an ingress node signs to vouch for what it found in the envelope that hashes to `envelope`.
+    pub fn envelope_digest(&self, content_id: &ContentId, envelope: &Hash32) -> Hash32 {
+        keccak256(&[ENVELOPE_DOMAIN, &content_id.0, &self.device.0, envelope, &keccak256(&[&self.data])])
+    }
+
+    /// The nonce of the API of 2025.
+    pub fn task_nonce(&self) -> Option<u64> {
+        if self.api != Api::TaskV1 {
+            return None;
+        }
+        Some(u64::from_be_bytes(self.nonce[..].try_into().ok()?))
+    }
+
+    /// Another name for the task of this message, by which the API of 2025 asks for it.
+    pub fn task_alias(&self) -> Option<TaskId> {
+        match &self.evidence {
+            Evidence::Task(task) => Some(task_v1::alias(&task.signature)),
+            _ => None,
+        }
+    }
+
+    /// What the device signed, for a request of the API of 2025; `None` where it cannot be signed.
+    fn task_digest(&self, task: &TaskEvidence) -> Option<Hash32> {
+        let content = task_v1::Content {
+            nonce: self.task_nonce()?,
+            project_id: self.project_id,
+            project_version: &self.project_version,
+            payload: &self.data,
+            payload_is_json: task.is_json,
+        };
+        Some(content.digest(task.signed.iter().map(|(_, value)| *value)))
+    }
+
+    /// The node whose word the evidence is, where it is one's.
+    pub fn ingress(&self) -> Option<Address> {
+        match &self.evidence {
+            Evidence::Ingress { node, .. } | Evidence::Envelope { node, .. } => Some(*node),
+            Evidence::Device(_) | Evidence::Task(_) => None,
+        }
     }
 
     /// Checks the evidence: recovers the signer and compares. `trusted_ingress` says whether an address is a
@@ -167,15 +242,35 @@ impl Message {
                     && trusted_ingress(node)
                     && recover_address(&Self::ingress_digest(content_id), signature) == Ok(*node)
             }
+            (Api::Encrypted, Evidence::Envelope { node, envelope, signature }) => {
+                self.nonce.is_empty()
+                    && trusted_ingress(node)
+                    && recover_address(&self.envelope_digest(content_id, envelope), signature) == Ok(*node)
+            }
+            (Api::TaskV1, Evidence::Task(task)) => self
+                .task_digest(task)
+                .is_some_and(|digest| recover_address(&digest, &task.signature) == Ok(self.device)),
             _ => false,
         }
     }
 
     /// The wire and storage form.
     pub fn to_proto(&self) -> proto::Message {
+        let address = |node: &Address| Bytes::copy_from_slice(&node.0);
+        let (mut envelope, mut spelled) = (Bytes::new(), None);
         let (evidence, ingress) = match &self.evidence {
             Evidence::Device(signature) => (signature, Bytes::new()),
-            Evidence::Ingress { node, signature } => (signature, Bytes::copy_from_slice(&node.0)),
+            Evidence::Ingress { node, signature } => (signature, address(node)),
+            Evidence::Envelope { node, envelope: hash, signature } => {
+                envelope = Bytes::copy_from_slice(hash);
+                (signature, address(node))
+            }
+            Evidence::Task(task) => {
+                let value = |(name, value): &(String, u64)| proto::SignedValue { name: name.clone(), value: *value };
+                let signed = task.signed.iter().map(value).collect();
+                spelled = Some(proto::TaskEvidence { is_json: task.is_json, signed });
+                (&task.signature, Bytes::new())
+            }
         };
         proto::Message {
             api: self.api as u32,
@@ -187,6 +282,8 @@ impl Message {
             ingress,
             nonce: self.nonce.clone(),
             via: self.via.0,
+            envelope,
+            task: spelled,
         }
     }
 
@@ -196,6 +293,8 @@ impl Message {
         let api = match m.api {
             1 => Api::Apinode,
             2 => Api::Unsigned,
+            3 => Api::Encrypted,
+            4 => Api::TaskV1,
             _ => return Err(bad("unknown api")),
         };
         if m.project_id == 0 || m.project_id > PROJECT_ID_MAX {
@@ -205,11 +304,15 @@ impl Message {
             return Err(bad("project version too long, or with a NUL"));
         }
         let signature = Signature::try_from(&m.evidence[..]).map_err(|_| bad("evidence is not 65 bytes"))?;
-        let evidence = if m.ingress.is_empty() {
-            Evidence::Device(signature)
-        } else {
-            let node = Address::try_from(&m.ingress[..]).map_err(|_| bad("ingress is not 20 bytes"))?;
-            Evidence::Ingress { node, signature }
+        let node = || Address::try_from(&m.ingress[..]).map_err(|_| bad("ingress is not 20 bytes"));
+        let evidence = match m.task {
+            Some(task) => Evidence::Task(task_evidence(signature, task)?),
+            None if m.ingress.is_empty() => Evidence::Device(signature),
+            None if m.envelope.is_empty() => Evidence::Ingress { node: node()?, signature },
+            None => {
+                let envelope = Hash32::try_from(&m.envelope[..]).map_err(|_| bad("envelope is not 32 bytes"))?;
+                Evidence::Envelope { node: node()?, envelope, signature }
+            }
         };
         Ok(Self {
             api,
@@ -222,6 +325,16 @@ impl Message {
             via: NodeId(m.via),
         })
     }
+}
+
+fn task_evidence(signature: Signature, task: proto::TaskEvidence) -> Result<TaskEvidence, DecodeError> {
+    let fits = task.signed.len() <= SIGNED_KEYS_MAX
+        && task.signed.iter().all(|signed| signed.name.len() <= SIGNED_KEY_BYTES_MAX);
+    if !fits {
+        return Err(DecodeError::malformed("message", "too many signed keys, or too long ones"));
+    }
+    let signed = task.signed.into_iter().map(|signed| (signed.name, signed.value)).collect();
+    Ok(TaskEvidence { signature, is_json: task.is_json, signed })
 }
 
 impl VerifiedMessage {
@@ -296,7 +409,7 @@ mod tests {
     use super::*;
     use crate::signature::SigningKey;
 
-    fn signed(data: &str) -> Message {
+    fn signed_by_device(data: &str) -> Message {
         let key = SigningKey::from_bytes([3; 32]).unwrap();
         let digest = w3bstream::message_digest(ProjectId(7), "0.1", data);
         Message {
@@ -313,7 +426,7 @@ mod tests {
 
     #[test]
     fn a_message_survives_its_wire_form_and_verifies() {
-        let message = signed("21.5");
+        let message = signed_by_device("21.5");
         let again = Message::from_proto(message.to_proto()).unwrap();
         assert_eq!(again, message);
         assert_eq!(again.verify(|_| false).unwrap().content_id(), message.content_id());
@@ -321,16 +434,16 @@ mod tests {
 
     #[test]
     fn any_altered_field_loses_the_evidence() {
-        let mut other = signed("21.5");
+        let mut other = signed_by_device("21.5");
         other.data = Bytes::from_static(b"99");
         assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
-        let mut other = signed("21.5");
+        let mut other = signed_by_device("21.5");
         other.device = Address([1; 20]);
         assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
-        let mut other = signed("21.5");
+        let mut other = signed_by_device("21.5");
         other.project_id = ProjectId(8);
         assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
-        let mut other = signed("21.5");
+        let mut other = signed_by_device("21.5");
         other.nonce = Bytes::from_static(b"1");
         assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
     }
@@ -338,7 +451,7 @@ mod tests {
     #[test]
     fn an_ingress_word_counts_only_from_a_member() {
         let node = SigningKey::from_bytes([4; 32]).unwrap();
-        let mut message = signed("x");
+        let mut message = signed_by_device("x");
         message.api = Api::Unsigned;
         message.device = Address::ZERO;
         let digest = Message::ingress_digest(&message.content_id());
@@ -348,8 +461,79 @@ mod tests {
     }
 
     #[test]
+    fn a_word_about_an_envelope_covers_device_envelope_and_data() {
+        let node = SigningKey::from_bytes([4; 32]).unwrap();
+        let vouched = || {
+            let mut message = signed_by_device("x");
+            message.api = Api::Encrypted;
+            let (id, envelope) = (message.content_id(), [8; 32]);
+            let signature = node.sign(&message.envelope_digest(&id, &envelope));
+            message.evidence = Evidence::Envelope { node: node.address(), envelope, signature };
+            message
+        };
+        let message = vouched();
+        assert_eq!(Message::from_proto(message.to_proto()).unwrap(), message);
+        assert!(message.clone().verify(|a| *a == node.address()).is_ok());
+        assert_eq!(message.verify(|_| false), Err(DecodeError::Evidence));
+        let edits: [fn(&mut Message); 3] = [
+            |m| m.device.0[0] ^= 1,
+            |m| m.data = Bytes::from_static(b"y"),
+            |m| {
+                if let Evidence::Envelope { envelope, .. } = &mut m.evidence {
+                    envelope[0] ^= 1;
+                }
+            },
+        ];
+        for edit in edits {
+            let mut other = vouched();
+            edit(&mut other);
+            assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
+        }
+    }
+
+    fn task(payload: &'static [u8], is_json: bool, signed: &[(String, u64)]) -> Message {
+        let key = SigningKey::from_bytes([3; 32]).unwrap();
+        let (project_id, project_version) = (ProjectId(7), "");
+        let content = task_v1::Content { nonce: 9, project_id, project_version, payload, payload_is_json: is_json };
+        let signature = key.sign(&content.digest(signed.iter().map(|(_, value)| *value)));
+        Message {
+            api: Api::TaskV1,
+            project_version: String::new(),
+            data: payload.into(),
+            nonce: Bytes::copy_from_slice(&9_u64.to_be_bytes()),
+            evidence: Evidence::Task(TaskEvidence { signature, is_json, signed: signed.to_vec() }),
+            ..signed_by_device("x")
+        }
+    }
+
+    #[test]
+    fn a_task_of_2025_verifies_as_it_was_spelled() {
+        let values = [("timestamp".to_owned(), 5)];
+        for message in [
+            task(b"{\"timestamp\": 5, \"t\": \"<1>\"}", true, &values),
+            task(b"[1, 2]", true, &[]),
+            task(b"\xab\xcd", false, &[]),
+        ] {
+            let again = Message::from_proto(message.to_proto()).unwrap();
+            assert_eq!(again, message);
+            assert!(again.verify(|_| false).is_ok());
+            let mut other = message.clone();
+            other.nonce = Bytes::copy_from_slice(&10_u64.to_be_bytes());
+            assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
+            let mut other = message.clone();
+            other.data = Bytes::from_static(b"{\"timestamp\":6}");
+            assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
+            let mut other = message;
+            if let Evidence::Task(task) = &mut other.evidence {
+                task.signed.push(("more".into(), 1));
+            }
+            assert_eq!(other.verify(|_| true), Err(DecodeError::Evidence));
+        }
+    }
+
+    #[test]
     fn the_signature_is_not_part_of_the_content_id() {
-        let message = signed("x");
+        let message = signed_by_device("x");
         let mut altered = message.clone();
         altered.evidence = Evidence::Device(Signature([1; 65]));
         assert_eq!(message.content_id(), altered.content_id());

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use lockstep_node::config::{HttpConfig, OutputConfig, OutputKind, P2pConfig, PoolConfig, RaftConfig, Scope};
 use lockstep_node::home::{MemberOptions, random_key};
 use lockstep_node::{Config, Home};
-use lockstep_types::{Genesis, Member, NetworkParams};
+use lockstep_types::{Genesis, Member, NetworkParams, ProjectSettings};
 use serde::{Deserialize, Serialize};
 
 use crate::args::Up;
@@ -103,6 +103,7 @@ impl Layout {
             allow_unsigned: true,
             allow_unknown_projects: true,
             public_payloads: true,
+            default_project: ProjectSettings::open(),
             ..NetworkParams::default()
         };
         let mut genesis = Genesis::new("testnet", members, params)?;

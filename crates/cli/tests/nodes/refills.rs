@@ -176,7 +176,7 @@ async fn an_output_gets_back_from_a_backup_what_was_forgotten_while_it_was_away(
     let params = NetworkParams {
         retention: Retention { hard_bytes: HARD_BYTES, ..Retention::default() },
         // Tasks that reach back to earlier batches.
-        default_project: ProjectSettings { group_messages_max: 2, ..ProjectSettings::default() },
+        default_project: ProjectSettings { group_messages_max: 2, ..ProjectSettings::open() },
         ..open_params()
     };
     let mut cluster = Cluster::prepare(binary(), ClusterOptions::of(1).with_params(params));

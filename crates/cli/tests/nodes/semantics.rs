@@ -36,7 +36,7 @@ async fn a_retry_has_its_first_position_on_every_node_and_a_reading_after_the_wi
     // The least that a genesis may have.
     let window = Duration::from_secs(6);
     let retry_window_ms = u64::try_from(window.as_millis()).unwrap();
-    let settings = ProjectSettings { retry_window_ms, ..ProjectSettings::default() };
+    let settings = ProjectSettings { retry_window_ms, ..ProjectSettings::open() };
     let mut cluster = Cluster::start(binary(), with_project(settings)).await;
     let reading = body(0, "21.5");
     let first = submit(&cluster, 0, &reading).await;
@@ -75,7 +75,7 @@ async fn groups_close_by_count_and_a_short_one_by_its_age_and_readers_find_the_t
     let settings = ProjectSettings {
         group_messages_max: 3,
         group_age_max_ms: u64::try_from(age.as_millis()).unwrap(),
-        ..ProjectSettings::default()
+        ..ProjectSettings::open()
     };
     let cluster = Cluster::start(binary(), with_project(settings)).await;
     let mut ids = Vec::new();

@@ -39,10 +39,10 @@ fn flip(file: &Path, at: usize) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_is_checked_while_it_runs_and_a_node_when_it_is_stopped() {
-    let hidden = ProjectSettings { public: false, ..ProjectSettings::default() };
+    let hidden = ProjectSettings { public: false, ..ProjectSettings::open() };
     let params = NetworkParams {
         public_payloads: false,
-        default_project: ProjectSettings { public: true, group_messages_max: 3, ..ProjectSettings::default() },
+        default_project: ProjectSettings { public: true, group_messages_max: 3, ..ProjectSettings::open() },
         projects: [(ProjectId(8), hidden)].into(),
         ..open_params()
     };
@@ -125,7 +125,7 @@ async fn a_network_is_checked_while_it_runs_and_a_node_when_it_is_stopped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_history_whose_beginning_was_forgotten_is_checked_from_what_is_kept() {
-    let default_project = ProjectSettings { retry_window_ms: 6_000, ..ProjectSettings::default() };
+    let default_project = ProjectSettings { retry_window_ms: 6_000, ..ProjectSettings::open() };
     let retention = Retention { age_ms: 6_000, ..Retention::default() };
     let params = NetworkParams { default_project, retention, ..open_params() };
     let mut cluster = Cluster::start(binary(), ClusterOptions::of(1).with_params(params)).await;

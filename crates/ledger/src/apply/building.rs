@@ -8,6 +8,7 @@ use lockstep_types::{
     Sequence, Task, TaskId, TaskNumber, TimeMs,
 };
 
+use super::permissions::Permissions;
 use super::{Applied, Ledger, Outcome, Rejection};
 use crate::command::GroupClosing;
 use crate::effects::{Effects, Head, Occurrence, Write};
@@ -33,10 +34,12 @@ pub(super) struct Building<'a> {
     members_before: Hash32,
     /// The members from the next batch on, where they change.
     next_set: Option<MemberSet>,
+    /// What the state says about devices and nonces.
+    asked: Permissions,
 }
 
 impl<'a> Building<'a> {
-    pub(super) fn new(ledger: &'a mut Ledger, proposed_time: TimeMs, capacity: usize) -> Self {
+    pub(super) fn new(ledger: &'a mut Ledger, proposed_time: TimeMs, capacity: usize, asked: Permissions) -> Self {
         let head = &ledger.head;
         Self {
             height: head.height.next(),
@@ -52,13 +55,19 @@ impl<'a> Building<'a> {
             touched: BTreeMap::new(),
             members_before: ledger.members.hash(),
             next_set: None,
+            asked,
             ledger,
         }
     }
 
+    /// Whether the message can be ordered, by everything but its nonce; the time within which the same content is a
+    /// retry.
     fn check(&self, message: &Message) -> Result<u64, Rejection> {
-        let params = &self.ledger.params;
-        let project = params.project(message.project_id).ok_or(Rejection::UnknownProject)?;
+        let params = self.ledger.params();
+        let project = self.ledger.projects.settings(message.project_id).ok_or(Rejection::UnknownProject)?;
+        if matches!(message.api, Api::Encrypted | Api::TaskV1) && !self.ledger.knows_registry() {
+            return Err(Rejection::Api);
+        }
         if message.api == Api::Unsigned && !params.allow_unsigned {
             return Err(Rejection::Unsigned);
         }
@@ -68,7 +77,20 @@ impl<'a> Building<'a> {
         if message.data.is_empty() || message.project_version.len() > PROJECT_VERSION_BYTES_MAX {
             return Err(Rejection::Malformed);
         }
-        Ok(project.retry_window_ms)
+        // Before retries are answered: who may not submit any more hears nothing of what it submitted.
+        self.asked.check_device(message, project)?;
+        Permissions::check_signed(message, project)?;
+        // A nonce is used once, so the same content is a retry however late it comes.
+        Ok(if message.api == Api::TaskV1 { u64::MAX } else { project.retry_window_ms })
+    }
+
+    /// Uses up the message's nonce, where it has one.
+    fn use_nonce(&mut self, message: &Message) -> Result<(), Rejection> {
+        let settings = self.ledger.projects.settings(message.project_id).ok_or(Rejection::UnknownProject)?;
+        if let Some((used, forgotten)) = self.asked.use_nonce(message, settings)? {
+            self.effects.nonce(used, forgotten);
+        }
+        Ok(())
     }
 
     /// The members change after this batch; they are in the ledger already. `before` is the hash of those until now.
@@ -93,6 +115,9 @@ impl<'a> Building<'a> {
             };
             return self.outcomes.push((id, outcome));
         }
+        if let Err(rejection) = self.use_nonce(&message) {
+            return self.outcomes.push((id, Outcome::Rejected(rejection)));
+        }
         self.order(message, id, before);
     }
 
@@ -114,6 +139,9 @@ impl<'a> Building<'a> {
             self.effects.message_place(message_id, sequence);
         }
         self.effects.occurrence(id, occurrence);
+        if let Some(alias) = message.task_alias() {
+            self.effects.task_alias(alias, sequence);
+        }
         self.fresh.insert(id, occurrence);
         let (task_id, via) = (self.pack(&message, sequence, message_id), message.via);
         self.messages.push(OrderedMessage { id: message_id, message });
@@ -123,7 +151,13 @@ impl<'a> Building<'a> {
     /// Adds a message to its group; returns the task if that closed the group.
     fn pack(&mut self, message: &Message, sequence: Sequence, id: MessageId) -> Option<TaskId> {
         let key = GroupKey::of(message);
-        let settings = self.ledger.params.project(message.project_id)?.clone();
+        let settings = self.ledger.projects.settings(message.project_id)?.clone();
+        if message.api == Api::TaskV1 {
+            // That API promises one task for each request.
+            return Some(
+                self.close(key, OpenGroup { messages: vec![(sequence, id)], bytes: message.data.len() as u64 }),
+            );
+        }
         let bytes = message.data.len() as u64;
         let alone = OpenGroup { messages: vec![(sequence, id)], bytes };
         if self.ledger.groups.get(&key).is_none() && alone.is_full(&settings) {
@@ -138,7 +172,7 @@ impl<'a> Building<'a> {
             self.groups.push(GroupChange::Closed(key.clone()));
             return Some(self.close(key, group));
         }
-        if self.ledger.groups.len() as u64 > self.ledger.params.open_groups_max {
+        if self.ledger.groups.len() as u64 > self.ledger.params().open_groups_max {
             let oldest = self.ledger.groups.oldest().cloned();
             if let Some((key, group)) = oldest.and_then(|key| Some((key.clone(), self.ledger.groups.take(&key)?))) {
                 self.groups.push(GroupChange::Closed(key.clone()));

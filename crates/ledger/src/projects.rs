@@ -1,0 +1,116 @@
+//! Projects as the log has them: those of the genesis, those that were registered since, and what their owners
+//! ordered.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_types::registry::{settings_from_proto, settings_to_proto};
+use lockstep_types::{Address, DecodeError, NetworkParams, ProjectId, ProjectSettings, proto};
+use prost::Message as _;
+
+/// Version of the stored record.
+pub const PROJECT_VERSION: u32 = 1;
+/// Most projects that can be registered after the genesis.
+pub const PROJECTS_MAX: usize = 65_536;
+
+/// One project.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Project {
+    /// Whose orders count; nobody's where there is no owner.
+    pub owner: Option<Address>,
+    /// Orders that were carried out so far.
+    pub orders: u64,
+    /// How it is packed, and who may submit and read.
+    pub settings: ProjectSettings,
+}
+
+impl Project {
+    /// The stored record.
+    pub fn encode(&self) -> Vec<u8> {
+        proto::ProjectRecord {
+            version: PROJECT_VERSION,
+            owner: self.owner.map(|owner| Bytes::copy_from_slice(&owner.0)).unwrap_or_default(),
+            orders: self.orders,
+            settings: Some(settings_to_proto(&self.settings)),
+        }
+        .encode_to_vec()
+    }
+
+    /// Reads a stored record.
+    pub fn decode(record: Bytes) -> Result<Self, DecodeError> {
+        let bad = |reason: &str| DecodeError::malformed("project", reason);
+        let record = proto::ProjectRecord::decode(record).map_err(|e| bad(&e.to_string()))?;
+        if record.version > PROJECT_VERSION {
+            return Err(DecodeError::Newer { what: "project", found: record.version, known: PROJECT_VERSION });
+        }
+        let owner = (!record.owner.is_empty()).then(|| Address::try_from(&record.owner[..]));
+        Ok(Self {
+            owner: owner.transpose().map_err(|e| bad(&e.to_string()))?,
+            orders: record.orders,
+            settings: settings_from_proto(record.settings.ok_or_else(|| bad("no settings"))?)?,
+        })
+    }
+}
+
+/// All projects. Clones share what they hold.
+#[derive(Debug, Clone)]
+pub struct Projects {
+    params: Arc<NetworkParams>,
+    known: Arc<BTreeMap<ProjectId, Project>>,
+}
+
+impl Projects {
+    /// The projects of the genesis, and what is stored of them and of others.
+    pub fn new(params: &NetworkParams, stored: impl IntoIterator<Item = (ProjectId, Project)>) -> Self {
+        let first = |(id, settings): (&ProjectId, &ProjectSettings)| {
+            (*id, Project { owner: params.owners.get(id).copied(), orders: 0, settings: settings.clone() })
+        };
+        let mut known: BTreeMap<_, _> = params.projects.iter().map(first).collect();
+        known.extend(stored);
+        Self { params: Arc::new(params.clone()), known: Arc::new(known) }
+    }
+
+    /// The network's parameters.
+    pub fn params(&self) -> &NetworkParams {
+        &self.params
+    }
+
+    /// A registered project.
+    pub fn get(&self, id: ProjectId) -> Option<&Project> {
+        self.known.get(&id)
+    }
+
+    /// All registered projects, by id.
+    pub fn all(&self) -> impl Iterator<Item = (ProjectId, &Project)> {
+        self.known.iter().map(|(id, project)| (*id, project))
+    }
+
+    /// How many are registered.
+    pub fn count(&self) -> usize {
+        self.known.len()
+    }
+
+    /// The settings that hold for a project; `None` where it is unknown and unknown ones are refused.
+    pub fn settings(&self, id: ProjectId) -> Option<&ProjectSettings> {
+        match self.known.get(&id) {
+            Some(project) => Some(&project.settings),
+            None if self.params.allow_unknown_projects => Some(&self.params.default_project),
+            None => None,
+        }
+    }
+
+    /// Whether anyone may see the payloads of a project.
+    pub fn shows_payloads(&self, id: ProjectId) -> bool {
+        self.params.public_payloads || self.settings(id).is_some_and(|settings| settings.public)
+    }
+
+    /// Whether both hold the same state, by where it lies: cheap, and right after every change.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.known, &other.known)
+    }
+
+    pub(crate) fn set(&mut self, id: ProjectId, project: Project) {
+        Arc::make_mut(&mut self.known).insert(id, project);
+    }
+}
