@@ -276,3 +276,93 @@ fn header(fresh: &Fresh, sender: Option<&Did>, recipients: &[Recipient]) -> Stri
     out.push_str(&format!(",\"apv\":\"{apv}\",\"epk\":{{{point},\"kty\":\"EC\",\"kid\":\"{kid}\"}}}}"));
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the C library drew at random, from a vector whose ephemeral scalar is the content key.
+    fn drawn(message: &Value) -> (Fresh, Value) {
+        let internals = &message["internals"];
+        let content_key: [u8; 32] = hex::decode(internals["cek_hex"].as_str().unwrap()).unwrap().try_into().unwrap();
+        let jwe: Value = serde_json::from_str(message["jwe"].as_str().unwrap()).unwrap();
+        let mut wrap_ivs = [[0; WRAP_IV_BYTES]; RECIPIENTS_MAX];
+        for (iv, recipient) in wrap_ivs.iter_mut().zip(jwe["recipients"].as_array().unwrap()) {
+            let wrapped: [u8; WRAPPED_BYTES] = array(recipient, "encrypted_key").unwrap();
+            iv.copy_from_slice(&wrapped[..WRAP_IV_BYTES]);
+        }
+        let number = internals["protected_header"]["epk"]["kid"].as_str().unwrap();
+        let fresh = Fresh {
+            ephemeral: AgreementKey::from_scalar(&content_key).unwrap(),
+            ephemeral_number: KeyNumber::at_end_of(number).unwrap(),
+            content_key: Zeroizing::new(content_key),
+            iv: array(&jwe, "iv").unwrap(),
+            wrap_ivs,
+        };
+        (fresh, jwe)
+    }
+
+    fn recipients(case: &Value, message: &Value) -> Vec<Recipient> {
+        let parties = ["server", "device", "other_recipient"].map(|role| &case[role]);
+        let find = |kid: &Value| {
+            let party = parties.iter().find(|party| party["key_agreement_kid"] == *kid).unwrap();
+            let member = |name: &str| hex::decode(party["key_agreement"][name].as_str().unwrap()).unwrap();
+            let point = Coordinates { x: member("x_hex").try_into().unwrap(), y: member("y_hex").try_into().unwrap() };
+            let key = AgreementPublicKey::from_coordinates(&point).unwrap();
+            Recipient {
+                kid: Kid::new(&key.did(), Curve::P256, KeyNumber::at_end_of(kid.as_str().unwrap()).unwrap()),
+                key,
+            }
+        };
+        message["recipient_kids"].as_array().unwrap().iter().map(find).collect()
+    }
+
+    #[test]
+    fn with_the_same_random_numbers_we_write_the_messages_of_the_c_library() {
+        let mut written = 0;
+        for number in 1..=8 {
+            let path = format!("{}/tests/vectors/ioconnect/case_{number:02}.json", env!("CARGO_MANIFEST_DIR"));
+            let case: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+            for message in case["messages"].as_array().unwrap() {
+                if message["internals"]["epk_private_equals_cek"] != true {
+                    continue;
+                }
+                let (fresh, jwe) = drawn(message);
+                let sender: Option<Did> = message["sender_did"].as_str().map(|did| did.parse().unwrap());
+                let recipients = recipients(&case, message);
+                let ours = seal_with(&fresh, sender.as_ref(), &recipients, message["plaintext"].as_str().unwrap());
+                let ours_value: Value = serde_json::from_str(&ours).unwrap();
+                assert_eq!(ours_value, jwe, "{} {}", case["name"], message["name"]);
+                assert_eq!(ours, message["jwe"].as_str().unwrap(), "{} {}", case["name"], message["name"]);
+                let shared = hex::encode(*fresh.ephemeral.agree(&recipients[0].key));
+                assert_eq!(shared, message["internals"]["shared_secret_z_hex"].as_str().unwrap());
+                written += 1;
+            }
+        }
+        assert!(written > 20, "{written}");
+    }
+
+    #[test]
+    fn what_is_sent_never_names_a_key_that_the_receiver_would_destroy() {
+        struct Counting(u8);
+        impl rand_core::TryRng for Counting {
+            type Error = std::convert::Infallible;
+            fn try_next_u32(&mut self) -> Result<u32, Self::Error> {
+                Ok(7)
+            }
+            fn try_next_u64(&mut self) -> Result<u64, Self::Error> {
+                Ok(7)
+            }
+            fn try_fill_bytes(&mut self, out: &mut [u8]) -> Result<(), Self::Error> {
+                self.0 += 1;
+                out.fill(self.0);
+                Ok(())
+            }
+        }
+        impl rand_core::TryCryptoRng for Counting {}
+        let fresh = Fresh::draw(&mut Counting(0));
+        assert!(header(&fresh, None, &[]).contains("\"kid\":\"Key-p256-2147483647\""));
+        assert_ne!(*fresh.ephemeral.scalar(), *fresh.content_key);
+        assert_ne!(fresh.wrap_ivs[0], fresh.wrap_ivs[1]);
+    }
+}

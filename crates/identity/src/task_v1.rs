@@ -440,7 +440,7 @@ mod tests {
     #[test]
     fn a_high_s_keeps_its_bytes_and_finds_the_same_device() {
         let made = key().sign(&content(b"{}").digest(&[]).unwrap());
-        let low = k256_order_minus(&made);
+        let high = with_other_s(&made);
         let candidates = |compact: [u8; 64]| {
             TaskRequest {
                 nonce: 9,
@@ -452,13 +452,13 @@ mod tests {
             .candidates(&[])
             .unwrap()
         };
-        let found = candidates(low).into_iter().find(|c| c.device == key().address()).unwrap();
-        assert_eq!(found.signature.0[..64], low);
+        let found = candidates(high).into_iter().find(|c| c.device == key().address()).unwrap();
+        assert_eq!(found.signature.0[..64], high);
         assert_ne!(TaskAlias::of(&found.signature), TaskAlias::of(&made));
     }
 
     /// The same signature with S replaced by the group's order minus S.
-    fn k256_order_minus(signature: &Signature) -> [u8; 64] {
+    fn with_other_s(signature: &Signature) -> [u8; 64] {
         let order = hex::decode("fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141").unwrap();
         let mut out: [u8; 64] = signature.0[..64].try_into().unwrap();
         let mut borrow = 0;
