@@ -4,14 +4,14 @@
 //! so reading a request differently from the reference would yield another device rather than an error.
 
 use bytes::Bytes;
-use lockstep_types::message::{PROJECT_ID_MAX, PROJECT_VERSION_BYTES_MAX};
 use lockstep_types::signature::recover_address;
 use lockstep_types::{
     Address, Api, Evidence, Message, ProjectId, Signature, SigningKey, TaskId, VerifiedMessage, keccak256, w3bstream,
 };
 
 use crate::error::{Field, RequestError};
-use crate::json::{Value, read_object};
+use crate::fields::{NUMBER, check_limits, field_of, parse_hex, set_number, set_text};
+use crate::json::read_object;
 
 /// A request to order one message. Well formed; nothing is proved yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,19 +73,7 @@ impl DeviceRequest {
     /// Refuses what could be signed correctly but not be stored by the readers of tasks, or is too large.
     /// `message_bytes_max` is the network's limit on `data`.
     pub fn check_limits(&self, message_bytes_max: u64) -> Result<(), RequestError> {
-        if self.project_id.0 > PROJECT_ID_MAX {
-            return Err(RequestError::ProjectIdTooLarge);
-        }
-        if self.project_version.len() > PROJECT_VERSION_BYTES_MAX {
-            return Err(RequestError::ProjectVersionTooLong);
-        }
-        if self.project_version.contains('\0') {
-            return Err(RequestError::ProjectVersionNul);
-        }
-        if self.data.len() as u64 > message_bytes_max {
-            return Err(RequestError::DataTooLarge { bytes_max: message_bytes_max });
-        }
-        Ok(())
+        check_limits(self.project_id, &self.project_version, self.data.len(), message_bytes_max)
     }
 
     /// Finds the device from the signature. Costs one signature recovery, so it belongs on a CPU pool.
@@ -196,44 +184,6 @@ impl TaskQuery {
     }
 }
 
-const NUMBER: &str = "a whole number from 1 to 18446744073709551615";
-
-fn field_of(fields: &[Field], name: &str) -> Option<Field> {
-    fields.iter().copied().find(|field| field.name() == name || folds_to(name, field.name()))
-}
-
-/// Go matches member names by Unicode's simple case folding. The fields' names are ASCII, and the only other
-/// characters that fold to ASCII letters are the long s and the Kelvin sign.
-fn folds_to(name: &str, field: &str) -> bool {
-    let fold = |c| match c {
-        'ſ' => 's',
-        '\u{212a}' => 'k',
-        other => char::to_ascii_lowercase(&other),
-    };
-    name.chars().map(fold).eq(field.chars().map(fold))
-}
-
-/// As in Go, null leaves the member as it was.
-fn set_text(field: Field, target: &mut String, value: Value<'_>) -> Result<(), RequestError> {
-    match value {
-        Value::Text(text) => *target = text.into_owned(),
-        Value::Null => {}
-        _ => return Err(RequestError::WrongType { field, expected: "a string" }),
-    }
-    Ok(())
-}
-
-fn set_number(field: Field, target: &mut u64, value: Value<'_>) -> Result<(), RequestError> {
-    let wrong = RequestError::WrongType { field, expected: NUMBER };
-    match value {
-        // JSON's grammar has no plus sign, so `parse` refuses just what Go does: sign, fraction and exponent.
-        Value::Number(literal) => *target = literal.parse().map_err(|_| wrong)?,
-        Value::Null => {}
-        _ => return Err(wrong),
-    }
-    Ok(())
-}
-
 fn parse_signature(text: &str) -> Result<Signature, RequestError> {
     if text.is_empty() {
         return Err(RequestError::Missing(Field::Signature));
@@ -246,13 +196,10 @@ fn signature_of(bytes: &[u8]) -> Result<Signature, RequestError> {
     Signature::try_from(bytes).map_err(|_| length)
 }
 
-fn parse_hex(field: Field, text: &str) -> Result<Vec<u8>, RequestError> {
-    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
-    digits.and_then(|digits| hex::decode(digits).ok()).ok_or(RequestError::NotHex(field))
-}
-
 #[cfg(test)]
 mod tests {
+    use lockstep_types::message::PROJECT_ID_MAX;
+
     use super::*;
 
     fn key() -> SigningKey {

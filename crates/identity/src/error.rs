@@ -18,6 +18,12 @@ pub enum Field {
     Signature,
     /// `taskID`.
     TaskId,
+    /// `clientID`.
+    ClientId,
+    /// `nonce`.
+    Nonce,
+    /// `payload`.
+    Payload,
 }
 
 impl Field {
@@ -29,6 +35,9 @@ impl Field {
             Self::Data => "data",
             Self::Signature => "signature",
             Self::TaskId => "taskID",
+            Self::ClientId => "clientID",
+            Self::Nonce => "nonce",
+            Self::Payload => "payload",
         }
     }
 }
@@ -92,6 +101,12 @@ pub enum RequestError {
     /// Longer than what the readers' tables take.
     #[error("projectVersion must be at most {PROJECT_VERSION_BYTES_MAX} bytes")]
     ProjectVersionTooLong,
+    /// A value of the payload that the project wants signed is absent, or no number that all readers agree on.
+    #[error("the payload must be an object in which {name} is a whole number of at most 64 bits")]
+    SignedKey {
+        /// The member's name.
+        name: String,
+    },
     /// Larger than the network allows.
     #[error("data must be at most {bytes_max} bytes")]
     DataTooLarge {
@@ -109,6 +124,7 @@ impl RequestError {
             Self::Missing(_) => "missing_field",
             Self::WrongType { .. } | Self::NotHex(_) | Self::Length { .. } => "wrong_type",
             Self::Signature(_) => "bad_signature",
+            Self::SignedKey { .. } => "bad_signed_key",
             Self::ProjectIdTooLarge | Self::ProjectVersionNul | Self::ProjectVersionTooLong => "out_of_range",
             Self::DataTooLarge { .. } => "too_large",
         }

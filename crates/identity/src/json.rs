@@ -11,15 +11,53 @@ use crate::error::RequestError;
 /// Levels of arrays and objects that are read, the outermost object included.
 pub(crate) const NESTING_MAX: u32 = 64;
 
-/// The value of a member that the caller knows. Compound values and booleans are told apart from what is wanted
-/// only, so they have no content.
+/// The value of a member that the caller knows.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Value<'a> {
     Text(Cow<'a, str>),
     /// A literal in JSON's number grammar.
     Number(&'a str),
     Null,
-    Other,
+    /// An object, an array or a boolean, as it was written.
+    Other(&'a [u8]),
+}
+
+/// Whether `text` is one JSON value and nothing else but white space.
+pub(crate) fn is_value(text: &[u8]) -> Result<bool, RequestError> {
+    let mut reader = Reader { bytes: text, at: 0 };
+    match reader.skip_value() {
+        Ok(()) => {}
+        Err(RequestError::TooDeep) => return Err(RequestError::TooDeep),
+        Err(_) => return Ok(false),
+    }
+    reader.skip_space();
+    Ok(reader.peek().is_none())
+}
+
+/// Appends the checked JSON text `value` as Go's `encoding/json` writes a raw value: without white space, and with
+/// the characters escaped that could end a script in HTML. Other bytes stay as they are, valid UTF-8 or not.
+pub(crate) fn push_compact(out: &mut Vec<u8>, value: &[u8]) {
+    let (mut in_string, mut at) = (false, 0);
+    while let Some(byte) = value.get(at) {
+        match (byte, in_string) {
+            (b' ' | b'\t' | b'\r' | b'\n', false) => {}
+            (b'\\', true) => {
+                // What follows a backslash cannot end the string.
+                out.extend(&value[at..value.len().min(at + 2)]);
+                at += 1;
+            }
+            (b'<' | b'>' | b'&', true) => out.extend(format!("\\u{byte:04x}").bytes()),
+            (0xe2, true) if matches!(value.get(at..at + 3), Some([_, 0x80, 0xa8 | 0xa9])) => {
+                out.extend(format!("\\u20{:02x}", value[at + 2] - 0x80).bytes());
+                at += 2;
+            }
+            _ => {
+                in_string ^= *byte == b'"';
+                out.push(*byte);
+            }
+        }
+        at += 1;
+    }
 }
 
 /// Reads the first JSON object in `body`. `is_known` says whether a member's value is wanted; if so it is decoded
@@ -133,7 +171,11 @@ impl<'a> Reader<'a> {
             Some(b'"') => Ok(Value::Text(self.string()?.decode())),
             Some(b'-' | b'0'..=b'9') => Ok(Value::Number(self.number()?)),
             Some(b'n') => self.word(b"null").map(|()| Value::Null),
-            _ => self.skip_value().map(|()| Value::Other),
+            _ => {
+                let from = self.at;
+                self.skip_value()?;
+                Ok(Value::Other(&self.bytes[from..self.at]))
+            }
         }
     }
 
@@ -409,6 +451,28 @@ mod tests {
         )
         .unwrap();
         assert_eq!(seen, [Value::Number("7")]);
+    }
+
+    #[test]
+    fn raw_values_are_written_as_by_go() {
+        let mut out = Vec::new();
+        push_compact(
+            &mut out,
+            " { \"a <\\\"&\\\\\" : [ 1 , \"\u{2028}\u{2029}\u{202a} x\" ] ,\n\"b\":\ttrue}\r\n".as_bytes(),
+        );
+        let expected = "{\"a \\u003c\\\"\\u0026\\\\\":[1,\"\\u2028\\u2029\u{202a} x\"],\"b\":true}";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_value_is_whole_or_not_one() {
+        for text in ["{}", " [1, 2]\n", "7", "\"x\"", "null"] {
+            assert_eq!(is_value(text.as_bytes()), Ok(true), "{text}");
+        }
+        for text in ["", " ", "{", "{}x", "1 2", "\u{1}"] {
+            assert_eq!(is_value(text.as_bytes()), Ok(false), "{text}");
+        }
+        assert_eq!(is_value("[".repeat(100).as_bytes()), Err(RequestError::TooDeep));
     }
 
     #[test]

@@ -2,8 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use base64::Engine as _;
-use lockstep_identity::{DeviceRequest, TaskQuery, apinode};
+use lockstep_identity::{
+    Curve, DeviceRequest, Did, Document, ServerIdentity, ServerSecret, SproutRequest, TaskQuery, TaskRequest, apinode,
+    envelope, sprout,
+};
 use proptest::prelude::*;
+use std::sync::LazyLock;
 
 fn vector_bodies() -> Vec<Vec<u8>> {
     ["requests_accept.json", "requests_reject.json"]
@@ -32,6 +36,128 @@ fn check(body: &[u8]) -> Result<(), TestCaseError> {
         prop_assert!(verified.into_message().verify(|_| false).is_ok());
     }
     Ok(())
+}
+
+/// The server of the vectors' negative cases, whose key and tokens the mutated texts are about.
+static SERVER: LazyLock<ServerIdentity> = LazyLock::new(|| {
+    let secret = ioconnect("negative")["server"]["jwk_secret_base64"].as_str().unwrap().to_owned();
+    ServerIdentity::new(ServerSecret::from_base64(&secret, Curve::Secp256k1).unwrap())
+});
+
+/// A message and a token that are accepted.
+static UNALTERED: LazyLock<(Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
+    let negative = ioconnect("negative");
+    let find = |name: &str| negative["cases"].as_array().unwrap().iter().find(|c| c["name"] == name).unwrap().clone();
+    let text = |name, member: &str| find(name)[member].as_str().unwrap().as_bytes().to_vec();
+    (text("base_ok", "jwe"), text("token_ok", "token"))
+});
+
+/// Messages, tokens, documents and plaintexts of the ioConnect vectors, and requests of the 2025 API.
+static TEXTS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
+    let mut texts = Vec::new();
+    collect(&ioconnect("negative"), &mut texts);
+    collect(&ioconnect("did_documents"), &mut texts);
+    collect(&ioconnect("case_07"), &mut texts);
+    let key = lockstep_types::SigningKey::from_bytes([5; 32]).unwrap();
+    for payload in [&b"{\"timestamp\":1,\"t\":\"<21.5>\"}"[..], b"[1,2.5e3]", b"\x00\xff"] {
+        let project_id = lockstep_types::ProjectId(7);
+        let content = lockstep_identity::TaskContent { nonce: 1, project_id, project_version: "1", payload };
+        texts.push(lockstep_identity::sign_task(&key, content, &[]).unwrap());
+    }
+    texts
+});
+
+fn ioconnect(file: &str) -> serde_json::Value {
+    let path = format!("{}/tests/vectors/ioconnect/{file}.json", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn collect(value: &serde_json::Value, texts: &mut Vec<Vec<u8>>) {
+    match value {
+        serde_json::Value::Object(members) => {
+            for (name, value) in members {
+                match value.as_str() {
+                    Some(text) if ["jwe", "token", "did_doc", "plaintext", "did"].contains(&&name[..]) => {
+                        texts.push(text.into());
+                    }
+                    _ => collect(value, texts),
+                }
+            }
+        }
+        serde_json::Value::Array(entries) => entries.iter().for_each(|entry| collect(entry, texts)),
+        _ => {}
+    }
+}
+
+/// Every parser sees every text; what one accepts must mean the same when written again.
+fn check_all(body: &[u8]) -> Result<(), TestCaseError> {
+    check(body)?;
+    if let Ok(text) = std::str::from_utf8(body) {
+        if let Ok(did) = text.parse::<Did>() {
+            prop_assert_eq!(did.to_string(), text);
+        }
+        if let Ok(token) = SERVER.verify_token(text) {
+            prop_assert_eq!(token.subject.to_string(), "did:io:0x521341c9bbda183cbe03785b86caee650c3fcbfc");
+        }
+        let _ = sprout::token_of(Some(text), None);
+    }
+    if let Ok(document) = Document::parse(body) {
+        prop_assert_eq!(document.authentication.did(), document.did);
+    }
+    if let Ok(opened) = SERVER.decrypt_request(body) {
+        prop_assert!(opened.plaintext.len() <= envelope::ENVELOPE_BYTES_MAX);
+    }
+    let _ = sprout::parse_token_request(body);
+    if let Ok(request) = SproutRequest::parse(body) {
+        prop_assert!(request.project_id.0 > 0 && !request.data.is_empty() && !request.project_version.is_empty());
+    }
+    if let Ok(request) = TaskRequest::parse(body) {
+        let _ = request.candidates(&[]);
+        let timestamp = [lockstep_identity::SignedKey::new("timestamp").unwrap()];
+        let _ = request.digest(&timestamp);
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
+
+    #[test]
+    fn mutated_texts_of_devices_never_panic(
+        which in any::<prop::sample::Index>(), at in any::<prop::sample::Index>(),
+        bytes in prop::collection::vec(any::<u8>(), 0..4), cut in 0_usize..4,
+    ) {
+        let mut body = which.get(&TEXTS[..]).clone();
+        let from = at.index(body.len());
+        let to = (from + cut).min(body.len());
+        body.splice(from..to, bytes);
+        check_all(&body)?;
+    }
+
+    #[test]
+    fn texts_joined_of_two_never_panic(
+        left in any::<prop::sample::Index>(), right in any::<prop::sample::Index>(),
+        cut in any::<prop::sample::Index>(), from in any::<prop::sample::Index>(),
+    ) {
+        let (left, right) = (left.get(&TEXTS[..]), right.get(&TEXTS[..]));
+        check_all(&[&left[..cut.index(left.len())], &right[from.index(right.len())..]].concat())?;
+    }
+
+    #[test]
+    fn an_altered_message_or_token_never_passes(
+        at in any::<prop::sample::Index>(), to in any::<u8>(),
+    ) {
+        let (jwe, token) = &*UNALTERED;
+        let mut altered = jwe.clone();
+        altered[at.index(jwe.len())] = to;
+        if let Ok(opened) = SERVER.decrypt_request(&altered) {
+            prop_assert_eq!(opened.plaintext, SERVER.decrypt_request(jwe).unwrap().plaintext);
+        }
+        let mut altered = token.clone();
+        altered[at.index(token.len())] = to;
+        let passes = std::str::from_utf8(&altered).is_ok_and(|text| SERVER.verify_token(text).is_ok());
+        prop_assert_eq!(passes, altered == *token);
+    }
 }
 
 proptest! {

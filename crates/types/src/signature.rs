@@ -206,6 +206,13 @@ impl SigningKey {
     }
 }
 
+impl Drop for SigningKey {
+    /// Leaves no copy of the secret behind, as far as a program can promise that.
+    fn drop(&mut self) {
+        self.secret.non_secure_erase();
+    }
+}
+
 impl fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SigningKey({})", self.address())
