@@ -34,32 +34,6 @@ pub(crate) fn is_value(text: &[u8]) -> Result<bool, RequestError> {
     Ok(reader.peek().is_none())
 }
 
-/// Appends the checked JSON text `value` as Go's `encoding/json` writes a raw value: without white space, and with
-/// the characters escaped that could end a script in HTML. Other bytes stay as they are, valid UTF-8 or not.
-pub(crate) fn push_compact(out: &mut Vec<u8>, value: &[u8]) {
-    let (mut in_string, mut at) = (false, 0);
-    while let Some(byte) = value.get(at) {
-        match (byte, in_string) {
-            (b' ' | b'\t' | b'\r' | b'\n', false) => {}
-            (b'\\', true) => {
-                // What follows a backslash cannot end the string.
-                out.extend(&value[at..value.len().min(at + 2)]);
-                at += 1;
-            }
-            (b'<' | b'>' | b'&', true) => out.extend(format!("\\u{byte:04x}").bytes()),
-            (0xe2, true) if matches!(value.get(at..at + 3), Some([_, 0x80, 0xa8 | 0xa9])) => {
-                out.extend(format!("\\u20{:02x}", value[at + 2] - 0x80).bytes());
-                at += 2;
-            }
-            _ => {
-                in_string ^= *byte == b'"';
-                out.push(*byte);
-            }
-        }
-        at += 1;
-    }
-}
-
 /// Reads the first JSON object in `body`. `is_known` says whether a member's value is wanted; if so it is decoded
 /// and given to `take` with the name. Members come in their order, repeats included.
 pub(crate) fn read_object<'a, K>(
@@ -451,17 +425,6 @@ mod tests {
         )
         .unwrap();
         assert_eq!(seen, [Value::Number("7")]);
-    }
-
-    #[test]
-    fn raw_values_are_written_as_by_go() {
-        let mut out = Vec::new();
-        push_compact(
-            &mut out,
-            " { \"a <\\\"&\\\\\" : [ 1 , \"\u{2028}\u{2029}\u{202a} x\" ] ,\n\"b\":\ttrue}\r\n".as_bytes(),
-        );
-        let expected = "{\"a \\u003c\\\"\\u0026\\\\\":[1,\"\\u2028\\u2029\u{202a} x\"],\"b\":true}";
-        assert_eq!(String::from_utf8(out).unwrap(), expected);
     }
 
     #[test]

@@ -30,5 +30,5 @@ pub use error::{Field, RequestError};
 pub use keys::{AgreementKey, Curve, KeyError, MasterKey, MasterPublicKey};
 pub use secret::{PartySecret, SecretError, ServerIdentity, ServerSecret};
 pub use sprout::SproutRequest;
-pub use task_v1::{Candidate, SignedKey, TaskAlias, TaskContent, TaskRequest, TaskSignature, sign_task};
+pub use task_v1::{Candidate, SignedKey, TaskContent, TaskRequest, TaskSignature, sign_task};
 pub use token::{Token, TokenError};

@@ -4,8 +4,10 @@
 //! JSON value counts, so that stray bytes after a decrypted request do no harm.
 
 use bytes::Bytes;
-use lockstep_types::ProjectId;
 use lockstep_types::go_json::push_string;
+use lockstep_types::{
+    Address, Api, Evidence, Hash32, Message, NodeId, ProjectId, Signature, SigningKey, VerifiedMessage,
+};
 
 use crate::did::Did;
 use crate::error::{Field, RequestError};
@@ -43,6 +45,26 @@ impl SproutRequest {
             () if data.is_empty() => Err(RequestError::Missing(Field::Data)),
             () => Ok(Self { project_id: ProjectId(project_id), project_version: version, data: Bytes::from(data) }),
         }
+    }
+
+    /// Makes a message of a request that `device` sent in the envelope that hashes to `envelope`: `node` gives its word
+    /// for that.
+    pub fn vouch(self, device: Address, envelope: Hash32, node: &SigningKey) -> VerifiedMessage {
+        // The content id does not cover the evidence, so it can be taken before there is any.
+        let unproved = Evidence::Envelope { node: node.address(), envelope, signature: Signature([0; 65]) };
+        let mut message = Message {
+            api: Api::Encrypted,
+            project_id: self.project_id,
+            project_version: self.project_version,
+            data: self.data,
+            device,
+            nonce: Bytes::new(),
+            evidence: unproved,
+            via: NodeId(0),
+        };
+        let signature = node.sign(&message.envelope_digest(&message.content_id(), &envelope));
+        message.evidence = Evidence::Envelope { node: node.address(), envelope, signature };
+        VerifiedMessage::from_recovered(message)
     }
 
     /// Refuses what could not be stored by the readers of tasks, or is too large. `message_bytes_max` is the

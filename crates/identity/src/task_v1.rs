@@ -6,21 +6,17 @@
 //! names by exact case, and the first of repeated members counts. Where the reference guesses (a signed value that is
 //! absent or no whole number, a project id with a sign), the request is refused instead.
 
-use std::fmt;
-use std::fmt::Write as _;
-
 use bytes::Bytes;
-use lockstep_types::go_json::push_string;
 use lockstep_types::signature::recover_address;
-use lockstep_types::{Address, Hash32, ProjectId, Signature, SignatureError, SigningKey, keccak256};
-use sha2::{Digest as _, Sha256};
+use lockstep_types::task_v1::Content;
+use lockstep_types::{
+    Address, Api, Evidence, Hash32, Message, NodeId, ProjectId, Signature, SignatureError, SigningKey, TaskEvidence,
+    VerifiedMessage,
+};
 
 use crate::error::{Field, RequestError};
 use crate::fields::{NUMBER, check_limits, parse_hex};
-use crate::json::{Value, is_value, push_compact, read_object};
-
-/// Most values of the payload that a project can want signed.
-pub const SIGNED_KEYS_MAX: usize = 16;
+use crate::json::{Value, is_value, read_object};
 
 /// A request to order one message. Well formed; nothing is proved yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,24 +49,6 @@ pub struct Candidate {
     pub device: Address,
     /// The bytes that the device sent, S high or low, and V.
     pub signature: Signature,
-}
-
-/// What the answer to `POST /v1/task` calls the task: keccak256 of the signature with its recovery id. A name only:
-/// whoever sees a signature can make another valid one of it, so that repeats are told by the content id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TaskAlias(pub Hash32);
-
-impl TaskAlias {
-    /// The alias of the message with this signature.
-    pub fn of(signature: &Signature) -> Self {
-        Self(keccak256(&[&signature.0]))
-    }
-}
-
-impl fmt::Display for TaskAlias {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "0x{}", hex::encode(self.0))
-    }
 }
 
 /// The name of a whole number in the payload that a project wants signed on its own, so that its circuit can check it.
@@ -148,6 +126,22 @@ impl TaskRequest {
         if found.is_empty() { Err(SignatureError::Unrecoverable.into()) } else { Ok(found) }
     }
 
+    /// The message of the device that is meant.
+    pub fn into_message(self, by: Candidate, keys: &[SignedKey]) -> Result<VerifiedMessage, RequestError> {
+        let signed = self.content().signed_values(keys)?;
+        let evidence = TaskEvidence { signature: by.signature, is_json: is_value(&self.payload)?, signed };
+        Ok(VerifiedMessage::from_recovered(Message {
+            api: Api::TaskV1,
+            project_id: self.project_id,
+            project_version: self.project_version,
+            data: self.payload,
+            device: by.device,
+            nonce: Bytes::copy_from_slice(&self.nonce.to_be_bytes()),
+            evidence: Evidence::Task(evidence),
+            via: NodeId(0),
+        }))
+    }
+
     fn content(&self) -> TaskContent<'_> {
         TaskContent {
             nonce: self.nonce,
@@ -178,35 +172,22 @@ impl TaskContent<'_> {
         Ok(self.text(is_json))
     }
 
-    fn text(&self, payload_as_json: bool) -> Vec<u8> {
-        let mut head = String::with_capacity(128);
-        // Writing to a String cannot fail.
-        let _ = write!(head, "{{\"nonce\":{},\"projectID\":\"{}\"", self.nonce, self.project_id);
-        if !self.project_version.is_empty() {
-            head.push_str(",\"projectVersion\":");
-            push_string(&mut head, self.project_version);
-        }
-        head.push_str(",\"payload\":");
-        let mut out = head.into_bytes();
-        if payload_as_json {
-            push_compact(&mut out, self.payload);
-        } else {
-            out.extend(format!("\"{}\"", hex::encode(self.payload)).bytes());
-        }
-        out.push(b'}');
-        out
+    fn text(&self, payload_is_json: bool) -> Vec<u8> {
+        self.written(payload_is_json).text()
+    }
+
+    fn written(&self, payload_is_json: bool) -> Content<'_> {
+        let Self { nonce, project_id, project_version, payload } = *self;
+        Content { nonce, project_id, project_version, payload, payload_is_json }
     }
 
     fn digest(&self, keys: &[SignedKey]) -> Result<Hash32, RequestError> {
-        let hash: Hash32 = Sha256::digest(self.signed_text()?).into();
-        if keys.is_empty() {
-            return Ok(hash);
-        }
-        let mut bound = Sha256::new_with_prefix(hash);
-        for key in keys {
-            bound.update(signed_value(self.payload, key)?.to_le_bytes());
-        }
-        Ok(bound.finalize().into())
+        let values = self.signed_values(keys)?;
+        Ok(self.written(is_value(self.payload)?).digest(values.into_iter().map(|(_, value)| value)))
+    }
+
+    fn signed_values(&self, keys: &[SignedKey]) -> Result<Vec<(String, u64)>, RequestError> {
+        keys.iter().map(|key| Ok((key.0.clone(), signed_value(self.payload, key)?))).collect()
     }
 }
 
@@ -331,6 +312,10 @@ fn signed_value(payload: &[u8], key: &SignedKey) -> Result<u64, RequestError> {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_types::keccak256;
+    use lockstep_types::task_v1::alias;
+    use sha2::{Digest as _, Sha256};
+
     use super::*;
 
     fn key() -> SigningKey {
@@ -367,6 +352,8 @@ mod tests {
             let candidates = request.candidates(keys).unwrap();
             assert_eq!(candidates.len(), 2);
             assert_eq!(candidates.iter().filter(|c| c.device == key().address()).count(), 1);
+            let by = *candidates.iter().find(|c| c.device == key().address()).unwrap();
+            assert!(request.into_message(by, keys).unwrap().into_message().verify(|_| false).is_ok());
         }
     }
 
@@ -429,7 +416,7 @@ mod tests {
         let one = body(&made.to_string()).unwrap().candidates(&[]).unwrap();
         assert_eq!(one, [Candidate { device: key().address(), signature: made }]);
         assert!(both.contains(&one[0]));
-        assert_eq!(TaskAlias::of(&made).to_string(), format!("0x{}", hex::encode(keccak256(&[&made.0]))));
+        assert_eq!(alias(&made).to_string(), format!("0x{}", hex::encode(keccak256(&[&made.0]))));
         let mut legacy = made;
         legacy.0[64] += 27;
         assert_eq!(body(&legacy.to_string()), Err(SignatureError::RecoveryId.into()));
@@ -454,7 +441,7 @@ mod tests {
         };
         let found = candidates(high).into_iter().find(|c| c.device == key().address()).unwrap();
         assert_eq!(found.signature.0[..64], high);
-        assert_ne!(TaskAlias::of(&found.signature), TaskAlias::of(&made));
+        assert_ne!(alias(&found.signature), alias(&made));
     }
 
     /// The same signature with S replaced by the group's order minus S.

@@ -69,4 +69,15 @@ mod tests {
         push_string(&mut out, "a\"\\/\u{8}\u{c}\n\r\t\u{0}\u{1f}\u{7f}<>&\u{2028}é🌡");
         assert_eq!(out, "\"a\\\"\\\\/\\b\\f\\n\\r\\t\\u0000\\u001f\u{7f}\\u003c\\u003e\\u0026\\u2028é🌡\"");
     }
+
+    #[test]
+    fn raw_values_are_written_as_by_go() {
+        let mut out = Vec::new();
+        push_compact(
+            &mut out,
+            " { \"a <\\\"&\\\\\" : [ 1 , \"\u{2028}\u{2029}\u{202a} x\" ] ,\n\"b\":\ttrue}\r\n".as_bytes(),
+        );
+        let expected = "{\"a \\u003c\\\"\\u0026\\\\\":[1,\"\\u2028\\u2029\u{202a} x\"],\"b\":true}";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
 }

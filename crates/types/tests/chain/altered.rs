@@ -24,7 +24,10 @@ fn header(batch: &mut Batch, alter: impl FnOnce(&mut BatchHeader)) -> bool {
 
 fn flip_signature(evidence: &mut Evidence, at: usize) {
     match evidence {
-        Evidence::Device(signature) | Evidence::Ingress { signature, .. } => signature.0[at] ^= 1,
+        Evidence::Device(signature) | Evidence::Ingress { signature, .. } | Evidence::Envelope { signature, .. } => {
+            signature.0[at] ^= 1;
+        }
+        Evidence::Task(task) => task.signature.0[at] ^= 1,
     }
 }
 

@@ -64,7 +64,10 @@ fn unsigned(api: Api) -> Message {
 
 fn signature_of(message: &Message) -> [u8; 65] {
     match &message.evidence {
-        Evidence::Device(signature) | Evidence::Ingress { signature, .. } => signature.0,
+        Evidence::Device(signature) | Evidence::Ingress { signature, .. } | Evidence::Envelope { signature, .. } => {
+            signature.0
+        }
+        Evidence::Task(task) => task.signature.0,
     }
 }
 
