@@ -23,16 +23,16 @@ pub(crate) fn at_gateway(gateway: &Url, uri: &str) -> Result<Url, DocumentError>
 }
 
 fn by_content(gateway: &Url, rest: &str) -> Option<Url> {
-    let mut segments: Vec<&str> = rest.split('/').collect();
-    if segments.len() > 1 && segments[0].contains('.') {
-        segments.remove(0);
-    }
-    let (cid, path) = segments.split_first()?;
-    let is_cid = (1..=CID_CHARS_MAX).contains(&cid.len()) && cid.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let is_plain = |segment: &&str| {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         !segment.is_empty() && segment.bytes().all(allowed) && !segment.bytes().all(|byte| byte == b'.')
     };
+    let mut segments: Vec<&str> = rest.split('/').collect();
+    if segments.len() > 1 && segments[0].contains('.') && is_plain(&segments[0]) {
+        segments.remove(0);
+    }
+    let (cid, path) = segments.split_first()?;
+    let is_cid = (1..=CID_CHARS_MAX).contains(&cid.len()) && cid.bytes().all(|byte| byte.is_ascii_alphanumeric());
     if !is_cid || path.len() > PATH_SEGMENTS_MAX || !path.iter().all(is_plain) {
         return None;
     }
