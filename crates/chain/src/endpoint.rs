@@ -19,7 +19,7 @@ const REASON_CHARS_MAX: usize = 200;
 
 /// An `http` or `https` URL. Path, query and user information may be credentials, so only scheme, host and port
 /// are ever shown.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Endpoint(Url);
 
 /// Why a text cannot be an [`Endpoint`]. Never repeats the text.
@@ -160,8 +160,9 @@ mod tests {
 
     #[test]
     fn only_http_urls_with_a_host_are_endpoints() {
-        assert_eq!("file:///etc/passwd".parse::<Endpoint>(), Err(EndpointError::Scheme));
-        assert_eq!("localhost".parse::<Endpoint>(), Err(EndpointError::NotAUrl));
+        let refused = |text: &str| text.parse::<Endpoint>().unwrap_err();
+        assert_eq!(refused("file:///etc/passwd"), EndpointError::Scheme);
+        assert_eq!(refused("localhost"), EndpointError::NotAUrl);
         assert!(" http://127.0.0.1:8545\n".parse::<Endpoint>().is_ok());
     }
 }

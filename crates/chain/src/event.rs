@@ -6,8 +6,9 @@ const RANGE_DOMAIN: &[u8] = b"lockstep/chain-range/v1";
 
 /// Bytes of a device's URI. A longer one, or one that is not UTF-8, is read as empty.
 pub const URI_BYTES_MAX: usize = 1_024;
-/// Events in what [`crate::ChainReader::next_range`] returns, unless a single block has more.
-pub const EVENTS_MAX: usize = 4_096;
+/// Events in what [`crate::ChainReader::next_range`] returns, unless a single block has more: with the longest URIs
+/// somewhat above 1 MiB, which fits an entry of the log.
+pub const EVENTS_MAX: usize = 1_024;
 
 /// Something that happened to a device.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 //! the same blocks again, on any node and at any time, and [`Range::digest`] is then the same. Nothing here
 //! keeps a cursor: that lies in the log. [`Documents`] fetches what a device's URI names, from one gateway only.
 //!
-//! [`abi`], [`event`] and [`log`] decide and never wait; [`reader`], [`rpc`] and [`documents`] ask.
+//! `abi`, `log`, `event` and `uri` decide and never wait; `rpc`, `reader` and `documents` ask.
 
 mod abi;
 mod documents;

@@ -3,6 +3,8 @@
 
 use lockstep_types::ProjectId;
 use lockstep_types::message::PROJECT_ID_MAX;
+use proptest::collection::vec;
+use proptest::prelude::*;
 
 use super::*;
 use crate::abi::{address_word, number_word};
@@ -150,4 +152,28 @@ fn a_log_that_was_removed_or_is_in_no_block_is_refused() {
     assert!(matches!(json("\"blockNumber\":\"0x5\"", "\"blockNumber\":null"), Err(ChainError::Changed { .. })));
     assert_eq!(json("\"0x5\"", "\"0x+5\""), Err(MALFORMED));
     assert_eq!(json("\"data\":\"0x\"", "\"data\":\"0x1\""), Err(MALFORMED));
+}
+
+proptest! {
+    /// Whoever may emit an event chooses its bytes; words are often small, so that offsets often point somewhere.
+    #[test]
+    fn no_log_makes_the_decoder_panic(
+        event in 0_usize..7,
+        topics in vec(prop_oneof![any::<Word>(), any::<u8>().prop_map(|n| number_word(n.into()))], 0..5),
+        words in vec(prop_oneof![any::<Word>(), any::<u8>().prop_map(|n| number_word(n.into()))], 0..8),
+        rest in vec(any::<u8>(), 0..32),
+    ) {
+        let events = [TOPICS.of_registry(), TOPICS.of_tasks()].concat();
+        let topics = [&[events[event]], &topics[..]].concat();
+        let data = [words.concat(), rest].concat();
+        for address in [REGISTRY, PROJECTS] {
+            let log = log(address, &topics, &data);
+            let uri = match registry_event(&source(), &log) {
+                Decoded::Event(Event::Device { uri, .. }) => uri,
+                _ => String::new(),
+            };
+            prop_assert!(uri.len() <= URI_BYTES_MAX);
+            task_state(&address, &log);
+        }
+    }
 }

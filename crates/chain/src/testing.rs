@@ -44,8 +44,8 @@ pub mod bytecode {
 pub struct Anvil {
     port: u16,
     chain_id: u64,
-    /// Where the chain is kept while it is stopped.
-    state: PathBuf,
+    /// Holds the chain while it is stopped, and what anvil writes meanwhile.
+    home: PathBuf,
     process: Option<Child>,
     rpc: Rpc,
     account: Address,
@@ -55,10 +55,11 @@ impl Anvil {
     /// Starts a new chain and waits until it answers.
     pub async fn start(chain_id: u64) -> Self {
         let port = free_port();
-        let state = std::env::temp_dir().join(format!("lockstep-anvil-{}-{port}.json", std::process::id()));
-        std::fs::remove_file(&state).ok();
+        let home = std::env::temp_dir().join(format!("lockstep-anvil-{}-{port}", std::process::id()));
+        std::fs::remove_dir_all(&home).ok();
+        std::fs::create_dir_all(&home).expect("a directory for temporary files");
         let rpc = Rpc::new(endpoint_at(port)).expect("an HTTP client");
-        let mut anvil = Self { port, chain_id, state, process: None, rpc, account: Address::ZERO };
+        let mut anvil = Self { port, chain_id, home, process: None, rpc, account: Address::ZERO };
         anvil.start_again().await;
         let accounts = anvil.ask("eth_accounts", json!([])).await;
         anvil.account = accounts[0].as_str().and_then(|text| text.parse().ok()).expect("an unlocked account");
@@ -79,7 +80,8 @@ impl Anvil {
         assert!(self.process.is_none(), "the chain runs");
         let mut command = Command::new(binary());
         command.args(["--quiet", "--host", "127.0.0.1", "--accounts", "1", "--port", &self.port.to_string()]);
-        command.args(["--chain-id", &self.chain_id.to_string()]).arg("--state").arg(&self.state);
+        command.args(["--chain-id", &self.chain_id.to_string()]).arg("--state").arg(self.home.join("state.json"));
+        command.arg("--cache-path").arg(self.home.join("cache"));
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         self.process = Some(process.expect("anvil is missing: testnet/install-anvil.sh installs it"));
         until("anvil to answer", async || {
@@ -152,7 +154,7 @@ impl Drop for Anvil {
             process.kill().ok();
             process.wait().ok();
         }
-        std::fs::remove_file(&self.state).ok();
+        std::fs::remove_dir_all(&self.home).ok();
     }
 }
 

@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use lockstep_chain::{ANSWER_BYTES_MAX, ChainError, ChainReader, ChainSource, LOGS_BYTES_MAX, Rpc};
+use lockstep_chain::{ANSWER_BYTES_MAX, ChainError, ChainReader, ChainSource, LOGS_BYTES_MAX, LOGS_MAX, Rpc};
 use lockstep_types::{Address, keccak256};
 use serde_json::{Value, json};
 use support::{Reply, Server};
@@ -217,30 +217,43 @@ async fn answers_that_do_not_fit_together_are_read_again() {
     assert_eq!(malformed, ChainError::Malformed { method: "eth_getLogs" });
 }
 
+/// An answer with many logs in each block, written without much ado.
+fn crowd(from: u64, to: u64) -> Reply {
+    let one = log(0).to_string();
+    let (block, hash) = (r#""blockNumber":"0x0""#, format!(r#""blockHash":"{}""#, word(1)));
+    let logs = (from..=to).flat_map(|number| {
+        let one = one.replace(block, &format!(r#""blockNumber":"{number:#x}""#));
+        let one = one.replace(&hash, &format!(r#""blockHash":"{}""#, word(number + 1)));
+        (0..100).map(move |index| one.replace(r#""logIndex":"0x0""#, &format!(r#""logIndex":"{index:#x}""#)))
+    });
+    let logs: Vec<String> = logs.collect();
+    Reply::new(200, format!(r#"{{"jsonrpc":"2.0","id":1,"result":[{}]}}"#, logs.join(",")))
+}
+
 #[tokio::test]
-async fn a_crowded_range_ends_early_at_a_whole_block() {
-    // Of 100 blocks each has 100 approvals, and 4,096 events are enough.
+async fn a_crowd_of_events_shortens_a_range_to_whole_blocks_and_stops_nothing() {
+    // Almost 1,000 blocks with 100 approvals each: too many bytes, too many logs, too many events.
     let server = chain(|method, params| {
-        let (from, to) = match method {
-            "eth_getLogs" => (quantity(&params[0]["fromBlock"]), quantity(&params[0]["toBlock"])),
-            _ => return None,
-        };
-        let many = (from..=to).flat_map(|block| {
-            (0..100).map(move |index| {
-                let mut log = log(block);
-                log["logIndex"] = json!(format!("{index:#x}"));
-                log
-            })
-        });
-        Some(result(many.collect()))
+        let span = || (quantity(&params[0]["fromBlock"]), quantity(&params[0]["toBlock"]));
+        (method == "eth_getLogs").then(|| crowd(span().0, span().1))
     })
     .await;
-    let reader = reader(&server.url);
+    let rpc = Rpc::new(server.url.parse().unwrap()).unwrap();
+    let reader = ChainReader::new(rpc, ChainSource::new(1, REGISTRY, PROJECTS)).unwrap();
+    assert_eq!(reader.range(10, 900).await, Err(ChainError::TooManyLogs { logs_max: LOGS_MAX as u64 }));
     let range = reader.next_range(10).await.unwrap().unwrap();
-    assert_eq!((range.first, range.last, range.events.len()), (10, 49, 4_000));
-    assert_eq!(reader.range(10, 49).await.unwrap(), range);
-    let next = reader.next_range(50).await.unwrap().unwrap();
+    assert_eq!((range.first, range.last, range.events.len()), (10, 19, 1_000));
+    assert_eq!(reader.range(10, 19).await.unwrap(), range);
+    let next = reader.next_range(20).await.unwrap().unwrap();
     assert!(next.follows(&range));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_speaks_no_tls_is_unreachable_by_https() {
+    let server = chain(|_, _| None).await;
+    let error = reader(&server.url.replace("http", "https")).head().await.unwrap_err();
+    assert!(matches!(error, ChainError::Unreachable { .. }), "{error}");
+    assert_eq!(server.requests(), 0);
 }
 
 #[tokio::test]

@@ -80,6 +80,10 @@ async fn request(stream: &mut TcpStream) -> Option<(String, String)> {
         if stream.read_buf(&mut bytes).await.ok()? == 0 {
             return None;
         }
+        // Neither GET nor POST: what begins a TLS handshake, perhaps.
+        if !bytes[0].is_ascii_uppercase() {
+            return None;
+        }
         let text = String::from_utf8_lossy(&bytes).into_owned();
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
         let length =
