@@ -121,3 +121,6 @@ fi
 if [[ $missing == yes ]]; then
     exit 1
 fi
+if wants test; then
+    testnet/install-anvil.sh
+fi

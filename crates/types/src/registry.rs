@@ -23,7 +23,9 @@ pub const SIGNED_KEYS_MAX: usize = 8;
 /// Longest name of such a member in bytes.
 pub const SIGNED_KEY_BYTES_MAX: usize = 64;
 /// Most events in one update from a chain.
-pub const CHAIN_EVENTS_MAX: usize = 1_024;
+pub const CHAIN_EVENTS_MAX: usize = 16_384;
+/// Most bytes of its encoding: it must fit one log entry.
+pub const CHAIN_UPDATE_BYTES_MAX: usize = 4 << 20;
 
 /// Which devices a project takes messages of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,6 +193,8 @@ pub enum ChainEvent {
         /// Where the document is; empty where that cannot be used.
         uri: String,
     },
+    /// A device was removed from the registry.
+    Removed(Address),
     /// A device may submit to a project.
     Approved(ProjectId, Address),
     /// It may not any more.
@@ -235,6 +239,7 @@ impl ChainUpdate {
                     hash: Bytes::copy_from_slice(hash),
                     uri: uri.clone(),
                 }),
+                ChainEvent::Removed(device) => Kind::Removed(bytes(device)),
                 ChainEvent::Approved(project, device) => Kind::Approved(grant(project, device)),
                 ChainEvent::Unapproved(project, device) => Kind::Unapproved(grant(project, device)),
             }),
@@ -267,6 +272,7 @@ impl ChainUpdate {
                     hash: hash(&device.hash)?,
                     uri: device.uri,
                 },
+                Kind::Removed(device) => ChainEvent::Removed(address(&device)?),
                 Kind::Approved(grant) => ChainEvent::Approved(ProjectId(grant.project_id), address(&grant.device)?),
                 Kind::Unapproved(grant) => ChainEvent::Unapproved(ProjectId(grant.project_id), address(&grant.device)?),
             })

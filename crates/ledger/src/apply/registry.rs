@@ -335,15 +335,24 @@ impl<V: History> Changes<'_, V> {
         let (mut devices, mut grants) = (BTreeMap::new(), BTreeMap::new());
         for event in events {
             match event {
-                ChainEvent::Device { device, owner, hash, uri } => drop(devices.insert(device, (owner, hash, uri))),
+                ChainEvent::Device { device, owner, hash, uri } => {
+                    drop(devices.insert(device, Some((owner, hash, uri))))
+                }
+                ChainEvent::Removed(device) => drop(devices.insert(device, None)),
                 ChainEvent::Approved(project, device) => drop(grants.insert((project, device), true)),
                 ChainEvent::Unapproved(project, device) => drop(grants.insert((project, device), false)),
             }
         }
-        for (address, (owner, hash, uri)) in devices {
+        for (address, change) in devices {
             let known = self.device(&address)?.unwrap_or_default();
-            let document = Document::Remote { uri, hash };
-            let device = Device { registered: true, registrar: None, owner: Some(owner), document, ..known };
+            let device = match change {
+                Some((owner, hash, uri)) => {
+                    let document = Document::Remote { uri, hash };
+                    Device { registered: true, registrar: None, owner: Some(owner), document, ..known }
+                }
+                // The record stays, so that its old tokens stay revoked when it comes back.
+                None => Device { registered: false, tokens_from: self.now, ..known },
+            };
             self.effects.device(address, &device);
         }
         for ((project, device), approved) in grants {
