@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::base64url;
 use crate::did::{Did, KeyNumber, Kid, fragment};
 use crate::envelope::Recipient;
-use crate::keys::{AgreementPublicKey, Coordinates, Curve, KeyError, MasterPublicKey};
+use crate::keys::{Coordinates, Curve, KeyError, MasterPublicKey, P256PublicKey};
 
 /// Longest document that is read, in bytes. Devices write about 1,000.
 pub const DOCUMENT_BYTES_MAX: usize = 16 << 10;
@@ -79,7 +79,7 @@ pub struct Document {
     /// Its master key.
     pub authentication: MasterPublicKey,
     /// Its key agreement key.
-    pub key_agreement: AgreementPublicKey,
+    pub key_agreement: P256PublicKey,
 }
 
 impl Document {
@@ -102,7 +102,7 @@ impl Document {
         if curve != Curve::P256 {
             return Err(DocumentError::Jwk { list: KEY_AGREEMENT, member: "crv" });
         }
-        let key_agreement = AgreementPublicKey::from_coordinates(&point).map_err(key_of(KEY_AGREEMENT))?;
+        let key_agreement = P256PublicKey::from_coordinates(&point).map_err(key_of(KEY_AGREEMENT))?;
         let key_agreement_kid = Kid::new(&key_agreement.did(), curve, number);
         let id = document["id"].as_str().ok_or(DocumentError::Member("id"))?;
         if id.parse() != Ok(did) {
@@ -161,7 +161,7 @@ pub(crate) enum Style {
 pub(crate) fn write(
     style: Style,
     master: (&MasterPublicKey, KeyNumber),
-    key_agreement: (&AgreementPublicKey, KeyNumber),
+    key_agreement: (&P256PublicKey, KeyNumber),
 ) -> String {
     let did = master.0.did();
     let kid = Kid::new(&did, master.0.curve(), master.1);

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::base64url;
 use crate::did::{Did, KeyNumber, Kid, fragment};
 use crate::document::jwk_point;
-use crate::keys::{AgreementKey, AgreementPublicKey, Coordinates, Curve};
+use crate::keys::{AgreementKey, Coordinates, Curve, P256PublicKey};
 
 /// Longest message that is read, in bytes: the longest content there can be, in base64, and its headers.
 pub const ENVELOPE_BYTES_MAX: usize = 96 << 10;
@@ -114,7 +114,7 @@ pub struct Recipient {
     /// The id by which the recipient finds its part.
     pub kid: Kid,
     /// The key.
-    pub key: AgreementPublicKey,
+    pub key: P256PublicKey,
 }
 
 /// Reads a message with the key named `kid`. Costs one scalar multiplication.
@@ -138,7 +138,7 @@ pub fn open(key: &AgreementKey, kid: &Kid, text: &[u8]) -> Result<Opened, Envelo
         base64url::decode(member(&message, "ciphertext")?).ok_or(EnvelopeError::Base64("ciphertext"))?;
     // Only x and y of the ephemeral key are read. Its `kid` makes the C library destroy keys, and means nothing else.
     let epk = Coordinates { x: array(&header["epk"], "x")?, y: array(&header["epk"], "y")? };
-    let epk = AgreementPublicKey::from_coordinates(&epk).map_err(|_| EnvelopeError::EphemeralKey)?;
+    let epk = P256PublicKey::from_coordinates(&epk).map_err(|_| EnvelopeError::EphemeralKey)?;
     let content_key = unwrap_key(&key.agree(&epk), &wrapped);
     // The additional data is the header as it came, not as it would be written again.
     Content::new((&*content_key).into())
@@ -308,7 +308,7 @@ mod tests {
             let party = parties.iter().find(|party| party["key_agreement_kid"] == *kid).unwrap();
             let member = |name: &str| hex::decode(party["key_agreement"][name].as_str().unwrap()).unwrap();
             let point = Coordinates { x: member("x_hex").try_into().unwrap(), y: member("y_hex").try_into().unwrap() };
-            let key = AgreementPublicKey::from_coordinates(&point).unwrap();
+            let key = P256PublicKey::from_coordinates(&point).unwrap();
             Recipient {
                 kid: Kid::new(&key.did(), Curve::P256, KeyNumber::at_end_of(kid.as_str().unwrap()).unwrap()),
                 key,

@@ -75,9 +75,9 @@ impl Coordinates {
 
 /// A P-256 public key that is on the curve.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct AgreementPublicKey(p256::PublicKey);
+pub struct P256PublicKey(p256::PublicKey);
 
-impl AgreementPublicKey {
+impl P256PublicKey {
     /// Checks that the point is on the curve.
     pub fn from_coordinates(coordinates: &Coordinates) -> Result<Self, KeyError> {
         let key = p256::PublicKey::from_sec1_bytes(&coordinates.uncompressed());
@@ -95,7 +95,7 @@ impl AgreementPublicKey {
     }
 }
 
-impl fmt::Debug for AgreementPublicKey {
+impl fmt::Debug for P256PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "P-256 {}", self.did())
     }
@@ -111,14 +111,14 @@ fn coordinates_of(key: &p256::PublicKey) -> Coordinates {
 /// A P-256 private key that receives encrypted messages. Wiped when dropped; its `Debug` shows the public half's name.
 pub struct AgreementKey {
     secret: p256::SecretKey,
-    public: AgreementPublicKey,
+    public: P256PublicKey,
 }
 
 impl AgreementKey {
     /// Takes a private scalar, big endian.
     pub fn from_scalar(scalar: &[u8; 32]) -> Result<Self, KeyError> {
         let secret = p256::SecretKey::from_slice(scalar).map_err(|_| KeyError(Curve::P256))?;
-        let public = AgreementPublicKey(secret.public_key());
+        let public = P256PublicKey(secret.public_key());
         Ok(Self { secret, public })
     }
 
@@ -128,12 +128,12 @@ impl AgreementKey {
     }
 
     /// The public half.
-    pub fn public(&self) -> &AgreementPublicKey {
+    pub fn public(&self) -> &P256PublicKey {
         &self.public
     }
 
     /// Plain ECDH: the x coordinate of `theirs` times this scalar.
-    pub(crate) fn agree(&self, theirs: &AgreementPublicKey) -> Zeroizing<[u8; 32]> {
+    pub(crate) fn agree(&self, theirs: &P256PublicKey) -> Zeroizing<[u8; 32]> {
         let shared = self.secret.diffie_hellman(&theirs.0);
         let mut out = Zeroizing::new([0; 32]);
         out.copy_from_slice(shared.raw_secret_bytes());
@@ -159,7 +159,7 @@ pub enum MasterPublicKey {
     /// The normal case.
     Secp256k1(PublicKey),
     /// Older deployments.
-    P256(AgreementPublicKey),
+    P256(P256PublicKey),
 }
 
 impl MasterPublicKey {
@@ -169,7 +169,7 @@ impl MasterPublicKey {
             Curve::Secp256k1 => PublicKey::from_sec1(&coordinates.uncompressed())
                 .map(Self::Secp256k1)
                 .map_err(|_| KeyError(Curve::Secp256k1)),
-            Curve::P256 => AgreementPublicKey::from_coordinates(coordinates).map(Self::P256),
+            Curve::P256 => P256PublicKey::from_coordinates(coordinates).map(Self::P256),
         }
     }
 
@@ -247,7 +247,7 @@ impl MasterKey {
             }
             Curve::P256 => {
                 let key = p256::ecdsa::SigningKey::from_slice(scalar).map_err(|_| KeyError(curve))?;
-                let public = MasterPublicKey::P256(AgreementPublicKey(key.verifying_key().into()));
+                let public = MasterPublicKey::P256(P256PublicKey(key.verifying_key().into()));
                 (Signer::P256(key), public)
             }
         };

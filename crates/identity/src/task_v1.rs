@@ -1,10 +1,10 @@
 //! Requests of W3bstream's 2025 API: `POST /v1/task`.
 //!
-//! Source: reference/w3bstream-contract.md, section 5, and the reference's `service/apinode/api/http.go` (2025). The
-//! device signs the request as Go writes it again; the signature usually comes without its recovery id, so two
-//! devices are possible, and the one that the project permits is meant. Members are read as the reference does:
-//! names by exact case, and the first of repeated members counts. Where the reference guesses (a signed value that is
-//! absent or no whole number, a project id with a sign), the request is refused instead.
+//! Source: docs/formats.md, and what the reference's API of 2025 does with a request. The device signs the request as
+//! Go writes it again; the signature usually comes without its recovery id, so two devices are possible, and the one
+//! that the project permits is meant. Members are read as the reference does: names by exact case, and the first of
+//! repeated members counts. Where the reference guesses (a signed value that is absent or no whole number, a project
+//! id with a sign), the request is refused instead.
 
 use bytes::Bytes;
 use lockstep_types::signature::recover_address;

@@ -4,7 +4,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use lockstep_identity::keys::{AgreementPublicKey, Coordinates};
+use lockstep_identity::keys::{Coordinates, P256PublicKey};
 use lockstep_identity::token::ISSUED_TOKEN_BYTES_MAX;
 use lockstep_identity::{
     AgreementKey, Curve, DeviceIdentity, Document, DocumentError, EnvelopeError, KeyNumber, Kid, MasterKey,
@@ -404,6 +404,6 @@ fn new_secrets_differ_and_serve_both_curves() {
 fn a_point_off_the_curve_is_no_key() {
     let mut point = coordinates(&load("case_01")["server"]["key_agreement"], "x_hex", "y_hex");
     point.y[31] ^= 1;
-    assert!(AgreementPublicKey::from_coordinates(&point).is_err());
+    assert!(P256PublicKey::from_coordinates(&point).is_err());
     assert!(MasterPublicKey::from_coordinates(Curve::Secp256k1, &point).is_err());
 }
