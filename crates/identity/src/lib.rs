@@ -5,8 +5,12 @@
 //! request, and general-purpose readers differ from it in ways that would change the signer.
 
 pub mod apinode;
+mod bulk;
 mod error;
+mod idempotency;
 mod json;
 
 pub use apinode::{DeviceRequest, TaskQuery, sign_body, signed_body};
+pub use bulk::parse_bulk;
 pub use error::{Field, RequestError};
+pub use idempotency::{IDEMPOTENCY_KEY_BYTES_MAX, IdempotencyKey};
