@@ -43,8 +43,8 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Res
     let _first_place = app.admission.submit()?;
     let caller = request.extensions().get::<Caller>().copied();
     let parsed = {
-        let body = app.admission.read_body_of(&app.options, app.options.bulk_bytes_max, request.into_body()).await?;
-        parse_bulk(&body.bytes, app.options.bulk_messages_max)?
+        let body = app.admission.read_body_of(&app.options, app.options.bulk_bytes_max(), request.into_body()).await?;
+        parse_bulk(&body.bytes, app.options.bulk_messages_max())?
     };
     let _places = app.admission.submit_more(parsed.len().saturating_sub(1))?;
     let mut outcomes = Vec::with_capacity(parsed.len());

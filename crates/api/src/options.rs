@@ -34,9 +34,9 @@ pub struct Options {
     pub connections_max: usize,
     /// Messages that wait for their position; over it: 429.
     pub submits_max: usize,
-    /// Messages in one `POST /messages`; over it: 413.
+    /// Messages in one `POST /messages`, at most `submits_max`; over it: 413.
     pub bulk_messages_max: usize,
-    /// Largest body of it in bytes; over it: 413.
+    /// Largest body of it, at most `bodies_bytes_max`; over it: 413.
     pub bulk_bytes_max: usize,
     /// gRPC streams of messages, all connections together; over it: RESOURCE_EXHAUSTED.
     pub submit_streams_max: usize,
@@ -107,11 +107,8 @@ impl Options {
         if self.headers_bytes_max < HEADERS_BYTES_MIN {
             return invalid("headers_bytes_max must be at least 8192");
         }
-        if self.bodies_bytes_max < self.body_bytes_max.max(self.bulk_bytes_max) {
-            return invalid("bodies_bytes_max must be at least body_bytes_max and bulk_bytes_max");
-        }
-        if self.submits_max < self.bulk_messages_max {
-            return invalid("submits_max must be at least bulk_messages_max");
+        if self.bodies_bytes_max < self.body_bytes_max {
+            return invalid("bodies_bytes_max must be at least body_bytes_max");
         }
         let counts = [
             self.connections_max,
@@ -138,6 +135,15 @@ impl Options {
             return invalid("timeouts must be at least 1 ms");
         }
         Ok(())
+    }
+
+    /// What no retry could get in must not be told to come back.
+    pub(crate) fn bulk_messages_max(&self) -> usize {
+        self.bulk_messages_max.min(self.submits_max)
+    }
+
+    pub(crate) fn bulk_bytes_max(&self) -> usize {
+        self.bulk_bytes_max.min(self.bodies_bytes_max)
     }
 
     pub(crate) fn body_read_timeout(&self) -> Duration {

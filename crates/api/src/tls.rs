@@ -133,7 +133,7 @@ impl Tls {
     }
 
     fn is_crowded(&self) -> bool {
-        self.handshakes.available_permits() < self.handshakes_max / 4
+        self.handshakes.available_permits().saturating_mul(4) < self.handshakes_max
     }
 
     /// Looks at the files again and again, and at once on SIGHUP, until told to stop.
