@@ -9,22 +9,28 @@ use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use lockstep_identity::{DeviceRequest, RequestError, TaskQuery, apinode};
+use lockstep_types::TimeMs;
 use serde::{Deserialize, Serialize};
 
 use crate::ports::Accepted;
 use crate::problem::Problem;
 use crate::routes::App;
+use crate::sealed;
 use crate::time::rfc3339;
 
 /// By which a sender tells equal unsigned messages apart.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// `POST /message`. The content type is not looked at: devices send any, or none.
+/// `POST /message`. With a token the body is encrypted; else a `signature` member tells whether it is signed. The content
+/// type is not looked at: devices send any, or none.
 pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     let _place = app.admission.submit()?;
     let (head, body) = request.into_parts();
     let request = {
         let body = app.admission.read_body(&app.options, body).await?;
+        if let Some(token) = sealed::token(&head) {
+            return sealed::submit(&app, &token, body.bytes.clone()).await;
+        }
         apinode::parse(&body.bytes)?
     };
     let request = with_idempotency_key(request, &head.headers)?;
@@ -73,16 +79,22 @@ pub(crate) struct TaskParameters {
 #[derive(Debug, Serialize)]
 pub(crate) struct TaskStates {
     #[serde(rename = "projectID")]
-    project_id: u64,
+    pub(crate) project_id: u64,
     #[serde(rename = "taskID")]
-    task_id: String,
-    states: Vec<TaskState>,
+    pub(crate) task_id: String,
+    pub(crate) states: Vec<TaskState>,
 }
 
 #[derive(Debug, Serialize)]
-struct TaskState {
+pub(crate) struct TaskState {
     state: &'static str,
     time: String,
+}
+
+impl TaskState {
+    pub(crate) fn packed(time: TimeMs) -> Self {
+        Self { state: "packed", time: rfc3339(time) }
+    }
 }
 
 /// `GET /task`: the question is the JSON body, as in the reference, or query parameters where there is no body.
@@ -103,7 +115,7 @@ pub(crate) async fn task(
         }
     };
     let task = app.ports.read.task(query.task_id).await?.filter(|task| task.project_id == query.project_id);
-    let states = task.map(|task| TaskState { state: "packed", time: rfc3339(task.time_ms) });
+    let states = task.map(|task| TaskState::packed(task.time_ms));
     Ok(axum::Json(TaskStates {
         project_id: query.project_id.0,
         task_id: query.task_id_text,

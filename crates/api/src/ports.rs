@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
-use lockstep_identity::DeviceRequest;
-use lockstep_types::{ContentId, ExportPage, Height, MessageId, Proof, Sequence, TaskId};
+use bytes::Bytes;
+use lockstep_identity::{DeviceRequest, Did, TaskRequest};
+use lockstep_types::{Address, ContentId, ExportPage, Height, MessageId, ProjectId, Proof, Sequence, TaskId};
 
-use crate::views::{BatchView, BatchesView, BoundariesView, MembersView, MessageView, StatusView, TaskView};
+use crate::views::{BatchView, BatchesView, BoundariesView, MembersView, MessageView, StatusView, TaskView, DevicesView, ProjectView, ProjectsView};
 
 /// The ports that a server serves.
 #[derive(Clone)]
@@ -18,6 +19,82 @@ pub struct Ports {
     pub submit: Arc<dyn Submit>,
     /// Answers questions.
     pub read: Arc<dyn Read>,
+    /// Serves devices that encrypt.
+    pub sealed: Arc<dyn Sealed>,
+    /// Takes orders of projects' owners, and shows what there is.
+    pub registry: Arc<dyn Registry>,
+}
+
+/// Why a device that encrypts gets no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SealedError {
+    /// This node has no server secret.
+    #[error("this node serves no encrypted messages: its operator has given it no server secret")]
+    NoSecret,
+    /// The token is not one of this server's, or is revoked.
+    #[error("{0}")]
+    Token(String),
+    /// The device is not known, or may not do this.
+    #[error("{0}")]
+    Denied(String),
+    /// The envelope cannot be opened, or what is in it is no request.
+    #[error("{0}")]
+    Unreadable(String),
+    /// The message has no position.
+    #[error(transparent)]
+    Submit(#[from] SubmitError),
+    /// A question has no answer.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Not now.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// Serves devices that show a token and encrypt (vectors/ioconnect). Envelopes are JWE texts.
+#[async_trait]
+pub trait Sealed: Send + Sync {
+    /// The server's DID document; `None` where this node has no server secret. Does not wait.
+    fn did_document(&self) -> Option<Arc<str>>;
+
+    /// A token for a device, in an envelope to it. [`SealedError::Denied`] where the device is not known.
+    async fn issue_token(&self, device: Did) -> Result<String, SealedError>;
+
+    /// Orders the message in an envelope, as [`Submit::submit`] does; the answer is in an envelope to the device.
+    async fn submit(&self, token: &str, envelope: Bytes) -> Result<String, SealedError>;
+
+    /// The states of a message of the token's device, in an envelope to it.
+    async fn states(&self, token: &str, message: &str) -> Result<String, SealedError>;
+}
+
+/// An order was not carried out, or that is not known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OrderProblem {
+    /// It cannot be read.
+    #[error("{0}")]
+    Malformed(String),
+    /// It does not count; the text says why.
+    #[error("{0}")]
+    Refused(String),
+    /// No majority answered in time: look later, and sign another one if need be.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// The registry of projects and devices.
+#[async_trait]
+pub trait Registry: Send + Sync {
+    /// Carries out an order: a signed order as protobuf. `Ok` promises that it holds on a majority of voters.
+    async fn order(&self, order: Bytes) -> Result<(), OrderProblem>;
+
+    /// All registered projects. Does not wait.
+    fn projects(&self) -> ProjectsView;
+
+    /// One project. Does not wait.
+    fn project(&self, project: ProjectId) -> Option<ProjectView>;
+
+    /// Devices that somebody let submit to a project, from an address on.
+    async fn devices(&self, project: ProjectId, from: Address, limit: usize) -> Result<DevicesView, ReadError>;
 }
 
 /// A message has its position.
@@ -65,6 +142,9 @@ pub enum SubmitError {
     /// The device or project is not permitted, or the message is unsigned and that is not allowed.
     #[error("{0}")]
     Forbidden(String),
+    /// The device has used the nonce before, with something else.
+    #[error("{0}")]
+    NonceUsed(String),
     /// A field cannot be ordered.
     #[error("{0}")]
     Invalid(String),
@@ -114,6 +194,9 @@ pub trait Submit: Send + Sync {
     /// any other error the message is not ordered by this call. It ends by itself within a bounded time. Dropping
     /// the future (the client went away) only stops the waiting: the message may still be ordered.
     async fn submit(&self, request: DeviceRequest) -> Result<Accepted, SubmitError>;
+
+    /// The same for a request of the API of 2025; with the name that this API gives the task.
+    async fn submit_task(&self, request: TaskRequest) -> Result<(TaskId, Accepted), SubmitError>;
 
     /// Submits several messages together; the results stand in the order of the requests, and there are as many. Each is
     /// what [`Submit::submit`] would say. An implementation keeps the order of those that are ordered together.
@@ -169,6 +252,9 @@ pub trait Read: Send + Sync {
 
     /// One message, also while it waits for its position on this node.
     async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ReadError>;
+
+    /// The task that another name stands for, which its device's signature gave it.
+    async fn task_of_alias(&self, alias: TaskId) -> Result<Option<TaskId>, ReadError>;
 
     /// One task.
     async fn task(&self, id: TaskId) -> Result<Option<TaskView>, ReadError>;

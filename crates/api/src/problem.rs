@@ -6,7 +6,7 @@ use lockstep_identity::RequestError;
 use lockstep_types::ContentId;
 use serde::Serialize;
 
-use crate::ports::{ReadError, Sender, SubmitError};
+use crate::ports::{SealedError, ReadError, Sender, SubmitError};
 
 /// When to come back where no better hint is at hand.
 const RETRY_AFTER_DEFAULT_MS: u64 = 1_000;
@@ -90,6 +90,7 @@ impl Problem {
             SubmitError::Unauthenticated(_) => Self::new(StatusCode::BAD_REQUEST, "bad_signature", text),
             SubmitError::Forbidden(_) if !signed => Self::new(StatusCode::BAD_REQUEST, "forbidden", text),
             SubmitError::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, "forbidden", text),
+            SubmitError::NonceUsed(_) => Self::new(StatusCode::CONFLICT, "nonce_used", text),
             SubmitError::Invalid(_) => Self::invalid(text),
             SubmitError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text),
             SubmitError::Busy { retry_after_ms } => Self::busy(&text).retry_after(retry_after_ms),
@@ -101,6 +102,21 @@ impl Problem {
             }
             SubmitError::Stopping => Self::unavailable("stopping", text),
             SubmitError::Halted(_) => Self::unavailable("halted", text),
+        }
+    }
+
+    /// The answers of the sprout generation: 401 also for a device that may not do this, 400 for what cannot be read.
+    pub(crate) fn of_sealed(error: SealedError) -> Self {
+        let text = error.to_string();
+        match error {
+            SealedError::NoSecret => Self::new(StatusCode::NOT_FOUND, "no_server_secret", text),
+            SealedError::Token(_) => Self::new(StatusCode::UNAUTHORIZED, "bad_token", text),
+            SealedError::Denied(_) => Self::new(StatusCode::UNAUTHORIZED, "forbidden", text),
+            SealedError::Unreadable(_) => Self::new(StatusCode::BAD_REQUEST, "unreadable", text),
+            SealedError::Submit(SubmitError::Forbidden(_)) => Self::new(StatusCode::UNAUTHORIZED, "forbidden", text),
+            SealedError::Submit(error) => Self::of_submit(error, true),
+            SealedError::Read(error) => error.into(),
+            SealedError::Unavailable(_) => Self::unavailable("unavailable", text),
         }
     }
 

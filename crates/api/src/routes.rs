@@ -12,7 +12,7 @@ use crate::admission::Admission;
 use crate::caller::Callers;
 use crate::options::Options;
 use crate::ports::Ports;
-use crate::{bulk, caller, grpc, message, metrics, reads};
+use crate::{bulk, caller, grpc, message, metrics, reads, registry, sealed, task_v1};
 
 /// Every path that is served.
 pub(crate) mod path {
@@ -20,6 +20,15 @@ pub(crate) mod path {
     pub(crate) const MESSAGE: &str = "/message";
     pub(crate) const MESSAGES: &str = "/messages";
     pub(crate) const TASK: &str = "/task";
+    pub(crate) const DID_DOCUMENT: &str = "/didDoc";
+    pub(crate) const ISSUE_TOKEN: &str = "/issue_vc";
+    pub(crate) const MESSAGE_STATES: &str = "/message/{id}";
+    pub(crate) const TASK_V1: &str = "/v1/task";
+    pub(crate) const TASK_V1_STATES: &str = "/v1/task/{id}";
+    pub(crate) const API_ORDERS: &str = "/api/orders";
+    pub(crate) const API_PROJECTS: &str = "/api/projects";
+    pub(crate) const API_PROJECT: &str = "/api/projects/{id}";
+    pub(crate) const API_DEVICES: &str = "/api/projects/{id}/devices";
     pub(crate) const API_STATUS: &str = "/api/status";
     pub(crate) const API_MEMBERS: &str = "/api/members";
     pub(crate) const API_BATCHES: &str = "/api/batches";
@@ -33,7 +42,16 @@ pub(crate) mod path {
     pub(crate) const LIVE: &str = "/livez";
     pub(crate) const READY: &str = "/readyz";
     pub(crate) const GRPC: &str = "/lockstep.v1.Sequencer/{method}";
-    pub(crate) const ALL: [&str; 17] = [
+    pub(crate) const ALL: [&str; 26] = [
+        DID_DOCUMENT,
+        ISSUE_TOKEN,
+        MESSAGE_STATES,
+        TASK_V1,
+        TASK_V1_STATES,
+        API_ORDERS,
+        API_PROJECTS,
+        API_PROJECT,
+        API_DEVICES,
         MESSAGE,
         MESSAGES,
         TASK,
@@ -77,6 +95,15 @@ pub(crate) fn router(options: Options, ports: Ports, stop: CancellationToken) ->
         .route(path::MESSAGE, post(message::submit))
         .route(path::MESSAGES, post(bulk::submit))
         .route(path::TASK, get(message::task))
+        .route(path::DID_DOCUMENT, get(sealed::did_document))
+        .route(path::ISSUE_TOKEN, post(sealed::issue_token))
+        .route(path::MESSAGE_STATES, get(sealed::message))
+        .route(path::TASK_V1, post(task_v1::submit))
+        .route(path::TASK_V1_STATES, get(task_v1::task))
+        .route(path::API_ORDERS, post(registry::order))
+        .route(path::API_PROJECTS, get(registry::projects))
+        .route(path::API_PROJECT, get(registry::project))
+        .route(path::API_DEVICES, get(registry::devices))
         .route(path::API_STATUS, get(reads::status))
         .route(path::API_MEMBERS, get(reads::members))
         .route(path::API_BATCHES, get(reads::batches))

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use lockstep_types::proof::Boundary;
 use lockstep_types::{
-    Address, BatchHash, Digest, Epoch, Height, MessageId, NodeId, ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
+    Address, BatchHash, Digest, Epoch, Height, MessageId, NetworkId, NodeId, ProjectId, ProjectSettings, Sequence, TaskId, TaskNumber, TimeMs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -388,4 +388,54 @@ pub struct MembersView {
     /// Newcomers that asked this node; told to its operator only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requests: Vec<RequestView>,
+}
+
+/// A project as its owner set it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectView {
+    /// The project.
+    pub id: ProjectId,
+    /// The address of its owner's key; null where nobody owns it.
+    pub owner: Option<Address>,
+    /// Orders that were carried out; the next one has the number after it.
+    pub orders: u64,
+    /// Its settings.
+    pub settings: ProjectSettings,
+}
+
+/// `/api/projects`, with what an order is bound to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectsView {
+    /// The network's id.
+    pub network_id: NetworkId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Registered projects, by id.
+    pub projects: Vec<ProjectView>,
+}
+
+/// A device that somebody let submit to a project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceView {
+    /// The device.
+    pub device: Address,
+    /// Whether it is registered.
+    pub registered: bool,
+    /// Whether the project's owner lists it.
+    pub listed: bool,
+    /// Whether the chain approves it.
+    pub approved: bool,
+    /// Whether it may submit now.
+    pub permitted: bool,
+    /// Whether it has a DID document, which encrypted messages need.
+    pub has_document: bool,
+}
+
+/// `/api/projects/{id}/devices`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicesView {
+    /// Devices by address.
+    pub devices: Vec<DeviceView>,
+    /// Where to go on; null at the end.
+    pub next: Option<Address>,
 }

@@ -129,8 +129,8 @@ pub struct Applied {
     pub diverged: Option<Divergence>,
     /// Why an approval did not count.
     pub refused: Option<ApprovalError>,
-    /// Why an order was not carried out.
-    pub order_refused: Option<OrderError>,
+    /// What became of an order: its project, its number, and why it was not carried out.
+    pub order: Option<(ProjectId, u64, Result<(), OrderError>)>,
     /// Why an update from a chain did not count.
     pub chain_refused: Option<ChainRefusal>,
 }

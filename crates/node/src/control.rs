@@ -9,7 +9,7 @@ use lockstep_consensus::Consensus;
 use lockstep_ledger::Members;
 use lockstep_network::{CallError, Client, Service};
 use lockstep_types::conflict::Conflict;
-use lockstep_types::{Approval, BatchHash, BatchHeader, Height, NodeId, Signature, TimeMs, proto};
+use lockstep_types::{Approval, BatchHash, BatchHeader, Height, NodeId, Signature, SignedOrder, TimeMs, proto};
 use prost::Message as _;
 use tokio::sync::watch;
 
@@ -17,6 +17,7 @@ use crate::certify::Certifier;
 use crate::clock::now_ms;
 use crate::conflicts::Conflicts;
 use crate::operator::Operator;
+use crate::registry::Orders;
 
 type Request = proto::control_request::Kind;
 type Response = proto::control_response::Kind;
@@ -40,6 +41,7 @@ pub(crate) struct ControlService {
     pub consensus: Consensus,
     pub certifier: Certifier,
     pub operator: Operator,
+    pub orders: Orders,
     pub conflicts: Conflicts,
     pub members: watch::Receiver<Arc<Members>>,
     pub rules_known: u32,
@@ -76,6 +78,10 @@ impl ControlService {
                 kept.await.map_err(|e| e.to_string())?.map(|()| Response::Done(proto::Done {}))
             }
             Request::Clock(proto::ClockRequest {}) => Ok(Response::Clock(proto::ClockResponse { time_ms: now_ms().0 })),
+            Request::Order(order) => {
+                let order = SignedOrder::from_proto(order).map_err(|e| e.to_string())?;
+                self.orders.decide(order).await.map(|()| Response::Done(proto::Done {})).map_err(|e| e.to_string())
+            }
             Request::Approval(approval) => {
                 let approval = Approval::from_proto(approval).map_err(|e| e.to_string())?;
                 self.operator.decide(approval).await.map(|()| Response::Done(proto::Done {}))
@@ -154,6 +160,18 @@ pub(crate) async fn tell_conflict(
 pub(crate) async fn ask_clock(client: &mut Client, timeout: Duration) -> Result<TimeMs, ControlError> {
     match ask(client, Request::Clock(proto::ClockRequest {}), timeout).await? {
         Response::Clock(answer) => Ok(TimeMs(answer.time_ms)),
+        _ => Err(ControlError::Malformed),
+    }
+}
+
+/// Brings an order to the leader.
+pub(crate) async fn forward_order(
+    client: &mut Client,
+    order: &SignedOrder,
+    timeout: Duration,
+) -> Result<(), ControlError> {
+    match ask(client, Request::Order(order.to_proto()), timeout).await? {
+        Response::Done(_) => Ok(()),
         _ => Err(ControlError::Malformed),
     }
 }

@@ -8,14 +8,14 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use lockstep_api::{Accepted, Submit, SubmitError};
 use lockstep_consensus::StateStore;
-use lockstep_identity::DeviceRequest;
+use lockstep_identity::{DeviceRequest, SproutRequest, TaskRequest};
 use lockstep_ledger::{Outcome, Projects, Rejection};
-use lockstep_types::{Height, NodeId, Sequence, TaskId};
+use lockstep_types::{Address, Hash32, Height, NodeId, ProjectId, Sequence, TaskId};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 use crate::rates::Rates;
-use crate::verify::{Job, Verdict, Verifier};
+use crate::verify::{Job, Submission, Verdict, Verifier};
 
 /// When a full pool or an election is worth another try.
 const RETRY_AFTER_MS: u64 = 1_000;
@@ -72,6 +72,14 @@ impl Ingress {
 
     /// What can be told without a signature check. `apply` checks all of it again, with the same rules.
     fn check(&self, request: &DeviceRequest) -> Result<(), SubmitError> {
+        if request.signature.is_none() && !self.projects.borrow().params().allow_unsigned {
+            return Err(SubmitError::Forbidden(Rejection::Unsigned.to_string()));
+        }
+        self.check_project(request.project_id, request.data.len())
+    }
+
+    /// The same for what every API has.
+    fn check_project(&self, project: ProjectId, data_bytes: usize) -> Result<(), SubmitError> {
         if self.is_stopping() {
             return Err(SubmitError::Stopping);
         }
@@ -79,17 +87,14 @@ impl Ingress {
             return Err(SubmitError::Halted(reason));
         }
         let projects = self.projects.borrow();
-        if projects.settings(request.project_id).is_none() {
+        if projects.settings(project).is_none() {
             return Err(SubmitError::Forbidden(Rejection::UnknownProject.to_string()));
         }
-        if request.signature.is_none() && !projects.params().allow_unsigned {
-            return Err(SubmitError::Forbidden(Rejection::Unsigned.to_string()));
-        }
         let max = projects.params().message_bytes_max;
-        if request.data.len() as u64 > max {
+        if data_bytes as u64 > max {
             return Err(SubmitError::TooLarge { max });
         }
-        self.rates.check_project(request.project_id)
+        self.rates.check_project(project)
     }
 
     /// Waits for what verification says, and then for the message's place.
@@ -123,20 +128,55 @@ impl Ingress {
             Outcome::Rejected(Rejection::TooLarge) => {
                 Err(SubmitError::TooLarge { max: self.projects.borrow().params().message_bytes_max })
             }
+            Outcome::Rejected(Rejection::Nonce) => Err(SubmitError::NonceUsed(Rejection::Nonce.to_string())),
             Outcome::Rejected(Rejection::Malformed) => Err(SubmitError::Invalid(Rejection::Malformed.to_string())),
             Outcome::Rejected(reason) => Err(SubmitError::Forbidden(reason.to_string())),
         }
     }
 }
 
-#[async_trait]
-impl Submit for Ingress {
-    async fn submit(&self, request: DeviceRequest) -> Result<Accepted, SubmitError> {
+impl Ingress {
+    /// Largest `data` of a message.
+    pub fn message_bytes_max(&self) -> u64 {
+        self.projects.borrow().params().message_bytes_max
+    }
+
+    /// Orders what was in an envelope with this hash, of a device that showed its token.
+    pub(crate) async fn submit_opened(
+        &self,
+        request: SproutRequest,
+        device: Address,
+        envelope: Hash32,
+    ) -> Result<Accepted, SubmitError> {
+        self.check_project(request.project_id, request.data.len())?;
+        self.order(Submission::Opened { request, device, envelope }).await
+    }
+
+    async fn order(&self, request: Submission) -> Result<Accepted, SubmitError> {
         let deadline = Instant::now() + self.hold;
-        self.check(&request)?;
         let (verdict, verified) = oneshot::channel();
         self.verifier.submit(Job::Request { request, verdict }).map_err(|_| busy())?;
         self.wait(verified, deadline).await
+    }
+}
+
+#[async_trait]
+impl Submit for Ingress {
+    async fn submit(&self, request: DeviceRequest) -> Result<Accepted, SubmitError> {
+        self.check(&request)?;
+        self.order(Submission::Device(request)).await
+    }
+
+    async fn submit_task(&self, request: TaskRequest) -> Result<(TaskId, Accepted), SubmitError> {
+        self.check_project(request.project_id, request.payload.len())?;
+        let accepted = self.order(Submission::Task(request)).await?;
+        // By the message as it is ordered: a retry may have another signature, which names no task.
+        let batch = self.state.batch(accepted.height).ok().flatten();
+        let ordered = batch.as_ref().and_then(|batch| batch.message_at(accepted.sequence));
+        let alias = ordered.and_then(|ordered| ordered.message.task_alias());
+        // It was applied here, or its waiter would not have heard of it.
+        let alias = alias.or(accepted.task_id).unwrap_or(TaskId(accepted.message_id.0));
+        Ok((alias, accepted))
     }
 
     async fn submit_all(&self, requests: Vec<DeviceRequest>) -> Vec<Result<Accepted, SubmitError>> {

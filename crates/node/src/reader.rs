@@ -357,6 +357,15 @@ impl Read for Reader {
         }
     }
 
+    async fn task_of_alias(&self, alias: TaskId) -> Result<Option<TaskId>, ReadError> {
+        let failed = |e: lockstep_consensus::ReadError| ReadError::Failed(e.to_string());
+        let Some(sequence) = self.state.sequence_of_alias(&alias).map_err(failed)? else { return Ok(None) };
+        let Some(batch) = self.state.batch_of_message(sequence).map_err(failed)? else {
+            return self.unless_pruned(Some(sequence));
+        };
+        Ok(self.state.task_of(&batch, sequence).map_err(failed)?.map(|task| task.id))
+    }
+
     async fn task(&self, id: TaskId) -> Result<Option<TaskView>, ReadError> {
         self.find_task(id).map_err(failed)
     }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use lockstep_consensus::Observer;
 use lockstep_consensus::StateStore;
-use lockstep_ledger::{Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, Outcome, Projects};
-use lockstep_types::{Height, OutputName, Sequence, TaskNumber};
+use lockstep_ledger::{Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, OrderError, Outcome, Projects};
+use lockstep_types::{Height, OutputName, ProjectId, Sequence, TaskNumber};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::evidence::EvidenceQueue;
 use crate::limits::CLOSINGS_MAX;
@@ -32,6 +32,8 @@ pub(crate) struct Tracker {
     evidence: Arc<EvidenceQueue>,
     members: watch::Sender<Arc<Members>>,
     projects: watch::Sender<Projects>,
+    /// Those who wait for what becomes of an order.
+    orders: Mutex<HashMap<(ProjectId, u64), Vec<oneshot::Sender<OrderVerdict>>>>,
     next_block: watch::Sender<Option<u64>>,
     /// Batches that are not final yet, with the number of the task after each.
     unfinal: Mutex<VecDeque<(Height, TaskNumber)>>,
@@ -40,6 +42,12 @@ pub(crate) struct Tracker {
     progress: watch::Sender<BTreeMap<OutputName, TaskNumber>>,
     groups: Mutex<HashMap<GroupKey, OpenSince>>,
 }
+
+/// What became of an order.
+pub(crate) type OrderVerdict = Result<(), OrderError>;
+
+/// Orders whose senders wait.
+const ORDERS_WAITING_MAX: usize = 1_024;
 
 /// Batches without a certificate whose tasks are remembered; those of more are read from the store.
 const UNFINAL_MAX: usize = 65_536;
@@ -61,6 +69,7 @@ impl Tracker {
             evidence,
             members: watch::Sender::new(Arc::new(members)),
             projects: watch::Sender::new(projects),
+            orders: Mutex::default(),
             next_block: watch::Sender::new(None),
             unfinal: Mutex::default(),
             head: watch::channel(None).0,
@@ -83,6 +92,20 @@ impl Tracker {
     /// The projects, with the settings that hold now.
     pub fn projects(&self) -> watch::Receiver<Projects> {
         self.projects.subscribe()
+    }
+
+    /// Told what becomes of the next order with this number when it is applied here; dropped where too many wait.
+    pub fn order_verdict(&self, project: ProjectId, number: u64) -> oneshot::Receiver<OrderVerdict> {
+        let (told, verdict) = oneshot::channel();
+        let mut orders = self.orders.lock();
+        for waiting in orders.values_mut() {
+            waiting.retain(|told| !told.is_closed());
+        }
+        orders.retain(|_, waiting| !waiting.is_empty());
+        if orders.len() < ORDERS_WAITING_MAX {
+            orders.entry((project, number)).or_default().push(told);
+        }
+        verdict
     }
 
     /// The next block to read, where the network reads a chain and knows how.
@@ -234,6 +257,11 @@ impl Observer for Tracker {
         // Before anyone hears of the batch, and looks for it in the store.
         self.evidence.applied(applied);
         self.tell(ledger);
+        if let Some((project, number, verdict)) = &applied.order {
+            for told in self.orders.lock().remove(&(*project, *number)).unwrap_or_default() {
+                let _ = told.send(verdict.clone());
+            }
+        }
         self.mempool.settle(&applied.outcomes);
         let (head, batch) = (ledger.head(), applied.batch());
         let next = self.next_final_task(head, batch);

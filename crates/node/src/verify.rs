@@ -8,9 +8,9 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use lockstep_api::SubmitError;
 use lockstep_consensus::StateStore;
-use lockstep_identity::DeviceRequest;
-use lockstep_ledger::{History as _, Members, Occurrence, Outcome, Projects};
-use lockstep_types::{Address, Api, ContentId, Message, NodeId, SigningKey, VerifiedMessage};
+use lockstep_identity::{DeviceRequest, RequestError, SignedKey, SproutRequest, TaskRequest};
+use lockstep_ledger::{History as _, Members, Occurrence, Outcome, Projects, Rejection};
+use lockstep_types::{Address, Api, ContentId, DevicePolicy, Hash32, Message, NodeId, SigningKey, VerifiedMessage};
 use tokio::sync::{oneshot, watch};
 
 use crate::bulk::{Asked, Bulk};
@@ -28,9 +28,21 @@ pub(crate) type Verdict = Result<(ContentId, oneshot::Receiver<Outcome>), Submit
 /// Told whether all messages of a bundle were good.
 pub(crate) type BundleDone = Box<dyn FnOnce(bool) + Send>;
 
+/// What a device submits, by the API that it came by.
+pub(crate) enum Submission {
+    /// `POST /message`, signed or not.
+    Device(DeviceRequest),
+    /// Out of an envelope with this hash, of a device that showed its token.
+    Opened { request: SproutRequest, device: Address, envelope: Hash32 },
+    /// `POST /v1/task`.
+    Task(TaskRequest),
+}
+
 pub(crate) enum Job {
     /// A device's request.
-    Request { request: DeviceRequest, verdict: oneshot::Sender<Verdict> },
+    Request { request: Submission, verdict: oneshot::Sender<Verdict> },
+    /// Work that costs CPU and is nobody else's business.
+    Aside(Box<dyn FnOnce() + Send>),
     /// Part of the work on requests that came together.
     Bulk(Arc<Bulk>),
     /// Messages of a member.
@@ -130,6 +142,22 @@ impl Verifier {
         Ok(())
     }
 
+    /// Does `work` on a verification thread; the receiver gets what comes of it.
+    pub fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<oneshot::Receiver<T>, Overloaded> {
+        let (done, result) = oneshot::channel();
+        let work = move || {
+            // Whoever gave up meanwhile is not worth the work.
+            if !done.is_closed() {
+                let _ = done.send(work());
+            }
+        };
+        self.submit(Job::Aside(Box::new(work)))?;
+        Ok(result)
+    }
+
     pub fn submit(&self, job: Job) -> Result<(), Overloaded> {
         self.jobs.try_send(job).map_err(|e| match e {
             TrySendError::Full(_) | TrySendError::Disconnected(_) => Overloaded,
@@ -163,8 +191,10 @@ impl Worker {
             // Those who are authenticated do not wait for a whole bundle.
             self.take_requests(requests);
             match longer {
+                Some(Job::Aside(work)) => work(),
                 Some(Job::Bulk(bulk)) => {
-                    let proved = bulk.work(|(request, verdict)| self.authenticate(request, verdict));
+                    let proved =
+                        bulk.work(|(request, verdict)| self.authenticate(Submission::Device(request), verdict));
                     self.take_requests(proved.unwrap_or_default());
                 }
                 Some(Job::Bundle { messages, skip_ordered, done }) => self.take_bundle(messages, skip_ordered, done),
@@ -180,22 +210,84 @@ impl Worker {
 
     fn authenticate(
         &self,
-        request: DeviceRequest,
+        request: Submission,
         verdict: oneshot::Sender<Verdict>,
     ) -> Option<(Arc<VerifiedMessage>, oneshot::Sender<Verdict>)> {
         // Whoever gave up meanwhile is not worth a signature check.
         if verdict.is_closed() {
             return None;
         }
-        let verified =
-            if request.signature.is_some() { request.authenticate() } else { Ok(request.vouch(&self.node_key)) };
-        let verified = verified.map_err(|error| SubmitError::Unauthenticated(error.to_string()));
-        match verified.and_then(|message| self.rates.take(message.message()).map(|()| message)) {
+        let proved = self.prove(request).and_then(|message| {
+            self.check_device(message.message())?;
+            self.rates.take(message.message())?;
+            Ok(message)
+        });
+        match proved {
             Ok(message) => Some((Arc::new(message.taken_in_by(self.node)), verdict)),
             Err(error) => {
                 let _ = verdict.send(Err(error));
                 None
             }
+        }
+    }
+
+    fn prove(&self, request: Submission) -> Result<VerifiedMessage, SubmitError> {
+        let unauthenticated = |error: RequestError| SubmitError::Unauthenticated(error.to_string());
+        match request {
+            Submission::Device(request) if request.signature.is_some() => {
+                request.authenticate().map_err(unauthenticated)
+            }
+            Submission::Device(request) => Ok(request.vouch(&self.node_key)),
+            Submission::Opened { request, device, envelope } => Ok(request.vouch(device, envelope, &self.node_key)),
+            Submission::Task(request) => self.prove_task(request),
+        }
+    }
+
+    /// A signature without its recovery id leads to two devices; the one that the project takes is meant.
+    fn prove_task(&self, request: TaskRequest) -> Result<VerifiedMessage, SubmitError> {
+        let unauthenticated = |error: RequestError| SubmitError::Unauthenticated(error.to_string());
+        let project = request.project_id;
+        let (policy, chain, keys) = {
+            let projects = self.projects.borrow();
+            let settings = projects.settings(project);
+            let settings = settings.ok_or_else(|| SubmitError::Forbidden(Rejection::UnknownProject.to_string()))?;
+            let keys: Result<Vec<_>, _> = settings.signed_keys.iter().map(|key| SignedKey::new(key)).collect();
+            (settings.policy(), projects.params().chain.is_some(), keys.unwrap_or_default())
+        };
+        let candidates = request.candidates(&keys).map_err(unauthenticated)?;
+        let meant = match (policy, &candidates[..]) {
+            (_, [only]) => Some(*only),
+            (DevicePolicy::Any, _) => {
+                let text = "this project takes any key, so the signature must have its recovery id: 65 bytes";
+                return Err(SubmitError::Unauthenticated(text.into()));
+            }
+            _ => {
+                let of: Vec<_> = candidates.iter().map(|candidate| (project, candidate.device)).collect();
+                let standings = self.state.standings(&of).map_err(|e| SubmitError::Halted(e.to_string()))?;
+                let allowed = candidates.iter().zip(standings).find(|(_, standing)| standing.allows(policy, chain));
+                allowed.map(|(candidate, _)| *candidate)
+            }
+        };
+        let meant = meant.ok_or_else(|| SubmitError::Unauthenticated(Rejection::Device.to_string()))?;
+        request.into_message(meant, &keys).map_err(unauthenticated)
+    }
+
+    /// Whether the device may submit to the project, as far as this node knows; `apply` decides.
+    fn check_device(&self, message: &Message) -> Result<(), SubmitError> {
+        let (policy, chain) = {
+            let projects = self.projects.borrow();
+            let Some(settings) = projects.settings(message.project_id) else { return Ok(()) };
+            (settings.policy(), projects.params().chain.is_some())
+        };
+        if message.api == Api::Unsigned || policy == DevicePolicy::Any {
+            return Ok(());
+        }
+        let standings = self.state.standings(&[(message.project_id, message.device)]);
+        match standings.as_deref() {
+            Ok([standing]) if !standing.allows(policy, chain) => {
+                Err(SubmitError::Forbidden(Rejection::Device.to_string()))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -134,36 +134,54 @@ impl Ledger {
         time_ms: TimeMs,
         signed: SignedOrder,
     ) -> Result<Applied, ApplyError<V::Error>> {
-        let refused = |reason| Ok(Applied { order_refused: Some(reason), ..Applied::default() });
+        let (project, number) = (signed.order.project, signed.order.number);
+        let (applied, verdict) = match self.carry_out(view, time_ms, signed)? {
+            Ok(effects) => (self.roll(effects), Ok(())),
+            Err(reason) => (Applied::default(), Err(reason)),
+        };
+        Ok(Applied { order: Some((project, number, verdict)), ..applied })
+    }
+
+    /// The effects of an order; a refusal changes nothing.
+    fn carry_out<V: History>(
+        &mut self,
+        view: &V,
+        time_ms: TimeMs,
+        signed: SignedOrder,
+    ) -> Result<Result<Effects, OrderError>, ApplyError<V::Error>> {
         let now = time_ms.max(self.head.time_ms);
         if let Err(reason) = self.check_order(&signed, now) {
-            return refused(reason);
+            return Ok(Err(reason));
         }
         let Order { project: id, kind, .. } = signed.order;
-        let Some(mut project) = self.projects.get(id).cloned() else { return refused(OrderError::UnknownProject(id)) };
+        let Some(mut project) = self.projects.get(id).cloned() else { return Ok(Err(OrderError::UnknownProject(id))) };
         let mut changes =
             Changes { view, chain: self.projects.params().chain.is_some(), now, effects: Effects::default() };
         let owner = project.owner.unwrap_or_default();
-        match kind {
-            OrderKind::Settings(settings) => project.settings = settings,
-            OrderKind::Owner(new) => project.owner = Some(new),
-            OrderKind::AddDevices(entries) => {
-                if let Err(reason) = changes.add(id, owner, entries)? {
-                    return refused(reason);
-                }
+        let done = match kind {
+            OrderKind::Settings(settings) => {
+                project.settings = settings;
+                Ok(())
             }
-            OrderKind::RemoveDevices(devices) => changes.remove(id, owner, devices)?,
-            OrderKind::RevokeTokens(devices) => {
-                if let Err(reason) = changes.revoke(id, owner, devices)? {
-                    return refused(reason);
-                }
+            OrderKind::Owner(new) => {
+                project.owner = Some(new);
+                Ok(())
             }
+            OrderKind::AddDevices(entries) => changes.add(id, owner, entries)?,
+            OrderKind::RemoveDevices(devices) => {
+                changes.remove(id, owner, devices)?;
+                Ok(())
+            }
+            OrderKind::RevokeTokens(devices) => changes.revoke(id, owner, devices)?,
+        };
+        if let Err(reason) = done {
+            return Ok(Err(reason));
         }
         let mut effects = changes.effects;
         project.orders += 1;
         effects.project(id, &project);
         self.projects.set(id, project);
-        Ok(self.roll(effects))
+        Ok(Ok(effects))
     }
 
     /// A majority of voters has named a project's owner.

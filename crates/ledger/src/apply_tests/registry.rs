@@ -34,9 +34,9 @@ fn order(node: &Node, project: ProjectId, kind: OrderKind) -> Order {
 fn run(node: &mut Node, signed: SignedOrder) -> Result<(), OrderError> {
     let before = node.ledger.head.clone();
     let applied = node.run(Command::Order { time_ms: TimeMs(NOW), order: Box::new(signed) });
-    match applied.order_refused {
-        None => Ok(()),
-        Some(reason) => {
+    match applied.order.unwrap().2 {
+        Ok(()) => Ok(()),
+        Err(reason) => {
             assert_eq!((node.ledger.head.clone(), applied.writes.len()), (before, 0), "a refusal changes nothing");
             Err(reason)
         }
