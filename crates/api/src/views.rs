@@ -102,6 +102,19 @@ pub struct GapView {
     pub last: TaskNumber,
 }
 
+/// How far the chain is followed that says which devices there are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainView {
+    /// The last block that the log has; null before the first.
+    pub block: Option<u64>,
+    /// Confirmed blocks that the log does not have, as this node's endpoint says; null where it has none, or has not
+    /// answered yet. Some are normal where nothing happened in them.
+    pub behind: Option<u64>,
+    /// Why it is not followed, or not attested, as far as this node knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
 /// `/api/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusView {
@@ -119,6 +132,12 @@ pub struct StatusView {
     pub leader: Option<LeaderView>,
     /// Its newest batch.
     pub head: HeadView,
+    /// The chain of the network's devices; absent where devices come from owners.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<ChainView>,
+    /// Digest of all that the log has done to the state so far; equal on nodes that have applied the same.
+    #[serde(default)]
+    pub effects: Digest,
     /// What an operator has to look at; empty when all is well.
     #[serde(default)]
     pub complaints: Vec<String>,

@@ -88,6 +88,7 @@ pub fn node(options: &NodeArgs) -> anyhow::Result<(Config, MemberOptions, Option
         pool: PoolConfig::default(),
         raft: RaftConfig::default(),
         upgrade: UpgradeConfig::default(),
+        chain: None,
         outputs: vec![OutputConfig {
             name: "tasks".parse()?,
             scope: Scope::Node,

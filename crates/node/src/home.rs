@@ -437,6 +437,7 @@ mod tests {
             pool: PoolConfig::default(),
             raft: RaftConfig::default(),
             upgrade: Default::default(),
+            chain: None,
             outputs: Vec::new(),
         }
     }

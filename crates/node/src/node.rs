@@ -19,10 +19,12 @@ use crate::admin::{self, Desk};
 use crate::adopt::Adopter;
 use crate::backup::Backups;
 use crate::certify::{Certifier, CertifierParts};
+use crate::chain::{Chain, ChainAccess, ChainParts, Follower};
 use crate::clock_guard::ClockGuard;
 use crate::config::Scope;
 use crate::conflicts::Conflicts;
 use crate::control::ControlService;
+use crate::documents::Documents;
 use crate::error::NodeError;
 use crate::evidence::EvidenceQueue;
 use crate::forward::{run_forwarder, run_gossip};
@@ -62,6 +64,7 @@ pub struct Node {
     consensus: Consensus,
     network: Handle,
     ingress: Arc<Ingress>,
+    documents: Arc<Documents>,
     verify_threads: Vec<std::thread::JoinHandle<()>>,
     api_stop: CancellationToken,
     api: tokio::task::JoinHandle<()>,
@@ -83,6 +86,10 @@ struct Parts {
     certifier: Certifier,
     operator: Operator,
     conflicts: Conflicts,
+    chain: Chain,
+    /// Time between two looks of the leader at the chain.
+    chain_poll: Duration,
+    documents: Arc<Documents>,
     clock_off: watch::Sender<Option<i64>>,
 }
 
@@ -194,8 +201,21 @@ impl Node {
         let api = tokio::spawn(bound.run(ports, api_stop.clone()));
         tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
         let (node, key, members) = (parts.opened.node, parts.opened.node_key.clone(), parts.tracker.members());
-        let Parts { consensus, network, ingress, verify_threads, .. } = parts;
-        Ok(Self { node, key, members, supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
+        let Parts { consensus, network, ingress, documents, verify_threads, .. } = parts;
+        Ok(Self {
+            node,
+            key,
+            members,
+            supervisor,
+            consensus,
+            network,
+            ingress,
+            documents,
+            verify_threads,
+            api_stop,
+            api,
+            http,
+        })
     }
 
     /// Fetches the state of a node whose own was damaged and whose log no longer makes it. Waits until a member gives it.
@@ -225,6 +245,8 @@ impl Node {
         state: StateStore,
         members: Members,
     ) -> Result<Parts, NodeError> {
+        let source = opened.genesis.params.chain.clone();
+        let access = ChainAccess::open(home, opened.config.chain.as_ref(), source.as_ref())?;
         let mempool = Mempool::new(opened.node, opened.config.pool_limits());
         let evidence = Arc::new(EvidenceQueue::default());
         let tracker = Arc::new(Tracker::new(
@@ -289,6 +311,17 @@ impl Node {
             network: network.clone(),
             tracker: tracker.clone(),
         });
+        let chain = Chain::new(ChainParts {
+            reader: access.reader,
+            source,
+            network: opened.genesis.id()?,
+            epoch: opened.epoch(),
+            key: opened.node_key.clone(),
+            state: state.clone(),
+            next_block: tracker.next_block(),
+        });
+        let no_gateway = |e| NodeError::Config(format!("config.toml: chain.gateway: {e}"));
+        let documents = Arc::new(Documents::new(state.clone(), access.gateway).map_err(no_gateway)?);
         let home = home.clone();
         Ok(Parts {
             opened,
@@ -304,8 +337,16 @@ impl Node {
             certifier,
             operator,
             conflicts,
+            chain,
+            chain_poll: access.poll,
+            documents,
             clock_off: watch::Sender::new(None),
         })
+    }
+
+    /// Devices' DID documents.
+    pub fn documents(&self) -> &Arc<Documents> {
+        &self.documents
     }
 
     /// Where HTTP is served.
@@ -410,6 +451,7 @@ impl Parts {
             certifier: self.certifier.clone(),
             operator: self.operator.clone(),
             conflicts: self.conflicts.clone(),
+            chain: self.chain.clone(),
             members: self.tracker.members(),
             rules_known,
         };
@@ -453,6 +495,15 @@ impl Parts {
             off: self.clock_off.clone(),
         };
         supervisor.spawn("the clock guard", clock_guard.run(token.clone()));
+        let follower = Follower {
+            node: self.opened.node,
+            chain: self.chain.clone(),
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            poll: self.chain_poll,
+        };
+        supervisor.spawn("the chain", follower.run(token.clone()));
         let (own, members) = (self.opened.node, self.tracker.members());
         let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
         supervisor.spawn("the address book", book);
@@ -572,6 +623,7 @@ impl Parts {
             ingress: self.ingress.clone(),
             operator: self.operator.clone(),
             certifier: self.certifier.clone(),
+            chain: self.chain.clone(),
             clock_off: self.clock_off.subscribe(),
             outputs,
             prometheus,

@@ -28,6 +28,7 @@ fn make_home(path: &Path) -> Home {
         pool: PoolConfig::default(),
         raft: RaftConfig::default(),
         upgrade: Default::default(),
+        chain: None,
         outputs: Vec::new(),
     };
     let options = MemberOptions {

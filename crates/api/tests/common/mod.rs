@@ -90,6 +90,8 @@ impl Read for Fake {
                 final_height: Height(HEAD),
                 oldest_height: Height(0),
             },
+            chain: None,
+            effects: Digest([0; 32]),
             complaints: vec![],
             rules_version: 2,
             fetching: None,

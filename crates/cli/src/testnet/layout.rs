@@ -75,6 +75,7 @@ fn config(http: u16, p2p: u16, dsn: bool) -> anyhow::Result<Config> {
         pool: PoolConfig::default(),
         raft: RaftConfig::default(),
         upgrade: Default::default(),
+        chain: None,
         outputs,
     })
 }
