@@ -66,7 +66,7 @@ pub(crate) struct TaskStates {
 
 #[derive(Debug, Serialize)]
 struct TaskState {
-    state: &'static str,
+    state: String,
     time: String,
 }
 
@@ -88,10 +88,14 @@ pub(crate) async fn task(
         }
     };
     let task = app.ports.read.task(query.task_id).await?.filter(|task| task.project_id == query.project_id);
-    let states = task.map(|task| TaskState { state: "packed", time: rfc3339(task.time_ms) });
+    let states = task.map_or_else(Vec::new, |task| {
+        let packed = TaskState { state: "packed".into(), time: rfc3339(task.time_ms) };
+        let later = task.chain.into_iter().map(|on| TaskState { state: on.state, time: rfc3339(on.time_ms) });
+        std::iter::once(packed).chain(later).collect()
+    });
     Ok(axum::Json(TaskStates {
         project_id: query.project_id.0,
         task_id: query.task_id_text,
-        states: states.into_iter().collect(),
+        states,
     }))
 }

@@ -321,6 +321,18 @@ pub struct TaskView {
     pub time_ms: TimeMs,
     /// That batch.
     pub height: Height,
+    /// What became of it on the chain, as this node has read it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<TaskChainView>,
+}
+
+/// A state of a task on the chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskChainView {
+    /// `assigned` or `settled`.
+    pub state: String,
+    /// When this node read it, `confirmations` blocks after it happened at least.
+    pub time_ms: TimeMs,
 }
 
 /// `/api/boundaries`.

@@ -7,6 +7,8 @@
 mod attest;
 mod follow;
 mod read;
+mod task_states;
+mod task_store;
 mod trouble;
 
 use std::path::Path;
@@ -22,6 +24,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub(crate) use self::attest::Attestation;
 pub(crate) use self::follow::Follower;
+pub(crate) use self::task_states::{TaskFollower, TaskStates};
 use self::trouble::Troubles;
 use crate::config::ChainConfig;
 use crate::error::NodeError;
@@ -87,8 +90,8 @@ struct Seen {
     /// The last confirmed block, as this node's endpoint says.
     confirmed: Option<u64>,
     troubles: Troubles,
-    /// What this node read otherwise than the leader.
-    differs: Option<String>,
+    /// What this node read otherwise than the leader, and up to which block.
+    differs: Option<(u64, String)>,
 }
 
 struct Inner {
@@ -149,8 +152,10 @@ impl Chain {
                 "the chain is not followed while this node leads: config.toml has no section [chain]".to_owned()
             });
         }
-        let seen = self.0.seen.lock();
-        seen.troubles.complaint(Instant::now()).or_else(|| seen.differs.clone())
+        let (seen, next) = (self.0.seen.lock(), *self.0.next_block.borrow());
+        // Once the blocks are in the log it is settled who was right.
+        let open = seen.differs.as_ref().filter(|(last, _)| next.is_some_and(|next| next <= *last));
+        seen.troubles.complaint(Instant::now()).or_else(|| open.map(|(_, reason)| reason.clone()))
     }
 
     /// How far the chain was followed; `None` where the network reads none.

@@ -12,6 +12,7 @@
 //! peers.json     where members were found lately
 //! admin.sock     where the operator's commands reach the running node
 //! conflict-*.hex proof that a voter signed two batches at one height
+//! task-states.sqlite  what became of tasks on the chain, where one is followed; made again when it is missing
 //! store/         log and state
 //! ```
 
@@ -312,6 +313,11 @@ impl Home {
     /// Where members were found lately, kept for the next start.
     pub fn address_book(&self) -> PathBuf {
         self.file("peers.json")
+    }
+
+    /// What became of tasks on the chain.
+    pub(crate) fn task_states(&self) -> PathBuf {
+        self.file("task-states.sqlite")
     }
 
     /// Where the operator's commands reach the running node.

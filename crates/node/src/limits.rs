@@ -102,3 +102,5 @@ pub const CHAIN_ATTEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub const CHAIN_OBJECTION_TIME: Duration = Duration::from_secs(2);
 /// Bytes of fetched documents that are kept; beyond it the oldest go.
 pub const DOCUMENTS_BYTES_MAX: usize = 16 << 20;
+/// States of tasks on the chain that a node keeps; beyond it the oldest go.
+pub const TASK_STATES_MAX: u64 = 1_000_000;

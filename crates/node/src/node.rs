@@ -19,7 +19,7 @@ use crate::admin::{self, Desk};
 use crate::adopt::Adopter;
 use crate::backup::Backups;
 use crate::certify::{Certifier, CertifierParts};
-use crate::chain::{Chain, ChainAccess, ChainParts, Follower};
+use crate::chain::{Chain, ChainAccess, ChainParts, Follower, TaskFollower, TaskStates};
 use crate::clock_guard::ClockGuard;
 use crate::config::Scope;
 use crate::conflicts::Conflicts;
@@ -89,6 +89,7 @@ struct Parts {
     chain: Chain,
     /// Time between two looks of the leader at the chain.
     chain_poll: Duration,
+    task_states: TaskStates,
     documents: Arc<Documents>,
     clock_off: watch::Sender<Option<i64>>,
 }
@@ -311,6 +312,7 @@ impl Node {
             network: network.clone(),
             tracker: tracker.clone(),
         });
+        let task_states = TaskStates::open(&home.task_states(), access.reader.as_ref())?;
         let chain = Chain::new(ChainParts {
             reader: access.reader,
             source,
@@ -339,6 +341,7 @@ impl Node {
             conflicts,
             chain,
             chain_poll: access.poll,
+            task_states,
             documents,
             clock_off: watch::Sender::new(None),
         })
@@ -504,6 +507,9 @@ impl Parts {
             poll: self.chain_poll,
         };
         supervisor.spawn("the chain", follower.run(token.clone()));
+        let tasks =
+            TaskFollower { chain: self.chain.clone(), states: self.task_states.clone(), poll: self.chain_poll };
+        supervisor.spawn("states of tasks", tasks.run(token.clone()));
         let (own, members) = (self.opened.node, self.tracker.members());
         let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
         supervisor.spawn("the address book", book);
@@ -624,6 +630,7 @@ impl Parts {
             operator: self.operator.clone(),
             certifier: self.certifier.clone(),
             chain: self.chain.clone(),
+            task_states: self.task_states.clone(),
             clock_off: self.clock_off.subscribe(),
             outputs,
             prometheus,

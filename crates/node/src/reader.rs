@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockstep_api::views::{
     BatchMessageView, BatchView, BatchesView, BoundariesView, EvidenceView, GapView, HeadView, LeaderView, MembersView,
-    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, TransferView,
+    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskChainView, TaskMessageView, TaskView, TransferView,
     to_base64,
 };
 use lockstep_api::{Read, ReadError};
@@ -21,7 +21,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use crate::certify::Certifier;
-use crate::chain::Chain;
+use crate::chain::{Chain, TaskStates};
 use crate::clock_guard;
 use crate::ingress::Ingress;
 use crate::limits::READ_BYTES_MAX;
@@ -46,6 +46,7 @@ pub(crate) struct Reader {
     pub operator: Operator,
     pub certifier: Certifier,
     pub chain: Chain,
+    pub task_states: TaskStates,
     pub clock_off: watch::Receiver<Option<i64>>,
     pub outputs: Vec<RunningOutput>,
     pub prometheus: PrometheusHandle,
@@ -271,6 +272,12 @@ impl Reader {
             signature: None,
             time_ms: batch.header.time_ms,
             height: batch.header.height,
+            chain: self
+                .task_states
+                .of(task.project_id, &id)
+                .into_iter()
+                .map(|(state, time_ms)| TaskChainView { state: state.to_owned(), time_ms })
+                .collect(),
         }))
     }
 

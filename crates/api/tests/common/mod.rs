@@ -157,6 +157,7 @@ impl Read for Fake {
             signature: None,
             time_ms: TimeMs(1_709_210_096_789),
             height: Height(5),
+            chain: vec![],
         }))
     }
 

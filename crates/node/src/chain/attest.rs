@@ -40,8 +40,8 @@ impl Chain {
             "the leader reads something else in blocks {first} to {last} of the chain than this node's endpoint says \
              ({found}): compare with the other operators, and correct the endpoint that is wrong"
         );
-        let before = self.0.seen.lock().differs.replace(sentence.clone());
-        if before.as_ref() != Some(&sentence) {
+        let before = self.0.seen.lock().differs.replace((last, sentence.clone()));
+        if before.is_none_or(|(_, said)| said != sentence) {
             tracing::error!(reason = sentence, "an update from the chain is not attested");
         }
         Attestation::Differs(found)
