@@ -93,9 +93,5 @@ pub(crate) async fn task(
         let later = task.chain.into_iter().map(|on| TaskState { state: on.state, time: rfc3339(on.time_ms) });
         std::iter::once(packed).chain(later).collect()
     });
-    Ok(axum::Json(TaskStates {
-        project_id: query.project_id.0,
-        task_id: query.task_id_text,
-        states,
-    }))
+    Ok(axum::Json(TaskStates { project_id: query.project_id.0, task_id: query.task_id_text, states }))
 }

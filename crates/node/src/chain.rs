@@ -77,9 +77,8 @@ impl ChainAccess {
 }
 
 fn endpoint_in(file: &Path, setting: &str) -> Result<Endpoint, NodeError> {
-    let bad = |e: &dyn std::fmt::Display| {
-        NodeError::Config(format!("config.toml: chain.{setting}: {}: {e}", file.display()))
-    };
+    let bad =
+        |e: &dyn std::fmt::Display| NodeError::Config(format!("config.toml: chain.{setting}: {}: {e}", file.display()));
     let text = std::fs::read_to_string(file).map_err(|e| bad(&e))?;
     text.parse().map_err(|e| bad(&e))
 }

@@ -507,8 +507,7 @@ impl Parts {
             poll: self.chain_poll,
         };
         supervisor.spawn("the chain", follower.run(token.clone()));
-        let tasks =
-            TaskFollower { chain: self.chain.clone(), states: self.task_states.clone(), poll: self.chain_poll };
+        let tasks = TaskFollower { chain: self.chain.clone(), states: self.task_states.clone(), poll: self.chain_poll };
         supervisor.spawn("states of tasks", tasks.run(token.clone()));
         let (own, members) = (self.opened.node, self.tracker.members());
         let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());

@@ -8,10 +8,10 @@ use std::time::Duration;
 use lockstep_api::views::{ChainView, StatusView};
 use lockstep_chain::testing::{Anvil, Contracts};
 use lockstep_testkit::cluster::{Cluster, ClusterOptions, change_config};
-use lockstep_testkit::http::post_message;
+use lockstep_testkit::http::{get, post_message};
 use lockstep_testkit::load::device_key;
 use lockstep_testkit::wait::{always, eventually};
-use lockstep_types::{Address, ChainSource, NetworkParams, ProjectId, ProjectSettings, SigningKey};
+use lockstep_types::{Address, ChainSource, NetworkParams, ProjectId, ProjectSettings, SigningKey, TaskId};
 
 use crate::{SOON, binary};
 
@@ -300,5 +300,49 @@ async fn one_voter_with_an_endpoint_that_lies_stops_the_following_until_it_is_co
         Ok(())
     })
     .await;
+    cluster.assert_no_panics();
+}
+
+/// Waits until all nodes tell these states of a task.
+async fn told(cluster: &Cluster, task: TaskId, states: &[&str]) {
+    let path = format!("/task?projectID={PROJECT}&taskID={task}");
+    eventually(&format!("all nodes tell {states:?}"), SOON, async || {
+        for index in 0..cluster.len() {
+            let answer = get(cluster.node(index).address(), &path).await.json();
+            let told: Vec<&str> =
+                answer["states"].as_array().unwrap().iter().map(|state| state["state"].as_str().unwrap()).collect();
+            if told != states {
+                return Err(format!("node at place {index}: {answer}"));
+            }
+        }
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_becomes_of_a_task_on_the_chain_is_told_by_every_node_also_after_a_restart() {
+    let (anvil, contracts, mut cluster) = start(2).await;
+    let key = device(1);
+    register(&anvil, &contracts, &key).await;
+    approve(&anvil, &contracts, &key).await;
+    anvil.mine(CONFIRMATIONS).await;
+    answered(&cluster, &key, 200).await;
+    let body = lockstep_identity::sign_body(&key, PROJECT, "0.1", "the one of the task");
+    let answer = post_message(cluster.node(0).address(), body.as_bytes()).await.json();
+    let task: TaskId = answer["taskID"].as_str().unwrap().parse().unwrap();
+    told(&cluster, task, &["packed"]).await;
+    contracts.assign(&anvil, PROJECT, task, OWNER, 99).await;
+    anvil.mine(CONFIRMATIONS).await;
+    told(&cluster, task, &["packed", "assigned"]).await;
+    contracts.settle(&anvil, ProjectId(8), task, OWNER).await;
+    contracts.settle(&anvil, PROJECT, task, OWNER).await;
+    anvil.mine(CONFIRMATIONS).await;
+    told(&cluster, task, &["packed", "assigned", "settled"]).await;
+    for index in 0..cluster.len() {
+        cluster.kill(index);
+    }
+    cluster.start_all().await;
+    told(&cluster, task, &["packed", "assigned", "settled"]).await;
     cluster.assert_no_panics();
 }

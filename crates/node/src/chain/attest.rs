@@ -34,8 +34,7 @@ impl Chain {
             self.0.seen.lock().differs = None;
             return Attestation::Signed(self.0.key.sign(&own));
         }
-        let found =
-            format!("{} events, last block 0x{}", update.events.len(), hex::encode(&update.last_hash[..8]));
+        let found = format!("{} events, last block 0x{}", update.events.len(), hex::encode(&update.last_hash[..8]));
         let sentence = format!(
             "the leader reads something else in blocks {first} to {last} of the chain than this node's endpoint says \
              ({found}): compare with the other operators, and correct the endpoint that is wrong"

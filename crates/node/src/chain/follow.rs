@@ -185,12 +185,13 @@ impl Follower {
         if set.voter(self.node).is_some() {
             said.signatures.insert(self.node, inner.key.sign(&digest));
         }
-        let mut asked: FuturesUnordered<_> = clients
-            .iter_mut()
-            .map(|(node, client)| async move {
-                (*node, ask_to_attest(client, blocks, &digest, CHAIN_ATTEST_TIMEOUT).await)
-            })
-            .collect();
+        let mut asked: FuturesUnordered<_> =
+            clients
+                .iter_mut()
+                .map(|(node, client)| async move {
+                    (*node, ask_to_attest(client, blocks, &digest, CHAIN_ATTEST_TIMEOUT).await)
+                })
+                .collect();
         let mut deadline = tokio::time::Instant::now() + CHAIN_ATTEST_TIMEOUT;
         if said.signatures.len() >= needed {
             deadline = tokio::time::Instant::now() + CHAIN_OBJECTION_TIME;
@@ -225,7 +226,12 @@ impl Follower {
         }
         let next = *self.tracker.next_block().borrow();
         if next.is_some_and(|next| next > update.last) {
-            tracing::debug!(first = update.first, last = update.last, events = update.events.len(), "the chain was followed");
+            tracing::debug!(
+                first = update.first,
+                last = update.last,
+                events = update.events.len(),
+                "the chain was followed"
+            );
             return Ok(());
         }
         Err(passing(&"the log had moved on; it is read again"))
