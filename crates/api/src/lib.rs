@@ -28,7 +28,9 @@ pub mod views;
 
 pub use caller::TrustedProxy;
 pub use options::Options;
-pub use ports::{Accepted, Ports, Read, ReadError, Sender, Submit, SubmitError, OrderProblem, Registry, Sealed, SealedError};
+pub use ports::{
+    Accepted, OrderProblem, Ports, Read, ReadError, Registry, Sealed, SealedError, Sender, Submit, SubmitError,
+};
 pub use sealed::MessageStates;
 pub use server::{ApiError, Bound, Server};
 pub use time::rfc3339;

@@ -9,7 +9,6 @@ use axum::extract::{Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use lockstep_identity::{DeviceRequest, RequestError, TaskQuery, apinode};
-use lockstep_types::TimeMs;
 use serde::{Deserialize, Serialize};
 
 use crate::ports::Accepted;
@@ -17,6 +16,7 @@ use crate::problem::Problem;
 use crate::routes::App;
 use crate::sealed;
 use crate::time::rfc3339;
+use crate::views::TaskView;
 
 /// By which a sender tells equal unsigned messages apart.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -87,13 +87,16 @@ pub(crate) struct TaskStates {
 
 #[derive(Debug, Serialize)]
 pub(crate) struct TaskState {
-    state: &'static str,
+    state: String,
     time: String,
 }
 
 impl TaskState {
-    pub(crate) fn packed(time: TimeMs) -> Self {
-        Self { state: "packed", time: rfc3339(time) }
+    /// What is known of a task: that it is packed, and what the chain says of it.
+    pub(crate) fn of(task: &TaskView) -> Vec<Self> {
+        let packed = Self { state: "packed".into(), time: rfc3339(task.time_ms) };
+        let later = task.chain.iter().map(|on| Self { state: on.state.clone(), time: rfc3339(on.time_ms) });
+        std::iter::once(packed).chain(later).collect()
     }
 }
 
@@ -115,10 +118,6 @@ pub(crate) async fn task(
         }
     };
     let task = app.ports.read.task(query.task_id).await?.filter(|task| task.project_id == query.project_id);
-    let states = task.map(|task| TaskState::packed(task.time_ms));
-    Ok(axum::Json(TaskStates {
-        project_id: query.project_id.0,
-        task_id: query.task_id_text,
-        states: states.into_iter().collect(),
-    }))
+    let states = task.as_ref().map(TaskState::of).unwrap_or_default();
+    Ok(axum::Json(TaskStates { project_id: query.project_id.0, task_id: query.task_id_text, states }))
 }

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::future::join_all;
 use bytes::Bytes;
+use futures::future::join_all;
 use lockstep_identity::{DeviceRequest, Did, TaskRequest};
 use lockstep_types::{Address, ContentId, ExportPage, Height, MessageId, ProjectId, Proof, Sequence, TaskId};
 
-use crate::views::{BatchView, BatchesView, BoundariesView, MembersView, MessageView, StatusView, TaskView, DevicesView, ProjectView, ProjectsView};
+use crate::views::{
+    BatchView, BatchesView, BoundariesView, DevicesView, MembersView, MessageView, ProjectView, ProjectsView,
+    StatusView, TaskView,
+};
 
 /// The ports that a server serves.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use lockstep_identity::RequestError;
 use lockstep_types::ContentId;
 use serde::Serialize;
 
-use crate::ports::{SealedError, ReadError, Sender, SubmitError};
+use crate::ports::{ReadError, SealedError, Sender, SubmitError};
 
 /// When to come back where no better hint is at hand.
 const RETRY_AFTER_DEFAULT_MS: u64 = 1_000;

@@ -42,9 +42,7 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Res
             height: accepted.height.0,
             duplicate: accepted.duplicate,
         })),
-        Err(SubmitError::Unauthenticated(text)) => {
-            Err(Problem::new(StatusCode::UNAUTHORIZED, "bad_signature", text))
-        }
+        Err(SubmitError::Unauthenticated(text)) => Err(Problem::new(StatusCode::UNAUTHORIZED, "bad_signature", text)),
         Err(error) => Err(Problem::of_submit(error, true)),
     }
 }
@@ -59,9 +57,5 @@ pub(crate) async fn task(
     let alias: TaskId = text.parse().map_err(|e: lockstep_types::ids::ParseIdError| Problem::invalid(e.to_string()))?;
     let own = app.ports.read.task_of_alias(alias).await?.unwrap_or(alias);
     let task = app.ports.read.task(own).await?.ok_or_else(|| Problem::not_found("the task"))?;
-    Ok(axum::Json(TaskStates {
-        project_id: task.project_id.0,
-        task_id: text,
-        states: vec![TaskState::packed(task.time_ms)],
-    }))
+    Ok(axum::Json(TaskStates { project_id: task.project_id.0, task_id: text, states: TaskState::of(&task) }))
 }

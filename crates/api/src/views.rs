@@ -3,7 +3,8 @@
 use base64::Engine as _;
 use lockstep_types::proof::Boundary;
 use lockstep_types::{
-    Address, BatchHash, Digest, Epoch, Height, MessageId, NetworkId, NodeId, ProjectId, ProjectSettings, Sequence, TaskId, TaskNumber, TimeMs,
+    Address, BatchHash, Digest, Epoch, Height, MessageId, NetworkId, NodeId, ProjectId, ProjectSettings, Sequence,
+    TaskId, TaskNumber, TimeMs,
 };
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +103,19 @@ pub struct GapView {
     pub last: TaskNumber,
 }
 
+/// How far the chain is followed that says which devices there are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainView {
+    /// The last block that the log has; null before the first.
+    pub block: Option<u64>,
+    /// Confirmed blocks that the log does not have, as this node's endpoint says; null where it has none, or has not
+    /// answered yet. Some are normal where nothing happened in them.
+    pub behind: Option<u64>,
+    /// Why it is not followed, or not attested, as far as this node knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
 /// `/api/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusView {
@@ -119,6 +133,12 @@ pub struct StatusView {
     pub leader: Option<LeaderView>,
     /// Its newest batch.
     pub head: HeadView,
+    /// The chain of the network's devices; absent where devices come from owners.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<ChainView>,
+    /// Digest of all that the log has done to the state so far; equal on nodes that have applied the same.
+    #[serde(default)]
+    pub effects: Digest,
     /// What an operator has to look at; empty when all is well.
     #[serde(default)]
     pub complaints: Vec<String>,
@@ -302,6 +322,18 @@ pub struct TaskView {
     pub time_ms: TimeMs,
     /// That batch.
     pub height: Height,
+    /// What became of it on the chain, as this node has read it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub chain: Vec<TaskChainView>,
+}
+
+/// A state of a task on the chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskChainView {
+    /// `assigned` or `settled`.
+    pub state: String,
+    /// When this node read it, `confirmations` blocks after it happened at least.
+    pub time_ms: TimeMs,
 }
 
 /// `/api/boundaries`.

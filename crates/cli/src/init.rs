@@ -90,6 +90,7 @@ pub fn node(options: &NodeArgs) -> anyhow::Result<(Config, MemberOptions, Option
         tls: None,
         raft: RaftConfig::default(),
         upgrade: UpgradeConfig::default(),
+        chain: None,
         outputs: vec![OutputConfig {
             name: "tasks".parse()?,
             scope: Scope::Node,

@@ -30,6 +30,11 @@ fn print(status: &StatusView) {
     let head = &status.head;
     println!("head     height {}, sequence {}, {}", head.height, head.sequence, head.hash);
     println!("final    to height {}, kept from height {}", head.final_height, head.oldest_height);
+    if let Some(chain) = &status.chain {
+        let block = chain.block.map_or_else(|| "none yet".to_owned(), |block| block.to_string());
+        let behind = chain.behind.map(|blocks| format!(", {blocks} confirmed blocks behind")).unwrap_or_default();
+        println!("chain    followed to block {block}{behind}");
+    }
     if let Some(state) = &status.fetching {
         println!("fetching the state from node {}: {}", state.node, so_far(state));
     }

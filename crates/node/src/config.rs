@@ -34,6 +34,10 @@ pub struct Config {
     /// How far the network may be taken.
     #[serde(default)]
     pub upgrade: UpgradeConfig,
+    /// Where this node reads the chain of the network's devices, if the network has one. Without it the node has no
+    /// opinion about the chain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<ChainConfig>,
     /// Stores that this node feeds.
     #[serde(default, rename = "output", skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputConfig>,
@@ -173,6 +177,52 @@ impl Default for UpgradeConfig {
     }
 }
 
+/// Where the chain is read that says which devices there are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChainConfig {
+    /// A file with the URL of a JSON-RPC endpoint, so that this one holds no secret.
+    pub rpc_file: PathBuf,
+    /// URL of the gateway that devices' documents are fetched from, such as `https://gateway.example/ipfs`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    /// A file with that URL, where it holds a secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway_file: Option<PathBuf>,
+    /// Most blocks in one request for events, and in one update.
+    #[serde(default = "default_span_max")]
+    pub span_max: u64,
+    /// How often the leader asks for new blocks; others ask less often.
+    #[serde(default = "default_poll_ms")]
+    pub poll_ms: u64,
+}
+
+/// Fewer would be no pause at all.
+const POLL_MS_MIN: u64 = 50;
+
+fn default_span_max() -> u64 {
+    lockstep_chain::SPAN_MAX_DEFAULT
+}
+
+fn default_poll_ms() -> u64 {
+    5_000
+}
+
+impl ChainConfig {
+    fn check(&self) -> Result<(), String> {
+        if !(1..=lockstep_chain::RANGE_BLOCKS_MAX).contains(&self.span_max) {
+            return Err(format!("chain.span_max must be from 1 to {}", lockstep_chain::RANGE_BLOCKS_MAX));
+        }
+        if self.poll_ms < POLL_MS_MIN {
+            return Err(format!("chain.poll_ms must be at least {POLL_MS_MIN}"));
+        }
+        if self.gateway.is_some() && self.gateway_file.is_some() {
+            return Err("chain takes `gateway` or `gateway_file`, not both".into());
+        }
+        Ok(())
+    }
+}
+
 /// Who feeds an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -289,6 +339,7 @@ impl Config {
         if config.pool.messages_max == 0 || config.pool.bytes_max == 0 || config.http.connections_max == 0 {
             return Err(bad("limits must be at least 1".into()));
         }
+        config.chain.as_ref().map_or(Ok(()), ChainConfig::check).map_err(bad)?;
         for (i, output) in config.outputs.iter().enumerate() {
             if config.outputs[..i].iter().any(|other| other.name == output.name) {
                 return Err(bad(format!("two outputs are named {}", output.name)));
@@ -327,6 +378,13 @@ mod tests {
             tls: Some(TlsConfig { cert: "cert.pem".into(), key: "key.pem".into() }),
             raft: RaftConfig::default(),
             upgrade: UpgradeConfig::default(),
+            chain: Some(ChainConfig {
+                rpc_file: "chain.rpc".into(),
+                gateway: Some("https://gateway.example/ipfs".into()),
+                gateway_file: None,
+                span_max: 500,
+                poll_ms: 2_000,
+            }),
             outputs: vec![
                 OutputConfig {
                     name: "tasks".parse().unwrap(),
@@ -357,6 +415,9 @@ mod tests {
         assert!(error(&text.replace("cert = ", "certs = ")).contains("certs"));
         assert!(error(&text.replace("10.0.0.1/32", "nowhere")).contains("nowhere"));
         assert!(error("[http").contains("config.toml"));
+        assert!(error(&text.replace("span_max = 500", "span_max = 0")).contains("span_max"));
+        assert!(error(&text.replace("poll_ms = 2000", "poll_ms = 1")).contains("poll_ms"));
+        assert!(error(&text.replace("poll_ms", "gateway_file = \"g\"\npoll_ms")).contains("not both"));
         assert!(error(&text.replace("heartbeat_ms = 200", "heartbeat_ms = 600")).contains("three times"));
     }
 }

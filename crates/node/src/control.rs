@@ -1,5 +1,5 @@
 //! What members ask each other beside raft and bundles: signatures for certificates, marks, approvals for
-//! the leader, the time, and who signed twice.
+//! the leader, the time, who signed twice, and what voters find on the chain.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +9,12 @@ use lockstep_consensus::Consensus;
 use lockstep_ledger::Members;
 use lockstep_network::{CallError, Client, Service};
 use lockstep_types::conflict::Conflict;
-use lockstep_types::{Approval, BatchHash, BatchHeader, Height, NodeId, Signature, SignedOrder, TimeMs, proto};
+use lockstep_types::{Approval, BatchHash, BatchHeader, Hash32, Height, NodeId, Signature, SignedOrder, TimeMs, proto};
 use prost::Message as _;
 use tokio::sync::watch;
 
 use crate::certify::Certifier;
+use crate::chain::{Attestation, Chain};
 use crate::clock::now_ms;
 use crate::conflicts::Conflicts;
 use crate::operator::Operator;
@@ -43,6 +44,7 @@ pub(crate) struct ControlService {
     pub operator: Operator,
     pub orders: Orders,
     pub conflicts: Conflicts,
+    pub chain: Chain,
     pub members: watch::Receiver<Arc<Members>>,
     pub rules_known: u32,
 }
@@ -85,6 +87,15 @@ impl ControlService {
             Request::Approval(approval) => {
                 let approval = Approval::from_proto(approval).map_err(|e| e.to_string())?;
                 self.operator.decide(approval).await.map(|()| Response::Done(proto::Done {}))
+            }
+            Request::Attest(wanted) => {
+                // Each question costs this operator questions to an endpoint.
+                if self.consensus.status().borrow().leader != Some(from) {
+                    return Err("attestations are for the leader".into());
+                }
+                let digest = Hash32::try_from(&wanted.digest[..]).map_err(|_| "a digest has 32 bytes")?;
+                let answer = self.chain.attest(wanted.first, wanted.last, digest).await;
+                Ok(Response::Attest(attestation_to_proto(answer)))
             }
         }
     }
@@ -184,6 +195,40 @@ pub(crate) async fn forward_approval(
 ) -> Result<(), ControlError> {
     match ask(client, Request::Approval(approval.to_proto()), timeout).await? {
         Response::Done(_) => Ok(()),
+        _ => Err(ControlError::Malformed),
+    }
+}
+
+fn attestation_to_proto(attestation: Attestation) -> proto::AttestResponse {
+    use proto::attest_response::Kind;
+    let kind = match attestation {
+        Attestation::Signed(signature) => Kind::Signature(Bytes::copy_from_slice(&signature.0)),
+        Attestation::Abstains => Kind::Abstains(proto::Done {}),
+        Attestation::NotYet(reason) => Kind::NotYet(reason),
+        Attestation::Differs(what) => Kind::Differs(what),
+    };
+    proto::AttestResponse { kind: Some(kind) }
+}
+
+/// Asks a voter what it finds in blocks of the chain.
+pub(crate) async fn ask_to_attest(
+    client: &mut Client,
+    (first, last): (u64, u64),
+    digest: &Hash32,
+    timeout: Duration,
+) -> Result<Attestation, ControlError> {
+    use proto::attest_response::Kind;
+    let wanted = proto::AttestRequest { first, last, digest: Bytes::copy_from_slice(digest) };
+    match ask(client, Request::Attest(wanted), timeout).await? {
+        Response::Attest(answer) => match answer.kind.ok_or(ControlError::Malformed)? {
+            Kind::Signature(bytes) => {
+                let signature = Signature::try_from(&bytes[..]).map_err(|_| ControlError::Malformed)?;
+                Ok(Attestation::Signed(signature))
+            }
+            Kind::Abstains(proto::Done {}) => Ok(Attestation::Abstains),
+            Kind::NotYet(reason) => Ok(Attestation::NotYet(reason)),
+            Kind::Differs(what) => Ok(Attestation::Differs(what)),
+        },
         _ => Err(ControlError::Malformed),
     }
 }

@@ -12,6 +12,7 @@
 //! peers.json     where members were found lately
 //! admin.sock     where the operator's commands reach the running node
 //! conflict-*.hex proof that a voter signed two batches at one height
+//! task-states.sqlite  what became of tasks on the chain, where one is followed; made again when it is missing
 //! store/         log and state
 //! ```
 
@@ -314,6 +315,11 @@ impl Home {
         self.file("peers.json")
     }
 
+    /// What became of tasks on the chain.
+    pub(crate) fn task_states(&self) -> PathBuf {
+        self.file("task-states.sqlite")
+    }
+
     /// Where the operator's commands reach the running node.
     pub fn admin_socket(&self) -> PathBuf {
         self.file("admin.sock")
@@ -439,6 +445,7 @@ mod tests {
             tls: None,
             raft: RaftConfig::default(),
             upgrade: Default::default(),
+            chain: None,
             outputs: Vec::new(),
         }
     }

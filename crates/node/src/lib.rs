@@ -3,7 +3,7 @@
 //! One message passes [`Ingress`](ingress::Ingress) (authenticated on the [`verify`] pool), waits in the
 //! [`mempool`], goes to the leader with the [`forward`]er, is proposed by the [`proposer`], and is answered when the
 //! [`tracker`] sees it applied. Voters [`certify`] batches, the leader [`steer`]s certificates and changes of
-//! membership, operators have their say by the [`operator`] module. The [`reader`] serves what is stored, the [`publish`] module feeds the outputs.
+//! membership, and follows the [`chain`] of the network's devices, whose [`documents`] are fetched when they are needed. Operators have their say by the [`operator`] module. The [`reader`] serves what is stored, the [`publish`] module feeds the outputs.
 //! [`Node`] starts them, in order, and stops them in the reverse of it.
 
 pub mod admin;
@@ -12,12 +12,14 @@ pub mod backup;
 mod bulk;
 mod bundle;
 mod certify;
+mod chain;
 pub mod check;
 mod clock;
 mod clock_guard;
 pub mod config;
 mod conflicts;
 mod control;
+pub mod documents;
 pub mod doors;
 mod error;
 mod evidence;
@@ -42,7 +44,10 @@ mod reader;
 pub mod rebuild;
 pub mod recover;
 pub mod refill;
+mod registry;
 mod retention;
+mod sealed;
+pub mod secrets;
 mod steer;
 mod supervisor;
 mod tracker;

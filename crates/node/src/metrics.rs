@@ -23,6 +23,8 @@ const LOG_PURGED: &str = "lockstep_log_purged_index";
 const LOG_SNAPSHOT: &str = "lockstep_log_snapshot_index";
 const TRANSFER_BYTES: &str = "lockstep_state_transfer_bytes";
 const TRANSFER_TOTAL: &str = "lockstep_state_transfer_total_bytes";
+const CHAIN_BLOCK: &str = "lockstep_chain_block";
+const CHAIN_BEHIND: &str = "lockstep_chain_behind_blocks";
 const BUNDLES: &str = "lockstep_bundles_total";
 const FINAL: &str = "lockstep_final_height";
 const CERTIFY_SECONDS: &str = "lockstep_certify_seconds";
@@ -51,6 +53,14 @@ pub(crate) fn certified(seconds: f64) {
 
 pub(crate) fn disagreement() {
     counter!(DISAGREEMENTS).increment(1);
+}
+
+/// How far the chain was followed; how many confirmed blocks are missing is not known everywhere.
+pub(crate) fn chain(block: u64, behind: Option<u64>) {
+    gauge!(CHAIN_BLOCK).set(block as f64);
+    if let Some(behind) = behind {
+        gauge!(CHAIN_BEHIND).set(behind as f64);
+    }
 }
 
 pub(crate) fn final_height(height: u64) {

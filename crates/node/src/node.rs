@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use lockstep_api::Ports;
+use lockstep_api::{Ports, Read};
 use lockstep_consensus::rebuild::fetch_state;
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
 use lockstep_ledger::{Members, Projects};
@@ -19,10 +19,12 @@ use crate::admin::{self, Desk};
 use crate::adopt::Adopter;
 use crate::backup::Backups;
 use crate::certify::{Certifier, CertifierParts};
+use crate::chain::{Chain, ChainAccess, ChainParts, Follower, TaskFollower, TaskStates};
 use crate::clock_guard::ClockGuard;
 use crate::config::Scope;
 use crate::conflicts::Conflicts;
 use crate::control::ControlService;
+use crate::documents::Documents;
 use crate::doors::bind_api;
 use crate::error::NodeError;
 use crate::evidence::EvidenceQueue;
@@ -41,7 +43,10 @@ use crate::rates::Rates;
 use crate::reader::Reader;
 use crate::rebuild;
 use crate::refill::{RefillParts, Refills};
+use crate::registry::Orders;
 use crate::retention::Retention;
+use crate::sealed::Sealing;
+use crate::secrets::ServerSecrets;
 use crate::steer::Steward;
 use crate::supervisor::Supervisor;
 use crate::tracker::Tracker;
@@ -85,6 +90,11 @@ struct Parts {
     certifier: Certifier,
     operator: Operator,
     conflicts: Conflicts,
+    chain: Chain,
+    /// Time between two looks of the leader at the chain.
+    chain_poll: Duration,
+    task_states: TaskStates,
+    documents: Arc<Documents>,
     clock_off: watch::Sender<Option<i64>>,
 }
 
@@ -177,7 +187,7 @@ impl Node {
         let admin = admin::bind(&home.admin_socket())?;
         let parts = Self::start_parts(home, opened, (handle, log), state, members).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
-        parts.start_tasks(&mut supervisor, inbox, &outputs, first_peers);
+        parts.start_tasks(&mut supervisor, inbox, &outputs, first_peers)?;
         supervisor.spawn(
             "administration",
             admin::run_admin(admin, parts.desk(&outputs, supervisor.token())?, supervisor.token()),
@@ -185,8 +195,7 @@ impl Node {
         let http = bound.local_addr();
         let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
         supervisor.spawn("metrics", run_upkeep(upkeep, supervisor.token()));
-        let reader = parts.reader(outputs, prometheus);
-        let ports = Ports { submit: parts.ingress.clone(), read: Arc::new(reader) };
+        let ports = parts.ports(Arc::new(parts.reader(outputs, prometheus)))?;
         let api = tokio::spawn(bound.run(ports, api_stop.clone()));
         tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
         let (node, key, members) = (parts.opened.node, parts.opened.node_key.clone(), parts.tracker.members());
@@ -221,6 +230,8 @@ impl Node {
         state: StateStore,
         members: Members,
     ) -> Result<Parts, NodeError> {
+        let source = opened.genesis.params.chain.clone();
+        let access = ChainAccess::open(home, opened.config.chain.as_ref(), source.as_ref())?;
         let mempool = Mempool::new(opened.node, opened.config.pool_limits());
         let evidence = Arc::new(EvidenceQueue::default());
         let tracker = Arc::new(Tracker::new(
@@ -293,6 +304,18 @@ impl Node {
             network: network.clone(),
             tracker: tracker.clone(),
         });
+        let task_states = TaskStates::open(&home.task_states(), access.reader.as_ref())?;
+        let chain = Chain::new(ChainParts {
+            reader: access.reader,
+            source,
+            network: opened.genesis.id()?,
+            epoch: opened.epoch(),
+            key: opened.node_key.clone(),
+            state: state.clone(),
+            next_block: tracker.next_block(),
+        });
+        let no_gateway = |e| NodeError::Config(format!("config.toml: chain.gateway: {e}"));
+        let documents = Arc::new(Documents::new(state.clone(), access.gateway).map_err(no_gateway)?);
         let home = home.clone();
         Ok(Parts {
             opened,
@@ -308,6 +331,10 @@ impl Node {
             certifier,
             operator,
             conflicts,
+            chain,
+            chain_poll: access.poll,
+            task_states,
+            documents,
             clock_off: watch::Sender::new(None),
         })
     }
@@ -404,7 +431,7 @@ impl Parts {
         inbox: GossipInbox,
         outputs: &[RunningOutput],
         first_peers: Vec<Peer>,
-    ) {
+    ) -> Result<(), NodeError> {
         let token = supervisor.token();
         let serve_raft = self.network.serve(Channel::Raft, RaftService { consensus: self.consensus.clone() });
         let serve_bundles = self.network.serve(Channel::Bundle, BundleService { verifier: self.verifier.clone() });
@@ -413,7 +440,9 @@ impl Parts {
             consensus: self.consensus.clone(),
             certifier: self.certifier.clone(),
             operator: self.operator.clone(),
+            orders: self.orders()?,
             conflicts: self.conflicts.clone(),
+            chain: self.chain.clone(),
             members: self.tracker.members(),
             rules_known,
         };
@@ -457,6 +486,17 @@ impl Parts {
             off: self.clock_off.clone(),
         };
         supervisor.spawn("the clock guard", clock_guard.run(token.clone()));
+        let follower = Follower {
+            node: self.opened.node,
+            chain: self.chain.clone(),
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            poll: self.chain_poll,
+        };
+        supervisor.spawn("the chain", follower.run(token.clone()));
+        let tasks = TaskFollower { chain: self.chain.clone(), states: self.task_states.clone(), poll: self.chain_poll };
+        supervisor.spawn("states of tasks", tasks.run(token.clone()));
         let (own, members) = (self.opened.node, self.tracker.members());
         let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
         supervisor.spawn("the address book", book);
@@ -487,6 +527,7 @@ impl Parts {
         let delay_ms = self.opened.config.p2p.gossip_delay_ms;
         supervisor.spawn("gossip", run_gossip(self.mempool.clone(), self.network.clone(), delay_ms, token.clone()));
         supervisor.spawn("the gossip inbox", run_gossip_inbox(inbox, self.verifier.clone(), token));
+        Ok(())
     }
 
     fn start_publishers(&self, supervisor: &mut Supervisor) -> Result<Vec<RunningOutput>, NodeError> {
@@ -562,6 +603,31 @@ impl Parts {
         })
     }
 
+    fn orders(&self) -> Result<Orders, NodeError> {
+        Ok(Orders {
+            network_id: self.opened.genesis.id()?,
+            epoch: self.opened.epoch(),
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            state: self.state.clone(),
+        })
+    }
+
+    /// What the doors serve.
+    fn ports(&self, read: Arc<dyn Read>) -> Result<Ports, NodeError> {
+        let sealing = Sealing {
+            secrets: ServerSecrets::read(self.home.path())?.map(Arc::new),
+            ingress: self.ingress.clone(),
+            state: self.state.clone(),
+            documents: self.documents.clone(),
+            verifier: self.verifier.clone(),
+            read: read.clone(),
+        };
+        let registry = Arc::new(self.orders()?);
+        Ok(Ports { submit: self.ingress.clone(), read, sealed: Arc::new(sealing), registry })
+    }
+
     fn reader(&self, outputs: Vec<RunningOutput>, prometheus: PrometheusHandle) -> Reader {
         Reader {
             genesis: self.opened.genesis.clone(),
@@ -576,6 +642,8 @@ impl Parts {
             ingress: self.ingress.clone(),
             operator: self.operator.clone(),
             certifier: self.certifier.clone(),
+            chain: self.chain.clone(),
+            task_states: self.task_states.clone(),
             clock_off: self.clock_off.subscribe(),
             outputs,
             prometheus,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockstep_api::views::{
     BatchMessageView, BatchView, BatchesView, BoundariesView, EvidenceView, GapView, HeadView, LeaderView, MembersView,
-    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskMessageView, TaskView, TransferView,
-    to_base64,
+    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskChainView, TaskMessageView, TaskView,
+    TransferView, to_base64,
 };
 use lockstep_api::{Read, ReadError};
 use lockstep_consensus::{Consensus, ReadError as StateError, SnapshotProgress, StateStore};
@@ -21,6 +21,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use crate::certify::Certifier;
+use crate::chain::{Chain, TaskStates};
 use crate::clock_guard;
 use crate::ingress::Ingress;
 use crate::limits::READ_BYTES_MAX;
@@ -44,6 +45,8 @@ pub(crate) struct Reader {
     pub ingress: Arc<Ingress>,
     pub operator: Operator,
     pub certifier: Certifier,
+    pub chain: Chain,
+    pub task_states: TaskStates,
     pub clock_off: watch::Receiver<Option<i64>>,
     pub outputs: Vec<RunningOutput>,
     pub prometheus: PrometheusHandle,
@@ -82,15 +85,20 @@ impl Reader {
         History { genesis: self.genesis.clone(), epochs: self.epochs.clone() }
     }
 
+    fn leads(&self) -> bool {
+        self.consensus.status().borrow().role == lockstep_consensus::Role::Leader
+    }
+
     /// What an operator has to look at.
     fn complaints(&self) -> Vec<String> {
         let evidence =
             self.certifier.complaint().map(|reason| format!("no batch is signed any more: the evidence of {reason}"));
         let conflict = self.ingress.conflict().map(|reason| format!("nothing is acknowledged any more: {reason}"));
         let clock = self.clock_off.borrow().map(clock_guard::complaint);
+        let chain = self.chain.complaint(self.leads());
         let refusals = self.network.refusals().into_iter();
         let refused = refusals.map(|(node, reason)| format!("node {node} refuses this node: {reason}"));
-        evidence.into_iter().chain(conflict).chain(clock).chain(refused).collect()
+        evidence.into_iter().chain(conflict).chain(clock).chain(chain).chain(refused).collect()
     }
 
     /// Why messages that this node takes would not be ordered: so many voters refuse it that no majority is left.
@@ -264,6 +272,12 @@ impl Reader {
             signature: None,
             time_ms: batch.header.time_ms,
             height: batch.header.height,
+            chain: self
+                .task_states
+                .of(task.project_id, &id)
+                .into_iter()
+                .map(|(state, time_ms)| TaskChainView { state: state.to_owned(), time_ms })
+                .collect(),
         }))
     }
 
@@ -319,6 +333,8 @@ impl Read for Reader {
                 final_height: head.as_ref().map_or(Height(0), |head| head.final_height),
                 oldest_height: head.as_ref().map_or(Height(0), |head| head.horizon.height),
             },
+            chain: self.chain.view(self.leads()),
+            effects: Digest(head.as_ref().map_or([0; 32], |head| head.effects)),
             complaints: self.complaints(),
             rules_version: head.as_ref().map_or(0, |head| head.rules_version),
             fetching: self.consensus.snapshot_progress().borrow().as_ref().map(Self::transfer_view),
@@ -430,6 +446,9 @@ impl Read for Reader {
         let leads = raft.role == lockstep_consensus::Role::Leader;
         metrics::final_height(final_height);
         metrics::snapshot(self.mempool.len(), height, sequence, leads, raft.term);
+        if let Some(chain) = self.chain.view(leads) {
+            metrics::chain(chain.block.unwrap_or_default(), chain.behind);
+        }
         metrics::log(&self.consensus.log_figures());
         metrics::state_transfer(self.consensus.snapshot_progress().borrow().as_ref());
         for output in &self.outputs {

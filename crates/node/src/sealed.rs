@@ -25,7 +25,7 @@ pub(crate) struct Sealing {
     pub secrets: Option<Arc<ServerSecrets>>,
     pub ingress: Arc<Ingress>,
     pub state: StateStore,
-    pub documents: Documents,
+    pub documents: Arc<Documents>,
     pub verifier: Verifier,
     pub read: Arc<dyn Read>,
 }
@@ -92,7 +92,10 @@ impl Sealing {
 
     async fn seal(&self, caller: Caller, text: String) -> Result<String, SealedError> {
         let sealed = self.aside(move || {
-            caller.secrets.current().encrypt_answer(&caller.document.recipient(), &text, &mut random()?)
+            caller
+                .secrets
+                .current()
+                .encrypt_answer(&caller.document.recipient(), &text, &mut random()?)
                 .map_err(|e| SealedError::Unavailable(e.to_string()))
         });
         sealed.await?
@@ -107,7 +110,8 @@ impl Sealing {
         if message.as_ref().is_some_and(|message| !own(message)) {
             return Err(SealedError::Denied("the message is another device's".into()));
         }
-        serde_json::to_string(&MessageStates::of(id, message.as_ref())).map_err(|e| SealedError::Unavailable(e.to_string()))
+        serde_json::to_string(&MessageStates::of(id, message.as_ref()))
+            .map_err(|e| SealedError::Unavailable(e.to_string()))
     }
 }
 
@@ -135,7 +139,9 @@ impl Sealed for Sealing {
         let now_s = (now_ms().0 / 1_000).max(known.tokens_from.0.div_ceil(1_000));
         let sealed = self.aside(move || {
             let token = secrets.current().issue_token(&device, now_s);
-            secrets.current().encrypt_answer(&document.recipient(), &token, &mut random()?)
+            secrets
+                .current()
+                .encrypt_answer(&document.recipient(), &token, &mut random()?)
                 .map_err(|e| SealedError::Unavailable(e.to_string()))
         });
         sealed.await?

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use lockstep_consensus::Observer;
 use lockstep_consensus::StateStore;
-use lockstep_ledger::{Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, OrderError, Outcome, Projects};
+use lockstep_ledger::{
+    Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, OrderError, Outcome, Projects,
+};
 use lockstep_types::{Height, OutputName, ProjectId, Sequence, TaskNumber};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};

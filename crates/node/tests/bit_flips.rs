@@ -30,6 +30,7 @@ fn make_home(path: &Path) -> Home {
         tls: None,
         raft: RaftConfig::default(),
         upgrade: Default::default(),
+        chain: None,
         outputs: Vec::new(),
     };
     let options = MemberOptions {

@@ -93,6 +93,8 @@ impl Read for Fake {
                 final_height: Height(HEAD),
                 oldest_height: Height(0),
             },
+            chain: None,
+            effects: Digest([0; 32]),
             complaints: vec![],
             rules_version: 2,
             fetching: None,
@@ -158,6 +160,7 @@ impl Read for Fake {
             signature: None,
             time_ms: TimeMs(1_709_210_096_789),
             height: Height(5),
+            chain: vec![],
         }))
     }
 

@@ -77,6 +77,7 @@ fn config(http: u16, p2p: u16, dsn: bool) -> anyhow::Result<Config> {
         tls: None,
         raft: RaftConfig::default(),
         upgrade: Default::default(),
+        chain: None,
         outputs,
     })
 }

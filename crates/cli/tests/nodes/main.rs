@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod by_hand;
+mod chain;
 mod conflicts;
 mod epochs;
 mod failover;

@@ -200,9 +200,9 @@ impl Ledger {
         self.projects.set(id, project);
     }
 
-    /// The block that must be read next, where the network reads a chain.
+    /// The block that must be read next, where the network reads a chain and the rules know how.
     pub fn next_block(&self) -> Option<u64> {
-        let source = self.projects.params().chain.as_ref()?;
+        let source = self.projects.params().chain.as_ref().filter(|_| self.knows_registry())?;
         Some(self.chain.map_or(source.start_block, |cursor| cursor.last + 1))
     }
 
