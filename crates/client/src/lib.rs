@@ -10,10 +10,14 @@ mod error;
 pub mod fleet;
 mod histogram;
 mod node;
+mod outcome;
 mod raw;
+mod rounds;
+mod sending;
 mod url;
 
 pub use bench::{BenchOptions, BenchReport};
 pub use client::{Client, ClientOptions, Submitted};
 pub use error::ClientError;
+pub use outcome::Outcome;
 pub use fleet::{Acknowledgement, Fleet, FleetStats};
