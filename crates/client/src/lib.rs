@@ -6,18 +6,28 @@
 
 pub mod bench;
 mod client;
+mod conversation;
+mod device;
 mod error;
 pub mod fleet;
 mod histogram;
+mod look_up;
 mod node;
 mod outcome;
+mod prepared;
 mod raw;
+mod receipt;
 mod rounds;
 mod sending;
 mod url;
 
 pub use bench::{BenchOptions, BenchReport};
 pub use client::{Client, ClientOptions, Submitted};
+pub use device::{Device, DeviceBuilder, DeviceOptions, MessageState, MessageStates};
 pub use error::ClientError;
-pub use outcome::Outcome;
 pub use fleet::{Acknowledgement, Fleet, FleetStats};
+pub use outcome::Outcome;
+pub use prepared::{Prepared, Way};
+pub use receipt::Receipt;
+pub use rounds::RETRY_AFTER_MAX;
+pub use sending::POOL_TIME_MAX;
