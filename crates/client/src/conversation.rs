@@ -4,13 +4,13 @@
 //! refuses a message, which it does when its keys have changed; then they are fetched again, once.
 
 use std::fmt;
+use std::sync::Arc;
 
 use hyper::header::HeaderValue;
 use lockstep_identity::{DeviceIdentity, Document};
 use lockstep_types::MessageId;
 use parking_lot::Mutex;
 use serde::Deserialize;
-use std::sync::Arc;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
@@ -117,6 +117,10 @@ impl Conversation {
     async fn begin(&self, client: &Client, place: usize, until: Instant) -> Result<Arc<Session>, Failure> {
         let not_taken = |failure| match failure {
             Failure::Passing(setback) => Failure::Passing(Setback { outcome: Outcome::NotTaken, ..setback }),
+            // Not every node has the keys for this.
+            Failure::Refused(error @ ClientError::Refused { status: 404 | 405, .. }) => {
+                Failure::Passing(Setback::new(Outcome::NotTaken, error.to_string()))
+            }
             refused @ Failure::Refused(_) => refused,
         };
         let document = client.attempt(place, &Request::get("/didDoc"), until).await.map_err(not_taken)?;

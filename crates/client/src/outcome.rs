@@ -82,7 +82,7 @@ pub(crate) fn refused(url: &str, answer: &Answer) -> ClientError {
 }
 
 /// Too slow, too many, or something that another node may not have.
-fn is_worth_a_retry(status: StatusCode) -> bool {
+pub(crate) fn is_worth_a_retry(status: StatusCode) -> bool {
     matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS) || status.is_server_error()
 }
 
