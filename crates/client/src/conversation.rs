@@ -60,15 +60,14 @@ impl Conversation {
         let seal = |session: &Session| {
             let body = self.identity.encrypt_request(&session.server, plaintext, &mut rand::rng());
             let body = body.map_err(|error| Failure::Refused(error.into()))?;
-            let mut request = Request::post("/message", body);
+            let mut request = Request::post("/message", body).once();
             request.content_type = "application/octet-stream";
             Ok(request)
         };
         let answer = self.ask(client, place, seal, until).await?;
         // From here on the message is ordered; an answer that cannot be read is as good as none.
-        let unreadable = |error: String| {
-            Failure::Passing(Setback::new(Outcome::Unknown, format!("{}: {error}", client.url(place))))
-        };
+        let unreadable =
+            |error: String| Failure::Passing(Setback::new(Outcome::Unknown, format!("{}: {error}", client.url(place))));
         let opened = self.identity.decrypt_answer(&answer.body).map_err(|e| unreadable(e.to_string()))?;
         let said: MessageAnswer = first_value(&opened.plaintext).map_err(|e| unreadable(e.to_string()))?;
         Ok(said.message_id)

@@ -18,7 +18,7 @@ use crate::outcome::{Failure, Outcome, Setback};
 use crate::prepared::{Prepared, Way};
 use crate::receipt::Receipt;
 use crate::rounds::Choice;
-use crate::sending::{Sending, Step};
+use crate::sending::{POOL_TIME_MAX, Sending, Step, Times};
 
 /// How a device sends.
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ pub struct DeviceOptions {
     /// The retry window of the projects that it sends to, at most. Too small only costs look-ups; too large makes
     /// late retries into second messages.
     pub retry_window: Duration,
+    /// Longest time that a message can wait in nodes' pools: what was sent and not answered is ordered by then, or never.
+    pub pool_time: Duration,
     /// Limits of the connections.
     pub client: ClientOptions,
 }
@@ -37,6 +39,7 @@ impl Default for DeviceOptions {
         Self {
             give_up_after: Duration::from_secs(30),
             retry_window: Duration::from_secs(10),
+            pool_time: POOL_TIME_MAX,
             client: ClientOptions::default(),
         }
     }
@@ -197,7 +200,7 @@ impl Device {
         let (mut attempts, mut last, mut refusal) = (0_u32, "nothing was tried".to_owned(), None);
         loop {
             let now = Instant::now();
-            let step = sending.lock().step(now, self.options.retry_window);
+            let step = sending.lock().step(now, self.times());
             let pause = match step {
                 Step::Wait(at) => Some(at),
                 Step::LookUp => match self.client.look_up(prepared, until).await {
@@ -249,6 +252,25 @@ impl Device {
         }
     }
 
+    fn times(&self) -> Times {
+        Times { window: self.options.retry_window, pool: self.options.pool_time }
+    }
+
+    /// Looks up a message that must not be sent before that. `None` where it may be sent now, or where that is not
+    /// known yet.
+    pub(crate) async fn settle(&self, prepared: &Prepared, sending: &Mutex<Sending>) -> Option<Receipt> {
+        let step = sending.lock().step(Instant::now(), self.times());
+        if step != Step::LookUp {
+            return None;
+        }
+        match self.client.look_up(prepared, Instant::now() + self.options.client.read_deadline).await {
+            LookUp::Found(receipt) => return Some(receipt),
+            LookUp::Absent => sending.lock().is_absent(),
+            LookUp::Unclear(reason) => tracing::debug!(reason, "a message could not be looked up"),
+        }
+        None
+    }
+
     /// An encrypted message can be sent by its own device only.
     fn check(&self, prepared: &Prepared) -> Result<(), ClientError> {
         let stranger = || ClientError::Setup("the message was made by a device of another kind or name".to_owned());
@@ -297,7 +319,8 @@ impl Device {
             (_, Way::Task) => "/v1/task",
             _ => "/message",
         };
-        let answer = self.client.attempt(place, &Request::post(path, prepared.body.clone()), until).await?;
+        let request = Request::post(path, prepared.body.clone()).once();
+        let answer = self.client.attempt(place, &request, until).await?;
         let read = match prepared.way {
             Way::Task => serde_json::from_slice(&answer.body).map(|said: TaskAnswer| Receipt::task(said.task_id)),
             _ => serde_json::from_slice::<Submitted>(&answer.body).map(Receipt::from),

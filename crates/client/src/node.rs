@@ -41,6 +41,9 @@ pub(crate) struct Request {
     pub(crate) content_type: &'static str,
     /// Marked as sensitive by whoever makes it.
     pub(crate) authorization: Option<HeaderValue>,
+    /// Whether a connection that breaks after the request went out ends the attempt, where otherwise a kept one is
+    /// replaced.
+    pub(crate) once: bool,
 }
 
 impl Request {
@@ -51,7 +54,19 @@ impl Request {
     /// JSON.
     pub(crate) fn post(path: impl Into<Cow<'static, str>>, body: impl Into<Bytes>) -> Self {
         let content_type = "application/json";
-        Self { method: Method::POST, path: path.into(), body: body.into(), content_type, authorization: None }
+        Self {
+            method: Method::POST,
+            path: path.into(),
+            body: body.into(),
+            content_type,
+            authorization: None,
+            once: false,
+        }
+    }
+
+    /// The same, sent once at most.
+    pub(crate) fn once(self) -> Self {
+        Self { once: true, ..self }
     }
 
     fn for_node(&self, endpoint: &Endpoint) -> Result<hyper::Request<Full<Bytes>>, hyper::http::Error> {
@@ -114,7 +129,9 @@ impl Node {
         while let Some(kept) = self.take_idle() {
             // A kept connection may have been closed by the node in the meantime; that says nothing about the node.
             match self.on(kept, request, sent).await {
-                Err(NoAnswer::Broken(error)) => tracing::debug!(%error, "a kept connection was of no use"),
+                Err(NoAnswer::Broken(error)) if !(request.once && sent.load(Ordering::Relaxed)) => {
+                    tracing::debug!(%error, "a kept connection was of no use")
+                }
                 result => return result,
             }
         }
@@ -156,7 +173,8 @@ impl Node {
             broken(error)
         })?;
         let status = response.status();
-        let retry_after = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let retry_after =
+            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let body = Limited::new(response.into_body(), self.options.answer_bytes_max);
         let body = body.collect().await.map_err(NoAnswer::Broken)?.to_bytes();
         let mut idle = self.idle.lock();

@@ -48,12 +48,7 @@ impl Prepared {
     }
 
     /// The body of `POST /message`, signed.
-    pub(crate) fn signed(
-        key: &SigningKey,
-        project: ProjectId,
-        version: &str,
-        data: &str,
-    ) -> Result<Self, ClientError> {
+    pub(crate) fn signed(key: &SigningKey, project: ProjectId, version: &str, data: &str) -> Result<Self, ClientError> {
         let body = apinode::sign_body(key, project, version, data);
         // Read as a node reads it, so that what it would refuse is refused here.
         let read = apinode::parse(body.as_bytes())?;
@@ -143,7 +138,8 @@ mod tests {
 
     #[test]
     fn what_nodes_would_refuse_is_not_sent() {
-        for (project, version, data) in [(0, "1", "x"), (1, "", "x"), (1, "1", ""), (u64::MAX, "1", "x"), (1, "\0", "x")]
+        for (project, version, data) in
+            [(0, "1", "x"), (1, "", "x"), (1, "1", ""), (u64::MAX, "1", "x"), (1, "\0", "x")]
         {
             assert!(Prepared::signed(&key(), ProjectId(project), version, data).is_err(), "{project} {version}");
             assert!(Prepared::encrypted(&Did(Address([3; 20])), ProjectId(project), version, data).is_err());

@@ -11,10 +11,24 @@ use tokio::time::Instant;
 
 use crate::outcome::Outcome;
 
-/// Longest time that a message waits in nodes' pools for its position; older ones are dropped.
+/// Longest time that a message waits in nodes' pools for its position; nodes drop older ones.
 pub const POOL_TIME_MAX: Duration = Duration::from_secs(5);
-/// After this long an unanswered message is ordered or never will be, and every node that is up to date knows.
-const SETTLED_AFTER: Duration = Duration::from_secs(6);
+
+/// What the rule depends on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Times {
+    /// The project's retry window.
+    pub(crate) window: Duration,
+    /// Longest time in a pool.
+    pub(crate) pool: Duration,
+}
+
+impl Times {
+    /// After this long an unanswered message is ordered or never will be, and every node that is up to date knows.
+    fn settled_after(&self) -> Duration {
+        self.pool + self.pool / 5
+    }
+}
 
 /// What is known about one message.
 #[derive(Debug, Clone, Default)]
@@ -44,13 +58,13 @@ impl Sending {
         Self { first: Some(now), last: Some(now), old: true }
     }
 
-    /// What to do, where the project has the retry window `window`.
-    pub(crate) fn step(&self, now: Instant, window: Duration) -> Step {
+    /// What to do now.
+    pub(crate) fn step(&self, now: Instant, times: Times) -> Step {
         let (Some(first), Some(last)) = (self.first, self.last) else { return Step::Send };
-        if !self.old && now < first + window.saturating_sub(POOL_TIME_MAX) {
+        if !self.old && now < first + times.window.saturating_sub(times.pool) {
             return Step::Send;
         }
-        let settled = last + SETTLED_AFTER;
+        let settled = last + times.settled_after();
         if now < settled { Step::Wait(settled) } else { Step::LookUp }
     }
 
@@ -91,7 +105,7 @@ impl Sending {
 mod tests {
     use super::*;
 
-    const WINDOW: Duration = Duration::from_secs(10);
+    const TIMES: Times = Times { window: Duration::from_secs(10), pool: POOL_TIME_MAX };
 
     fn after(start: Instant, s: u64) -> Instant {
         start + Duration::from_secs(s)
@@ -101,14 +115,14 @@ mod tests {
     fn a_message_is_sent_again_only_while_its_last_copy_would_fall_into_the_window() {
         let start = Instant::now();
         let mut sending = Sending::default();
-        assert_eq!(sending.step(start, WINDOW), Step::Send);
+        assert_eq!(sending.step(start, TIMES), Step::Send);
         let before = sending.begin(start);
         sending.ended(before, after(start, 3), Outcome::Unknown);
-        assert_eq!(sending.step(after(start, 4), WINDOW), Step::Send);
-        assert_eq!(sending.step(after(start, 5), WINDOW), Step::Wait(after(start, 9)));
-        assert_eq!(sending.step(after(start, 9), WINDOW), Step::LookUp);
+        assert_eq!(sending.step(after(start, 4), TIMES), Step::Send);
+        assert_eq!(sending.step(after(start, 5), TIMES), Step::Wait(after(start, 9)));
+        assert_eq!(sending.step(after(start, 9), TIMES), Step::LookUp);
         sending.is_absent();
-        assert_eq!((sending.step(after(start, 9), WINDOW), sending.outcome()), (Step::Send, Outcome::NotTaken));
+        assert_eq!((sending.step(after(start, 9), TIMES), sending.outcome()), (Step::Send, Outcome::NotTaken));
     }
 
     #[test]
@@ -117,19 +131,19 @@ mod tests {
         let mut sending = Sending::default();
         let before = sending.begin(start);
         sending.ended(before, start, Outcome::NotTaken);
-        assert_eq!(sending.step(after(start, 99), WINDOW), Step::Send);
+        assert_eq!(sending.step(after(start, 99), TIMES), Step::Send);
         sending.begin(start);
-        assert_eq!(sending.step(after(start, 99), WINDOW), Step::LookUp);
+        assert_eq!(sending.step(after(start, 99), TIMES), Step::LookUp);
         let before = sending.begin(after(start, 99));
         sending.ended(before, after(start, 99), Outcome::NotTaken);
-        assert_eq!((sending.step(after(start, 99), WINDOW), sending.outcome()), (Step::LookUp, Outcome::Unknown));
+        assert_eq!((sending.step(after(start, 99), TIMES), sending.outcome()), (Step::LookUp, Outcome::Unknown));
     }
 
     #[test]
     fn what_was_sent_in_an_earlier_life_is_looked_up_first() {
         let start = Instant::now();
         let sending = Sending::from_before(start);
-        assert_eq!(sending.step(start, WINDOW), Step::Wait(after(start, 6)));
-        assert_eq!(sending.step(after(start, 6), Duration::MAX), Step::LookUp);
+        assert_eq!(sending.step(start, TIMES), Step::Wait(after(start, 6)));
+        assert_eq!(sending.step(after(start, 6), Times { window: Duration::from_secs(999), ..TIMES }), Step::LookUp);
     }
 }

@@ -68,7 +68,10 @@ impl Outbox {
         loop {
             let count = if bulk && !alone { self.bulk_messages_max() } else { 1 };
             let mut first = self.on_disk(move |log| log.first(count, BULK_BYTES_MAX)).await?;
-            // What may have been sent before goes alone, so that it can be looked up.
+            if first.len() > 1 && self.settle(device, &first, &mut drained, &mut told).await? {
+                continue;
+            }
+            // What may have been sent before goes alone: it may have to wait until it can be looked up.
             let is_fit = |(_, prepared, waiting): &Entry| {
                 prepared.way == Way::Signed && waiting.sending.lock().outcome() == Outcome::NotTaken
             };
@@ -132,6 +135,29 @@ impl Outbox {
         self.log.lock().options().bulk_messages_max.clamp(1, BULK_MESSAGES_MAX)
     }
 
+    /// Looks up what has to be, so that the rest can go together. Returns whether something was found.
+    async fn settle(
+        &self,
+        device: &Device,
+        entries: &[Entry],
+        drained: &mut Drained,
+        told: &mut impl FnMut(OutboxNumber, &Receipt),
+    ) -> Result<bool, OutboxError> {
+        let mut any = false;
+        for (number, prepared, waiting) in entries {
+            if let Some(receipt) = device.settle(prepared, &waiting.sending).await {
+                self.done(vec![*number]).await?;
+                drained.ordered += 1;
+                told(OutboxNumber(*number), &receipt);
+                any = true;
+            } else if waiting.sending.lock().outcome() == Outcome::Unknown {
+                // The ones behind it have to wait in any case.
+                break;
+            }
+        }
+        Ok(any)
+    }
+
     async fn send_alone(
         &self,
         device: &Device,
@@ -165,7 +191,7 @@ impl Outbox {
         told: &mut impl FnMut(OutboxNumber, &Receipt),
     ) -> Result<Together, OutboxError> {
         let bodies: Vec<&[u8]> = entries.iter().map(|entry| &entry.1.body[..]).collect();
-        let request = Request::post("/messages", [&b"["[..], &bodies.join(&b","[..]), b"]"].concat());
+        let request = Request::post("/messages", [&b"["[..], &bodies.join(&b","[..]), b"]"].concat()).once();
         let now = Instant::now();
         let place = device.client.preferred();
         let begun: Vec<_> = entries.iter().map(|(.., waiting)| waiting.sending.lock().begin(now)).collect();

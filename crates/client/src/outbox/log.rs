@@ -69,7 +69,7 @@ impl Log {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             _ => {
                 let bytes = header(&rand::random(), 1);
-                replace(path, &bytes).map_err(&failed)?;
+                write_new(path, &bytes).and_then(|()| switch(path)).map_err(&failed)?;
                 bytes
             }
         };
@@ -105,7 +105,10 @@ impl Log {
                         waiting.sending = Arc::new(Mutex::new(Sending::from_before(now)));
                     }
                 }),
-                Record::Done(numbers) => self.forget(&numbers),
+                Record::Done(numbers) => {
+                    self.forget(&numbers);
+                    self.next = numbers.iter().fold(self.next, |next, number| next.max(number.saturating_add(1)));
+                }
             }
             at = end;
         }
@@ -233,11 +236,17 @@ impl Log {
         for part in offered.chunks(BULK_MESSAGES_MAX) {
             bytes.extend(frame(&self.id, &Record::Offered(part.to_vec())));
         }
-        // Without this the numbers would begin again after the last message was removed.
-        if self.waiting.is_empty() {
-            bytes = header(&self.id, self.next);
+        // The last number that was given must not be given again.
+        let last = self.next - 1;
+        if last > 0 && !self.waiting.contains_key(&last) {
+            bytes.extend(frame(&self.id, &Record::Done(vec![last])));
         }
-        let replaced = replace(&self.path, &bytes).and_then(|()| private().open(&self.path));
+        if let Err(error) = write_new(&self.path, &bytes) {
+            // The old file is as good, only larger.
+            tracing::warn!(path = %self.path.display(), %error, "the outbox could not be written anew");
+            return Ok(());
+        }
+        let replaced = switch(&self.path).and_then(|()| private().open(&self.path));
         self.file = replaced.map_err(|error| {
             self.broken = true;
             failure(&self.path)(error)
@@ -306,17 +315,149 @@ pub(super) fn failure(path: &Path) -> impl Fn(io::Error) -> OutboxError + use<> 
     move |error| OutboxError::Io { path: path.clone(), error }
 }
 
-/// The file is what it was, or all of `bytes`.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = beside(path, ".new");
-    let file = private().create(true).truncate(true).open(&new)?;
+/// Writes what is to take the file's place, which has not changed yet.
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let file = private().create(true).truncate(true).open(beside(path, ".new"))?;
     file.write_all_at(bytes, 0)?;
-    file.sync_all()?;
-    fs::rename(&new, path)?;
+    file.sync_all()
+}
+
+/// The file is what it was, or all of the new one.
+fn switch(path: &Path) -> io::Result<()> {
+    fs::rename(beside(path, ".new"), path)?;
     sync_directory(path)
 }
 
 pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(parent)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::outcome::Outcome;
+    use crate::prepared::Way;
+
+    fn prepared(content: u8, size: usize) -> Prepared {
+        let body = Bytes::from(vec![b'x'; size]);
+        Prepared { way: Way::Signed, content_id: ContentId([content; 32]), body }
+    }
+
+    fn open(path: &Path) -> Result<Log, OutboxError> {
+        Log::open(path, OutboxOptions::default())
+    }
+
+    fn numbers(log: &Log) -> Vec<(u64, bool)> {
+        let sent = |w: &Waiting| w.sending.lock().outcome() == Outcome::Unknown;
+        log.waiting.iter().map(|(number, waiting)| (*number, sent(waiting))).collect()
+    }
+
+    #[test]
+    fn a_crash_at_any_byte_loses_nothing_that_was_acknowledged() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox");
+        let mut log = open(&path).unwrap();
+        // After each step: how long the file is, and what must be there.
+        let mut steps = vec![(0, vec![], 1)];
+        let mut note = |log: &Log, waiting: &[(u64, bool)]| steps.push((log.bytes, waiting.to_vec(), log.next));
+        for content in 1..=3 {
+            log.append(prepared(content, 4)).unwrap();
+            note(&log, &[(1, false), (2, false), (3, false)][..content.into()]);
+        }
+        log.offer(&[1, 2]).unwrap();
+        note(&log, &[(1, true), (2, true), (3, false)]);
+        log.done(&[2]).unwrap();
+        note(&log, &[(1, true), (3, false)]);
+        log.append(prepared(2, 4)).unwrap();
+        note(&log, &[(1, true), (3, false), (4, false)]);
+        log.done(&[1, 3, 4]).unwrap();
+        note(&log, &[]);
+        drop(log);
+        let bytes = fs::read(&path).unwrap();
+        for cut in 0..=bytes.len() {
+            // A disk may have grown the file before it had the bytes.
+            let grown = if cut >= HEADER && cut % 5 == 0 { &[0; 30][..] } else { b"" };
+            fs::write(&path, [&bytes[..cut], grown].concat()).unwrap();
+            let mut log = open(&path).unwrap();
+            let (_, waiting, next) = steps.iter().rfind(|step| step.0 <= cut as u64).unwrap();
+            assert_eq!((&numbers(&log), log.next), (waiting, *next), "{cut}");
+            log.append(prepared(99, 10)).unwrap();
+            drop(log);
+            assert_eq!(open(&path).unwrap().len(), waiting.len() + 1);
+        }
+    }
+
+    #[test]
+    fn damage_before_a_good_record_is_reported_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox");
+        let mut log = open(&path).unwrap();
+        log.append(prepared(1, 40)).unwrap();
+        let middle = log.bytes as usize;
+        log.append(prepared(2, 40)).unwrap();
+        drop(log);
+        let bytes = fs::read(&path).unwrap();
+        for at in 0..middle {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            fs::write(&path, &damaged).unwrap();
+            match open(&path) {
+                Err(OutboxError::NotAnOutbox { .. }) => assert!(at < HEADER),
+                Err(OutboxError::Damaged { at: said, .. }) => assert!(at >= HEADER && said == HEADER as u64),
+                other => panic!("{at}: {:?}", other.map(|log| log.len())),
+            }
+            assert_eq!(fs::read(&path).unwrap(), damaged);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_mostly_waste_is_written_anew_and_numbers_go_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox");
+        let mut log = open(&path).unwrap();
+        let first = log.append(prepared(0, 40)).unwrap();
+        log.offer(&[first]).unwrap();
+        let (id, mut largest) = (log.id, 0);
+        for content in 1..=20 {
+            let number = log.append(prepared(content, 200 << 10)).unwrap();
+            log.done(&[number]).unwrap();
+            largest = largest.max(log.bytes);
+        }
+        assert!(largest < WASTE_BYTES_MAX + (400 << 10), "{largest} of the 4 MiB that were written");
+        fs::write(beside(&path, ".new"), b"left behind").unwrap();
+        drop(log);
+        let mut log = open(&path).unwrap();
+        assert_eq!((numbers(&log), log.next, log.id), (vec![(1, true)], 22, id));
+        assert_eq!(log.first(9, u64::MAX).unwrap()[0].1, prepared(0, 40));
+        log.done(&[1]).unwrap();
+        log.bytes += 2 * WASTE_BYTES_MAX;
+        log.compact().unwrap();
+        drop(log);
+        assert_eq!(open(&path).unwrap().append(prepared(1, 1)).unwrap(), 22);
+        assert!(!beside(&path, ".new").exists());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_changes_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("outbox");
+        let options = OutboxOptions { messages_max: 2, bytes_max: 1_000, ..OutboxOptions::default() };
+        let mut log = Log::open(&path, options).unwrap();
+        assert!(matches!(open(&path), Err(OutboxError::InUse { .. })));
+        let large = prepared(1, BODY_BYTES_MAX + 1);
+        assert!(matches!(log.append(large), Err(OutboxError::TooLarge { .. })));
+        assert!(matches!(log.append(prepared(1, 2_000)), Err(OutboxError::Full { messages: 0, .. })));
+        log.append(prepared(1, 10)).unwrap();
+        assert!(matches!(log.append(prepared(1, 10)), Err(OutboxError::Repeats)));
+        log.append(prepared(2, 10)).unwrap();
+        assert!(matches!(log.append(prepared(3, 10)), Err(OutboxError::Full { messages: 2, .. })));
+        log.done(&[1]).unwrap();
+        assert_eq!(log.append(prepared(1, 10)).unwrap(), 3);
+        fs::write(directory.path().join("other"), "a text of somebody else").unwrap();
+        let other = open(&directory.path().join("other"));
+        assert!(matches!(other, Err(OutboxError::NotAnOutbox { .. })));
+    }
 }
