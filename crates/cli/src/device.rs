@@ -68,7 +68,7 @@ pub async fn submit(options: &Submit) -> anyhow::Result<()> {
             eprintln!("{} messages wait in {}", outbox.waiting(), file.display());
             Ok(())
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error).with_context(|| format!("{} messages wait in {}", outbox.waiting(), file.display())),
     }
 }
 
