@@ -63,12 +63,24 @@ impl Outbox {
         mut told: impl FnMut(OutboxNumber, &Receipt),
     ) -> Result<Drained, OutboxError> {
         let _one_at_a_time = self.draining.lock().await;
+        let drained = self.drain_all(device, &mut told).await;
+        if matches!(drained, Err(OutboxError::Client(_))) {
+            self.on_disk(Log::withdraw).await?;
+        }
+        drained
+    }
+
+    async fn drain_all(
+        &self,
+        device: &Device,
+        told: &mut impl FnMut(OutboxNumber, &Receipt),
+    ) -> Result<Drained, OutboxError> {
         let mut drained = Drained::default();
         let (mut bulk, mut alone) = (true, false);
         loop {
             let count = if bulk && !alone { self.bulk_messages_max() } else { 1 };
             let mut first = self.on_disk(move |log| log.first(count, BULK_BYTES_MAX)).await?;
-            if first.len() > 1 && self.settle(device, &first, &mut drained, &mut told).await? {
+            if first.len() > 1 && self.settle(device, &first, &mut drained, told).await? {
                 continue;
             }
             // What may have been sent before goes alone: it may have to wait until it can be looked up.
@@ -83,13 +95,13 @@ impl Outbox {
             let numbers: Vec<u64> = first.iter().map(|entry| entry.0).collect();
             self.on_disk(move |log| log.offer(&numbers)).await?;
             if first.len() > 1 {
-                match self.send_together(device, &first, &mut drained, &mut told).await? {
+                match self.send_together(device, &first, &mut drained, told).await? {
                     Together::All => {}
                     Together::Some => alone = true,
                     Together::NotHere => bulk = false,
                 }
             } else {
-                self.send_alone(device, &first[0], &mut drained, &mut told).await?;
+                self.send_alone(device, &first[0], &mut drained, told).await?;
                 alone = false;
             }
         }

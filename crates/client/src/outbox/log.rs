@@ -16,6 +16,7 @@ use crate::outbox::record::{
     BODY_BYTES_MAX, HEADER, OutboxId, Record, find_frame, frame, header, is_unfinished_header, read_frame, read_header,
 };
 use crate::outbox::{BULK_MESSAGES_MAX, OutboxOptions};
+use crate::outcome::Outcome;
 use crate::prepared::Prepared;
 use crate::sending::Sending;
 
@@ -105,6 +106,12 @@ impl Log {
                         waiting.sending = Arc::new(Mutex::new(Sending::from_before(now)));
                     }
                 }),
+                Record::Withdrawn(numbers) => numbers.iter().for_each(|number| {
+                    if let Some(waiting) = self.waiting.get_mut(number) {
+                        waiting.offered = false;
+                        waiting.sending = Arc::default();
+                    }
+                }),
                 Record::Done(numbers) => {
                     self.forget(&numbers);
                     self.next = numbers.iter().fold(self.next, |next, number| next.max(number.saturating_add(1)));
@@ -188,6 +195,22 @@ impl Log {
         for number in &new {
             if let Some(waiting) = self.waiting.get_mut(number) {
                 waiting.offered = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes which of the messages that were about to be sent no node has taken, so that none of them is looked up after
+    /// a restart. Not synced: who forgets it only looks them up.
+    pub(super) fn withdraw(&mut self) -> Result<(), OutboxError> {
+        let is_idle = |w: &Waiting| w.offered && w.sending.lock().outcome() == Outcome::NotTaken;
+        let numbers: Vec<u64> = self.waiting.iter().filter(|(_, w)| is_idle(w)).map(|(number, _)| *number).collect();
+        for part in numbers.chunks(BULK_MESSAGES_MAX) {
+            self.write(&frame(&self.id, &Record::Withdrawn(part.to_vec())), false)?;
+        }
+        for number in &numbers {
+            if let Some(waiting) = self.waiting.get_mut(number) {
+                waiting.offered = false;
             }
         }
         Ok(())
@@ -338,7 +361,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::outcome::Outcome;
     use crate::prepared::Way;
 
     fn prepared(content: u8, size: usize) -> Prepared {
@@ -368,6 +390,12 @@ mod tests {
             note(&log, &[(1, false), (2, false), (3, false)][..content.into()]);
         }
         log.offer(&[1, 2]).unwrap();
+        note(&log, &[(1, true), (2, true), (3, false)]);
+        log.waiting[&2].sending.lock().begin(Instant::now());
+        log.withdraw().unwrap();
+        note(&log, &[(1, false), (2, true), (3, false)]);
+        log.offer(&[1]).unwrap();
+        log.waiting[&1].sending.lock().begin(Instant::now());
         note(&log, &[(1, true), (2, true), (3, false)]);
         log.done(&[2]).unwrap();
         note(&log, &[(1, true), (3, false)]);

@@ -6,6 +6,7 @@
 //! record: 1 ‖ u64(number) ‖ way ‖ content id ‖ body      a message
 //!         2 ‖ u64(number)*                               these are about to be sent
 //!         3 ‖ u64(number)*                               these are ordered, or set aside
+//!         4 ‖ u64(number)*                               these were not sent, or not taken, after all
 //! check(x): the first 8 bytes of keccak( "lockstep/outbox/v1" ‖ id ‖ x )
 //! ```
 //!
@@ -39,6 +40,7 @@ pub(super) enum Record {
     Message { number: u64, prepared: Prepared },
     Offered(Vec<u64>),
     Done(Vec<u64>),
+    Withdrawn(Vec<u64>),
 }
 
 fn check(id: &OutboxId, parts: [&[u8]; 2]) -> [u8; CHECK] {
@@ -78,14 +80,18 @@ pub(super) fn frame(id: &OutboxId, record: &Record) -> Vec<u8> {
             payload.extend(prepared.content_id.0);
             payload.extend_from_slice(&prepared.body);
         }
-        Record::Offered(numbers) | Record::Done(numbers) => {
-            payload.push(if matches!(record, Record::Offered(_)) { 2 } else { 3 });
-            payload.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
-        }
+        Record::Offered(numbers) => list(&mut payload, 2, numbers),
+        Record::Done(numbers) => list(&mut payload, 3, numbers),
+        Record::Withdrawn(numbers) => list(&mut payload, 4, numbers),
     }
     // Bodies and lists are bounded where they are made.
     let length = u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes();
     [&length[..], &check(id, [&length, &payload]), &payload].concat()
+}
+
+fn list(payload: &mut Vec<u8>, kind: u8, numbers: &[u64]) {
+    payload.push(kind);
+    payload.extend(numbers.iter().flat_map(|number| number.to_be_bytes()));
 }
 
 /// Reads the frame that begins at `at`: its record and where it ends. `None` where there is none that is whole.
@@ -112,12 +118,13 @@ fn read_record(payload: &[u8]) -> Option<Record> {
             let prepared = Prepared { way, content_id: ContentId(*content_id), body };
             Some(Record::Message { number: u64::from_be_bytes(*number), prepared })
         }
-        2 | 3 => {
+        2..=4 => {
             let (eights, rest) = rest.as_chunks::<8>();
             let numbers = eights.iter().map(|eight| u64::from_be_bytes(*eight)).collect();
             match (rest.is_empty(), kind) {
                 (true, 2) => Some(Record::Offered(numbers)),
-                (true, _) => Some(Record::Done(numbers)),
+                (true, 3) => Some(Record::Done(numbers)),
+                (true, _) => Some(Record::Withdrawn(numbers)),
                 (false, _) => None,
             }
         }
@@ -144,7 +151,8 @@ mod tests {
     #[test]
     fn records_read_back_and_no_altered_or_shorter_one_does() {
         assert_eq!(read_header(&header(&ID, 9)), Some((ID, 9)));
-        for record in [message(5), Record::Offered(vec![1, 2]), Record::Done(vec![u64::MAX]), Record::Done(vec![])] {
+        for record in [message(5), Record::Offered(vec![1, 2]), Record::Done(vec![u64::MAX]), Record::Withdrawn(vec![])]
+        {
             let bytes = frame(&ID, &record);
             assert_eq!(read_frame(&ID, &bytes, 0), Some((record, bytes.len())));
             for cut in 0..bytes.len() {
