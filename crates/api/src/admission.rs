@@ -15,6 +15,7 @@ use axum::http::StatusCode;
 /// Counts what is under way.
 pub(crate) struct Admission {
     submits: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
     reads: Arc<Semaphore>,
     body_bytes: AtomicUsize,
 }
@@ -23,6 +24,7 @@ impl Admission {
     pub(crate) fn new(options: &Options) -> Self {
         Self {
             submits: Arc::new(Semaphore::new(options.submits_max.min(Semaphore::MAX_PERMITS))),
+            streams: Arc::new(Semaphore::new(options.submit_streams_max.min(Semaphore::MAX_PERMITS))),
             reads: Arc::new(Semaphore::new(options.reads_max.min(Semaphore::MAX_PERMITS))),
             body_bytes: AtomicUsize::new(0),
         }
@@ -34,6 +36,28 @@ impl Admission {
         permit.map_err(|_| Problem::busy("too many messages are waiting on this node, try again later"))
     }
 
+    /// Places for `count` messages more: all, or none.
+    pub(crate) fn submit_more(&self, count: usize) -> Result<OwnedSemaphorePermit, Problem> {
+        let places = u32::try_from(count).ok();
+        let permit = places.and_then(|places| Arc::clone(&self.submits).try_acquire_many_owned(places).ok());
+        permit.ok_or_else(|| Problem::busy("too many messages are waiting on this node, try again later"))
+    }
+
+    /// A place for one stream of messages.
+    pub(crate) fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let permit = Arc::clone(&self.streams).try_acquire_owned();
+        permit.map_err(|_| Problem::busy("too many streams are open on this node, try another one"))
+    }
+
+    /// Room in memory for what came in by another way than a body.
+    pub(crate) fn hold(&self, options: &Options, bytes: usize) -> Result<HeldBody<'_>, Problem> {
+        let mut held = HeldBody { bytes: Bytes::new(), counter: &self.body_bytes, counted: 0 };
+        if !held.count(bytes, options.bodies_bytes_max) {
+            return Err(Problem::busy("too many bytes are coming in at the moment, try again later"));
+        }
+        Ok(held)
+    }
+
     /// A place for one read.
     pub(crate) fn read(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let permit = Arc::clone(&self.reads).try_acquire_owned();
@@ -43,10 +67,20 @@ impl Admission {
     /// Reads a request's body whole, within the limits on size, time and memory. Memory grows with what came in,
     /// never with what the client says will come.
     pub(crate) async fn read_body(&self, options: &Options, body: Body) -> Result<HeldBody<'_>, Problem> {
-        if body.size_hint().lower() > options.body_bytes_max as u64 {
-            return Err(Problem::too_large(options.body_bytes_max).closing());
+        self.read_body_of(options, options.body_bytes_max, body).await
+    }
+
+    /// The same for a body that may have `bytes_max` bytes.
+    pub(crate) async fn read_body_of(
+        &self,
+        options: &Options,
+        bytes_max: usize,
+        body: Body,
+    ) -> Result<HeldBody<'_>, Problem> {
+        if body.size_hint().lower() > bytes_max as u64 {
+            return Err(Problem::too_large(bytes_max).closing());
         }
-        match tokio::time::timeout(options.body_read_timeout(), self.collect(options, body)).await {
+        match tokio::time::timeout(options.body_read_timeout(), self.collect(options, bytes_max, body)).await {
             Ok(result) => result,
             Err(_) => {
                 let error = "the request's body did not come in within the time allowed";
@@ -55,14 +89,14 @@ impl Admission {
         }
     }
 
-    async fn collect(&self, options: &Options, mut body: Body) -> Result<HeldBody<'_>, Problem> {
+    async fn collect(&self, options: &Options, bytes_max: usize, mut body: Body) -> Result<HeldBody<'_>, Problem> {
         let mut held = HeldBody { bytes: Bytes::new(), counter: &self.body_bytes, counted: 0 };
         let mut joined = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|_| Problem::invalid("the request's body broke off").closing())?;
             let Ok(data) = frame.into_data() else { continue };
-            if held.counted + data.len() > options.body_bytes_max {
-                return Err(Problem::too_large(options.body_bytes_max).closing());
+            if held.counted + data.len() > bytes_max {
+                return Err(Problem::too_large(bytes_max).closing());
             }
             if !held.count(data.len(), options.bodies_bytes_max) {
                 return Err(Problem::busy("too many bytes are coming in at the moment, try again later").closing());

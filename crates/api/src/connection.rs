@@ -4,6 +4,7 @@
 //! request, so the two times are kept here: what is read from the socket tells which of them runs.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -22,8 +23,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
+use crate::caller::PeerAddress;
 use crate::metrics::{self, Dropped, OpenConnection};
 use crate::options::Options;
+use crate::tls::Tls;
 
 /// Between a polite request to close an idle connection and dropping it.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
@@ -41,10 +44,17 @@ pub(crate) struct Shared {
     builder: auto::Builder<TokioExecutor>,
     connections: TaskTracker,
     stop: CancellationToken,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Shared {
-    pub(crate) fn new(router: Router, options: Options, connections: TaskTracker, stop: CancellationToken) -> Self {
+    pub(crate) fn new(
+        router: Router,
+        options: Options,
+        connections: TaskTracker,
+        stop: CancellationToken,
+        tls: Option<Arc<Tls>>,
+    ) -> Self {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
@@ -58,7 +68,7 @@ impl Shared {
             .keep_alive_interval(HTTP2_PING_INTERVAL)
             .max_concurrent_streams(options.streams_per_connection_max)
             .max_header_list_size(u32::try_from(options.headers_bytes_max).unwrap_or(u32::MAX));
-        Self { router, options, builder, connections, stop }
+        Self { router, options, builder, connections, stop, tls }
     }
 
     /// Times for a request's head and between requests, as they are now.
@@ -77,14 +87,33 @@ impl Shared {
     }
 
     /// Serves one connection until it ends, is too slow or idle for too long, or the server stops.
-    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream) {
+    pub(crate) async fn serve(self: Arc<Self>, stream: TcpStream, peer: IpAddr) {
         let _open = OpenConnection::new();
+        let Some(tls) = &self.tls else { return self.talk(stream, peer).await };
+        let secret = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return,
+            secret = tls.handshake(stream) => secret,
+        };
+        match secret {
+            Ok(stream) => self.talk(stream, peer).await,
+            Err(error) => {
+                metrics::dropped(Dropped::Handshake);
+                tracing::debug!(%peer, %error, "no TLS handshake");
+            }
+        }
+    }
+
+    /// Times and counts are those of what comes out of the TLS, where there is any.
+    async fn talk<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(&self, stream: S, peer: IpAddr) {
         let activity = Arc::new(Activity::new());
         let io = TokioIo::new(Watched { stream, activity: Arc::clone(&activity) });
         let requests = {
             let (router, activity) = (self.router.clone(), Arc::clone(&activity));
-            hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+            hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
                 let (router, running) = (router.clone(), Running::new(&activity));
+                request.extensions_mut().insert(PeerAddress(peer));
+                request.extensions_mut().insert(Busy(Arc::clone(&activity)));
                 async move {
                     let response = router.oneshot(request.map(Body::new)).await;
                     drop(running);
@@ -180,8 +209,19 @@ impl Activity {
     }
 }
 
+/// By which a request can go on after its answer has begun.
+#[derive(Clone)]
+pub(crate) struct Busy(Arc<Activity>);
+
+impl Busy {
+    /// The connection is not idle for as long as the result lives.
+    pub(crate) fn hold(&self) -> Running {
+        Running::new(&self.0)
+    }
+}
+
 /// A request under way.
-struct Running(Arc<Activity>);
+pub(crate) struct Running(Arc<Activity>);
 
 impl Running {
     fn new(activity: &Arc<Activity>) -> Self {
@@ -199,12 +239,12 @@ impl Drop for Running {
 }
 
 /// A socket that tells [`Activity`] what comes in.
-struct Watched {
-    stream: TcpStream,
+struct Watched<S> {
+    stream: S,
     activity: Arc<Activity>,
 }
 
-impl AsyncRead for Watched {
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
@@ -215,7 +255,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

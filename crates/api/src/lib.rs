@@ -5,6 +5,8 @@
 //! reaching a limit has a defined answer. [`Server::bind`] takes the address, [`Bound::run`] serves until told to stop.
 
 mod admission;
+mod bulk;
+mod caller;
 mod connection;
 mod grpc;
 mod message;
@@ -12,13 +14,18 @@ mod metrics;
 mod options;
 mod ports;
 mod problem;
+pub mod rate;
 mod reads;
 mod routes;
 mod server;
+mod stream;
 mod time;
+mod tls;
 pub mod views;
 
+pub use caller::TrustedProxy;
 pub use options::Options;
-pub use ports::{Accepted, Ports, Read, ReadError, Submit, SubmitError};
+pub use ports::{Accepted, Ports, Read, ReadError, Sender, Submit, SubmitError};
 pub use server::{ApiError, Bound, Server};
 pub use time::rfc3339;
+pub use tls::TlsFiles;

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, Request, State};
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
-use lockstep_identity::{TaskQuery, apinode};
+use lockstep_identity::{DeviceRequest, RequestError, TaskQuery, apinode};
 use serde::{Deserialize, Serialize};
 
 use crate::ports::Accepted;
@@ -16,18 +16,33 @@ use crate::problem::Problem;
 use crate::routes::App;
 use crate::time::rfc3339;
 
+/// By which a sender tells equal unsigned messages apart.
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
 /// `POST /message`. The content type is not looked at: devices send any, or none.
 pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Result<Response, Problem> {
     let _place = app.admission.submit()?;
+    let (head, body) = request.into_parts();
     let request = {
-        let body = app.admission.read_body(&app.options, request.into_body()).await?;
+        let body = app.admission.read_body(&app.options, body).await?;
         apinode::parse(&body.bytes)?
     };
+    let request = with_idempotency_key(request, &head.headers)?;
     request.check_limits(app.options.message_bytes_max)?;
     let signed = request.signature.is_some();
     match app.ports.submit.submit(request).await {
         Ok(accepted) => Ok(answer(&accepted)),
         Err(error) => Err(Problem::of_submit(error, signed)),
+    }
+}
+
+/// The header counts for unsigned messages only. Of several it cannot be told which is meant.
+fn with_idempotency_key(request: DeviceRequest, headers: &HeaderMap) -> Result<DeviceRequest, RequestError> {
+    let mut keys = headers.get_all(IDEMPOTENCY_KEY).iter();
+    match (keys.next(), keys.next()) {
+        (None, _) => Ok(request),
+        (Some(key), None) => request.with_idempotency_key(Some(key.as_bytes())),
+        (Some(_), Some(_)) => request.with_idempotency_key(Some(b"")),
     }
 }
 

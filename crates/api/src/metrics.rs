@@ -30,6 +30,7 @@ pub(crate) enum Dropped {
     TooMany,
     SlowHead,
     Idle,
+    Handshake,
 }
 
 pub(crate) fn dropped(reason: Dropped) {
@@ -37,6 +38,7 @@ pub(crate) fn dropped(reason: Dropped) {
         Dropped::TooMany => "too_many",
         Dropped::SlowHead => "slow_head",
         Dropped::Idle => "idle",
+        Dropped::Handshake => "handshake",
     };
     counter!(CONNECTIONS_DROPPED, "reason" => reason).increment(1);
 }

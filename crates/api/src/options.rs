@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::caller::TrustedProxy;
+use crate::rate::Rate;
 use crate::server::ApiError;
 
 /// The smallest read buffer that hyper takes, and so the smallest limit on headers.
@@ -32,6 +34,26 @@ pub struct Options {
     pub connections_max: usize,
     /// Messages that wait for their position; over it: 429.
     pub submits_max: usize,
+    /// Messages in one `POST /messages`, at most `submits_max`; over it: 413.
+    pub bulk_messages_max: usize,
+    /// Largest body of it, at most `bodies_bytes_max`; over it: 413.
+    pub bulk_bytes_max: usize,
+    /// gRPC streams of messages, all connections together; over it: RESOURCE_EXHAUSTED.
+    pub submit_streams_max: usize,
+    /// Messages of one such stream that wait for their position; while there are so many no more are read.
+    pub stream_in_flight_max: usize,
+    /// Requests of one address, each message of a bulk or stream counted; over it: 429. Unlimited by default.
+    pub address_rate: Rate,
+    /// Addresses that are remembered for that; beyond it the least busy is forgotten.
+    pub addresses_max: usize,
+    /// Proxies whose word counts for who sent a request.
+    pub trusted_proxies: Vec<TrustedProxy>,
+    /// TLS handshakes under way; others wait within their time.
+    pub handshakes_max: usize,
+    /// A handshake must be done after this time, waiting included; else the connection is closed.
+    pub handshake_timeout_ms: u64,
+    /// How often it is looked whether the files of the TLS certificate have changed.
+    pub tls_reload_interval_ms: u64,
     /// Reads under way, those that wait for a sequence included; over it: 429.
     pub reads_max: usize,
     /// Requests under way on one HTTP/2 connection.
@@ -63,6 +85,16 @@ impl Options {
             headers_bytes_max: 16 << 10,
             connections_max: 8192,
             submits_max: 8192,
+            bulk_messages_max: 1_000,
+            bulk_bytes_max: 8 << 20,
+            submit_streams_max: 1_024,
+            stream_in_flight_max: 256,
+            address_rate: Rate::UNLIMITED,
+            addresses_max: 65_536,
+            trusted_proxies: Vec::new(),
+            handshakes_max: 2_048,
+            handshake_timeout_ms: 10_000,
+            tls_reload_interval_ms: 30_000,
             reads_max: 1024,
             streams_per_connection_max: 256,
             min_sequence_wait_ms: 5_000,
@@ -78,15 +110,40 @@ impl Options {
         if self.bodies_bytes_max < self.body_bytes_max {
             return invalid("bodies_bytes_max must be at least body_bytes_max");
         }
-        let counts = [self.connections_max, self.submits_max, self.reads_max, self.streams_per_connection_max as usize];
+        let counts = [
+            self.connections_max,
+            self.submits_max,
+            self.bulk_messages_max,
+            self.submit_streams_max,
+            self.stream_in_flight_max,
+            self.addresses_max,
+            self.handshakes_max,
+            self.reads_max,
+            self.streams_per_connection_max as usize,
+        ];
         if counts.contains(&0) {
-            return invalid("a limit on connections, submits, reads or streams must be at least 1");
+            return invalid("a limit on connections, handshakes, submits, reads or streams must be at least 1");
         }
-        let times = [self.body_read_timeout_ms, self.header_read_timeout_ms, self.idle_timeout_ms];
+        let times = [
+            self.body_read_timeout_ms,
+            self.header_read_timeout_ms,
+            self.idle_timeout_ms,
+            self.handshake_timeout_ms,
+            self.tls_reload_interval_ms,
+        ];
         if times.contains(&0) {
             return invalid("timeouts must be at least 1 ms");
         }
         Ok(())
+    }
+
+    /// What no retry could get in must not be told to come back.
+    pub(crate) fn bulk_messages_max(&self) -> usize {
+        self.bulk_messages_max.min(self.submits_max)
+    }
+
+    pub(crate) fn bulk_bytes_max(&self) -> usize {
+        self.bulk_bytes_max.min(self.bodies_bytes_max)
     }
 
     pub(crate) fn body_read_timeout(&self) -> Duration {
@@ -95,6 +152,10 @@ impl Options {
 
     pub(crate) fn min_sequence_wait(&self) -> Duration {
         Duration::from_millis(self.min_sequence_wait_ms)
+    }
+
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        Duration::from_millis(self.idle_timeout_ms)
     }
 
     pub(crate) fn drain_timeout(&self) -> Duration {

@@ -1,9 +1,11 @@
 //! What the doors need of the node.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use lockstep_identity::DeviceRequest;
 use lockstep_types::{ContentId, ExportPage, Height, MessageId, Proof, Sequence, TaskId};
 
@@ -33,6 +35,27 @@ pub struct Accepted {
     pub duplicate: bool,
 }
 
+/// Whose limit on messages per second was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sender {
+    /// The device that signed.
+    Device,
+    /// All devices of the project, on this node.
+    Project,
+    /// The address that the request came from.
+    Address,
+}
+
+impl fmt::Display for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Device => "this device",
+            Self::Project => "this project",
+            Self::Address => "this address",
+        })
+    }
+}
+
 /// A message has no position, or none that is known.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SubmitError {
@@ -55,6 +78,14 @@ pub enum SubmitError {
     #[error("too many messages at the moment, try again later")]
     Busy {
         /// When it may be worth trying again.
+        retry_after_ms: u64,
+    },
+    /// A sender is faster than this node allows. The message was not taken.
+    #[error("{sender} sends more than this node allows, try again later")]
+    TooFast {
+        /// Who.
+        sender: Sender,
+        /// When the next message is allowed.
         retry_after_ms: u64,
     },
     /// No majority was reached in time. The outcome is unknown; the same request again is safe.
@@ -83,6 +114,12 @@ pub trait Submit: Send + Sync {
     /// any other error the message is not ordered by this call. It ends by itself within a bounded time. Dropping
     /// the future (the client went away) only stops the waiting: the message may still be ordered.
     async fn submit(&self, request: DeviceRequest) -> Result<Accepted, SubmitError>;
+
+    /// Submits several messages together; the results stand in the order of the requests, and there are as many. Each is
+    /// what [`Submit::submit`] would say. An implementation keeps the order of those that are ordered together.
+    async fn submit_all(&self, requests: Vec<DeviceRequest>) -> Vec<Result<Accepted, SubmitError>> {
+        join_all(requests.into_iter().map(|request| self.submit(request))).await
+    }
 }
 
 /// A question has no answer.

@@ -6,10 +6,21 @@ use lockstep_identity::RequestError;
 use lockstep_types::ContentId;
 use serde::Serialize;
 
-use crate::ports::{ReadError, SubmitError};
+use crate::ports::{ReadError, Sender, SubmitError};
 
 /// When to come back where no better hint is at hand.
 const RETRY_AFTER_DEFAULT_MS: u64 = 1_000;
+
+/// An error among the answers to several messages.
+#[derive(Debug, Serialize)]
+pub(crate) struct Refusal {
+    #[serde(flatten)]
+    body: Body,
+    /// The HTTP status that the message would have had by itself.
+    status: u16,
+    #[serde(rename = "retryAfterMs", skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+}
 
 /// An error answer.
 #[derive(Debug)]
@@ -51,6 +62,11 @@ impl Problem {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "busy", error).retry_after(RETRY_AFTER_DEFAULT_MS)
     }
 
+    pub(crate) fn too_fast(sender: Sender, retry_after_ms: u64) -> Self {
+        let error = SubmitError::TooFast { sender, retry_after_ms };
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "too_fast", error).retry_after(retry_after_ms)
+    }
+
     pub(crate) fn unavailable(code: &'static str, error: impl ToString) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error).retry_after(RETRY_AFTER_DEFAULT_MS)
     }
@@ -77,6 +93,7 @@ impl Problem {
             SubmitError::Invalid(_) => Self::invalid(text),
             SubmitError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text),
             SubmitError::Busy { retry_after_ms } => Self::busy(&text).retry_after(retry_after_ms),
+            SubmitError::TooFast { sender, retry_after_ms } => Self::too_fast(sender, retry_after_ms),
             SubmitError::Unavailable { content_id, retry_after_ms } => {
                 let mut problem = Self::unavailable("outcome_unknown", text).retry_after(retry_after_ms);
                 problem.body.content_id = Some(content_id);
@@ -89,6 +106,14 @@ impl Problem {
 
     pub(crate) fn status(&self) -> StatusCode {
         self.status
+    }
+
+    pub(crate) fn retry_after_ms(&self) -> Option<u64> {
+        self.retry_after_ms
+    }
+
+    pub(crate) fn into_refusal(self) -> Refusal {
+        Refusal { body: self.body, status: self.status.as_u16(), retry_after_ms: self.retry_after_ms }
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -104,7 +129,7 @@ pub(crate) fn retry_after_seconds(ms: u64) -> u64 {
 impl From<RequestError> for Problem {
     fn from(error: RequestError) -> Self {
         let status = match error {
-            RequestError::DataTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            RequestError::DataTooLarge { .. } | RequestError::TooMany { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             _ => StatusCode::BAD_REQUEST,
         };
         Self::new(status, error.code(), error)

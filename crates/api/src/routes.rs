@@ -6,16 +6,19 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
 use lockstep_types::proto::sequencer_server::SequencerServer;
+use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
+use crate::caller::Callers;
 use crate::options::Options;
 use crate::ports::Ports;
-use crate::{grpc, message, metrics, reads};
+use crate::{bulk, caller, grpc, message, metrics, reads};
 
 /// Every path that is served.
 pub(crate) mod path {
     pub(crate) const PAGE: &str = "/";
     pub(crate) const MESSAGE: &str = "/message";
+    pub(crate) const MESSAGES: &str = "/messages";
     pub(crate) const TASK: &str = "/task";
     pub(crate) const API_STATUS: &str = "/api/status";
     pub(crate) const API_MEMBERS: &str = "/api/members";
@@ -30,8 +33,9 @@ pub(crate) mod path {
     pub(crate) const LIVE: &str = "/livez";
     pub(crate) const READY: &str = "/readyz";
     pub(crate) const GRPC: &str = "/lockstep.v1.Sequencer/{method}";
-    pub(crate) const ALL: [&str; 16] = [
+    pub(crate) const ALL: [&str; 17] = [
         MESSAGE,
+        MESSAGES,
         TASK,
         GRPC,
         API_STATUS,
@@ -55,10 +59,14 @@ pub(crate) struct App {
     pub(crate) ports: Ports,
     pub(crate) options: Options,
     pub(crate) admission: Admission,
+    pub(crate) callers: Callers,
+    /// Cancelled when the server stops.
+    pub(crate) stop: CancellationToken,
 }
 
-pub(crate) fn router(options: Options, ports: Ports) -> Router {
-    let app = Arc::new(App { ports, admission: Admission::new(&options), options });
+pub(crate) fn router(options: Options, ports: Ports, stop: CancellationToken) -> Router {
+    let (admission, callers) = (Admission::new(&options), Callers::new(&options));
+    let app = Arc::new(App { ports, admission, callers, options, stop });
     // tonic's own `Routes` brings a fallback of its own, which cannot be merged with the one for unknown paths.
     let sequencer = SequencerServer::new(grpc::Service::new(Arc::clone(&app)))
         .max_decoding_message_size(app.options.body_bytes_max);
@@ -67,6 +75,7 @@ pub(crate) fn router(options: Options, ports: Ports) -> Router {
         .layer(from_fn_with_state(Arc::clone(&app), grpc::read_request));
     Router::new()
         .route(path::MESSAGE, post(message::submit))
+        .route(path::MESSAGES, post(bulk::submit))
         .route(path::TASK, get(message::task))
         .route(path::API_STATUS, get(reads::status))
         .route(path::API_MEMBERS, get(reads::members))
@@ -84,6 +93,7 @@ pub(crate) fn router(options: Options, ports: Ports) -> Router {
         .merge(grpc)
         .fallback(reads::unknown_path)
         .method_not_allowed_fallback(reads::wrong_method)
+        .layer(from_fn_with_state(Arc::clone(&app), caller::limit))
         .layer(from_fn(metrics::count))
         .with_state(app)
 }

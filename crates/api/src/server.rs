@@ -14,6 +14,7 @@ use crate::metrics::{self, Dropped};
 use crate::options::Options;
 use crate::ports::Ports;
 use crate::routes;
+use crate::tls::{Tls, TlsFiles};
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -26,6 +27,9 @@ pub enum ApiError {
     /// A limit makes no sense.
     #[error("{0}")]
     Options(String),
+    /// Certificate or key cannot be used. The text names the file.
+    #[error("{0}")]
+    Tls(String),
     /// The address is in use or not ours: choose another one.
     #[error("cannot listen on {addr}: {source}")]
     Bind {
@@ -47,7 +51,7 @@ impl Server {
         options.check()?;
         let listener = listen(addr).map_err(|source| ApiError::Bind { addr, source })?;
         let local_addr = listener.local_addr().map_err(|source| ApiError::Bind { addr, source })?;
-        Ok(Bound { options, listener, local_addr })
+        Ok(Bound { options, listener, local_addr, tls: None })
     }
 }
 
@@ -65,9 +69,20 @@ pub struct Bound {
     options: Options,
     listener: TcpListener,
     local_addr: SocketAddr,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Bound {
+    /// The same server with TLS, and nothing else, on its port. The files are looked at again every
+    /// `tls_reload_interval_ms` and on SIGHUP; what cannot be used then changes nothing but the log.
+    ///
+    /// # Errors
+    /// If the files cannot be read or used now.
+    pub fn with_tls(self, files: TlsFiles) -> Result<Self, ApiError> {
+        let tls = Arc::new(Tls::load(files, &self.options)?);
+        Ok(Self { tls: Some(tls), ..self })
+    }
+
     /// The address, with the port that the system chose where 0 was asked for.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
@@ -77,12 +92,13 @@ impl Bound {
     /// `drain_timeout_ms`, closes all connections and returns.
     pub async fn run(self, ports: Ports, token: CancellationToken) {
         metrics::describe();
-        let Self { options, listener, local_addr } = self;
+        let Self { options, listener, local_addr, tls } = self;
         let connections_max = options.connections_max;
-        let router = routes::router(options.clone(), ports);
+        let router = routes::router(options.clone(), ports, token.clone());
         let connections = TaskTracker::new();
-        let shared = Arc::new(Shared::new(router, options, connections.clone(), token.clone()));
-        tracing::info!(addr = %local_addr, "serving HTTP and gRPC");
+        tracing::info!(addr = %local_addr, tls = tls.is_some(), "serving HTTP and gRPC");
+        let watching = tls.clone().map(|tls| tokio::spawn(tls.watch(token.clone())));
+        let shared = Arc::new(Shared::new(router, options, connections.clone(), token.clone(), tls));
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -94,12 +110,12 @@ impl Bound {
                     drop(stream);
                     metrics::dropped(Dropped::TooMany);
                 }
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     // Answers are small and must not wait for more to send.
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "cannot set TCP_NODELAY");
                     }
-                    connections.spawn(Arc::clone(&shared).serve(stream));
+                    connections.spawn(Arc::clone(&shared).serve(stream, peer.ip()));
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
@@ -112,6 +128,9 @@ impl Bound {
         drop(listener);
         connections.close();
         connections.wait().await;
+        if let Some(watching) = watching {
+            let _ = watching.await;
+        }
     }
 }
 

@@ -17,6 +17,7 @@ fn request(data: &str) -> SubmitRequest {
         project_version: signed.project_version,
         data: signed.data,
         signature: signed.signature.unwrap().0.to_vec().into(),
+        ..SubmitRequest::default()
     }
 }
 

@@ -86,6 +86,8 @@ pub fn node(options: &NodeArgs) -> anyhow::Result<(Config, MemberOptions, Option
         http: HttpConfig::at(options.http_listen),
         p2p: P2pConfig::at(listen),
         pool: PoolConfig::default(),
+        limits: Default::default(),
+        tls: None,
         raft: RaftConfig::default(),
         upgrade: UpgradeConfig::default(),
         outputs: vec![OutputConfig {

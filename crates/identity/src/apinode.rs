@@ -11,6 +11,7 @@ use lockstep_types::{
 
 use crate::error::{Field, RequestError};
 use crate::fields::{NUMBER, check_limits, field_of, parse_hex, set_number, set_text};
+use crate::idempotency::IdempotencyKey;
 use crate::json::read_object;
 
 /// A request to order one message. Well formed; nothing is proved yet.
@@ -24,6 +25,9 @@ pub struct DeviceRequest {
     pub data: String,
     /// The device's signature; `None` only where the request had no such member at all.
     pub signature: Option<Signature>,
+    /// Tells equal unsigned messages apart. Nothing where there is a signature: a device does not sign it, so with one
+    /// its old messages would pass for new ones.
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 /// Reads the body of `POST /message`.
@@ -42,7 +46,8 @@ pub fn parse(body: &[u8]) -> Result<DeviceRequest, RequestError> {
         },
     )?;
     let signature = signature.map(|text| parse_signature(&text)).transpose()?;
-    DeviceRequest { project_id: ProjectId(project_id), project_version: version, data, signature }.with_all_fields()
+    let project_id = ProjectId(project_id);
+    DeviceRequest { project_id, project_version: version, data, signature, idempotency_key: None }.with_all_fields()
 }
 
 impl DeviceRequest {
@@ -57,7 +62,18 @@ impl DeviceRequest {
             [] => None,
             bytes => Some(signature_of(bytes)?),
         };
-        Self { project_id, project_version, data, signature }.with_all_fields()
+        Self { project_id, project_version, data, signature, idempotency_key: None }.with_all_fields()
+    }
+
+    /// The same request with the idempotency key that its sender gave, if any. With a signature it is not looked at.
+    ///
+    /// # Errors
+    /// If the text cannot be a key.
+    pub fn with_idempotency_key(self, key: Option<&[u8]>) -> Result<Self, RequestError> {
+        if self.signature.is_some() {
+            return Ok(self);
+        }
+        Ok(Self { idempotency_key: key.map(IdempotencyKey::parse).transpose()?, ..self })
     }
 
     fn with_all_fields(self) -> Result<Self, RequestError> {
@@ -85,11 +101,13 @@ impl DeviceRequest {
     }
 
     /// Makes a message of a request without a signature: `node` gives its word that the request came in here.
-    /// Whether that is allowed is for the caller to decide. A signature that is present is not looked at.
-    pub fn vouch(self, node: &SigningKey) -> VerifiedMessage {
+    /// Whether that is allowed is for the caller to decide. A signature that is present is not looked at. The
+    /// idempotency key becomes the message's nonce, which the content id covers.
+    pub fn vouch(mut self, node: &SigningKey) -> VerifiedMessage {
+        let nonce = self.idempotency_key.take().map(IdempotencyKey::into_bytes).unwrap_or_default();
         // The content id does not cover the evidence, so it can be taken before there is any.
         let unproved = Evidence::Ingress { node: node.address(), signature: Signature([0; 65]) };
-        let mut message = self.into_message(Api::Unsigned, Address::ZERO, unproved);
+        let mut message = Message { nonce, ..self.into_message(Api::Unsigned, Address::ZERO, unproved) };
         let signature = node.sign(&Message::ingress_digest(&message.content_id()));
         message.evidence = Evidence::Ingress { node: node.address(), signature };
         VerifiedMessage::from_recovered(message)
@@ -233,6 +251,21 @@ mod tests {
         assert_eq!((message.api, message.device), (Api::Unsigned, Address::ZERO));
         assert!(message.clone().verify(|a| *a == key().address()).is_ok());
         assert!(message.verify(|_| false).is_err());
+    }
+
+    #[test]
+    fn equal_unsigned_requests_are_told_apart_by_their_keys_and_signed_ones_are_not() {
+        let unsigned = |id_key: Option<&[u8]>| {
+            let request = DeviceRequest::new(ProjectId(1), "1".into(), "x".into(), &[]).unwrap();
+            request.with_idempotency_key(id_key).unwrap().vouch(&key()).into_message()
+        };
+        let ids = [None, Some(&b"a"[..]), Some(b"b"), Some(b"a")].map(|k| unsigned(k).content_id());
+        assert!(ids[0] != ids[1] && ids[0] != ids[2] && ids[1] != ids[2]);
+        assert_eq!(ids[1], ids[3]);
+        assert!(unsigned(Some(b"a")).verify(|a| *a == key().address()).is_ok());
+        let signed = parse(sign_body(&key(), ProjectId(1), "1", "x").as_bytes()).unwrap();
+        assert_eq!(signed.clone().with_idempotency_key(Some(b"a")).as_ref(), Ok(&signed));
+        assert_eq!(signed.clone().with_idempotency_key(Some(b"")).as_ref(), Ok(&signed), "not even looked at");
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::fmt;
 use lockstep_types::SignatureError;
 use lockstep_types::message::PROJECT_VERSION_BYTES_MAX;
 
+use crate::idempotency::IDEMPOTENCY_KEY_BYTES_MAX;
+
 /// A member of a request, as the device API names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Field {
@@ -65,6 +67,18 @@ pub enum RequestError {
     /// The body is JSON, but not an object.
     #[error("the body must be a JSON object")]
     NotAnObject,
+    /// The body of many messages is neither an array nor one object in each line.
+    #[error("the body must be a JSON array of messages, or one message in each line")]
+    NotABulk,
+    /// More messages in one body than are taken.
+    #[error("at most {max} messages are taken in one request")]
+    TooMany {
+        /// The limit.
+        max: usize,
+    },
+    /// The idempotency key cannot be one.
+    #[error("an idempotency key has 1 to {IDEMPOTENCY_KEY_BYTES_MAX} printable ASCII characters")]
+    IdempotencyKey,
     /// A member is absent, null, empty or zero.
     #[error("{0} is missing")]
     Missing(Field),
@@ -119,7 +133,9 @@ impl RequestError {
     /// A word for machines, stable across versions.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Json { .. } | Self::NotAnObject => "malformed_json",
+            Self::Json { .. } | Self::NotAnObject | Self::NotABulk => "malformed_json",
+            Self::TooMany { .. } => "too_many_messages",
+            Self::IdempotencyKey => "invalid_idempotency_key",
             Self::TooDeep => "nested_too_deep",
             Self::Missing(_) => "missing_field",
             Self::WrongType { .. } | Self::NotHex(_) | Self::Length { .. } => "wrong_type",

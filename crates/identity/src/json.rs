@@ -70,6 +70,46 @@ pub(crate) fn read_object<'a, K>(
     }
 }
 
+/// Takes the array in `body` apart: the bytes of each of its values, checked. What follows the array must be space.
+pub(crate) fn read_array(body: &[u8], values_max: usize) -> Result<Vec<&[u8]>, RequestError> {
+    let mut reader = Reader { bytes: body, at: 0 };
+    reader.skip_space();
+    if reader.peek() != Some(b'[') {
+        return Err(reader.error("expected '['"));
+    }
+    reader.at += 1;
+    reader.skip_space();
+    let mut values = Vec::new();
+    if reader.peek() == Some(b']') {
+        reader.at += 1;
+    } else {
+        loop {
+            reader.skip_space();
+            let from = reader.at;
+            reader.skip_value()?;
+            if values.len() == values_max {
+                return Err(RequestError::TooMany { max: values_max });
+            }
+            values.push(&body[from..reader.at]);
+            reader.skip_space();
+            match reader.peek() {
+                Some(b',') => reader.at += 1,
+                Some(b']') => break reader.at += 1,
+                _ => return Err(reader.error("expected ',' or ']'")),
+            }
+        }
+    }
+    reader.end()?;
+    Ok(values)
+}
+
+/// Checks that `body` is one JSON value and nothing else but space.
+pub(crate) fn check_single(body: &[u8]) -> Result<(), RequestError> {
+    let mut reader = Reader { bytes: body, at: 0 };
+    reader.skip_value()?;
+    reader.end()
+}
+
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -121,6 +161,15 @@ impl<'a> Reader<'a> {
     fn skip_space(&mut self) {
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\r' | b'\n')) {
             self.at += 1;
+        }
+    }
+
+    /// Nothing but space is left.
+    fn end(&mut self) -> Result<(), RequestError> {
+        self.skip_space();
+        match self.peek() {
+            None => Ok(()),
+            Some(_) => Err(self.error("there is something behind the value")),
         }
     }
 

@@ -1,7 +1,9 @@
-//! Keys on the two curves that devices use: secp256k1 (libsecp256k1) and P-256 (RustCrypto).
+//! Keys on the two curves that devices use: secp256k1 (libsecp256k1) and P-256 (RustCrypto, and aws-lc for
+//! the key agreement).
 
 use std::fmt;
 
+use aws_lc_rs::agreement::{self, ECDH_P256};
 use lockstep_types::{PublicKey, SigningKey};
 use p256::ecdsa::signature::hazmat::{PrehashSigner as _, PrehashVerifier as _};
 use p256::elliptic_curve::sec1::ToSec1Point as _;
@@ -110,16 +112,21 @@ fn coordinates_of(key: &p256::PublicKey) -> Coordinates {
 
 /// A P-256 private key that receives encrypted messages. Wiped when dropped; its `Debug` shows the public half's name.
 pub struct AgreementKey {
-    secret: p256::SecretKey,
+    scalar: Scalar,
+    /// The same scalar where it is multiplied: aws-lc takes a third of RustCrypto's time, and this is most of what a
+    /// message costs.
+    secret: agreement::PrivateKey,
     public: P256PublicKey,
 }
 
 impl AgreementKey {
     /// Takes a private scalar, big endian.
     pub fn from_scalar(scalar: &[u8; 32]) -> Result<Self, KeyError> {
-        let secret = p256::SecretKey::from_slice(scalar).map_err(|_| KeyError(Curve::P256))?;
-        let public = P256PublicKey(secret.public_key());
-        Ok(Self { secret, public })
+        let bad = || KeyError(Curve::P256);
+        let secret = agreement::PrivateKey::from_private_key(&ECDH_P256, scalar).map_err(|_| bad())?;
+        let point = secret.compute_public_key().map_err(|_| bad())?;
+        let public = p256::PublicKey::from_sec1_bytes(point.as_ref()).map(P256PublicKey).map_err(|_| bad())?;
+        Ok(Self { scalar: Zeroizing::new(*scalar), secret, public })
     }
 
     /// A new key.
@@ -134,16 +141,18 @@ impl AgreementKey {
 
     /// Plain ECDH: the x coordinate of `theirs` times this scalar.
     pub(crate) fn agree(&self, theirs: &P256PublicKey) -> Zeroizing<[u8; 32]> {
-        let shared = self.secret.diffie_hellman(&theirs.0);
+        let theirs = agreement::UnparsedPublicKey::new(&ECDH_P256, theirs.coordinates().uncompressed());
         let mut out = Zeroizing::new([0; 32]);
-        out.copy_from_slice(shared.raw_secret_bytes());
+        let take = |shared: &[u8]| {
+            out.copy_from_slice(shared);
+            Ok(())
+        };
+        agreement::agree(&self.secret, theirs, (), take).expect("both keys are on the curve: their types say so");
         out
     }
 
     pub(crate) fn scalar(&self) -> Scalar {
-        let mut out = Zeroizing::new([0; 32]);
-        out.copy_from_slice(Zeroizing::new(self.secret.to_bytes()).as_slice());
-        out
+        self.scalar.clone()
     }
 }
 

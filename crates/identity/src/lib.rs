@@ -8,12 +8,14 @@
 
 pub mod apinode;
 mod base64url;
+mod bulk;
 pub mod device;
 pub mod did;
 pub mod document;
 pub mod envelope;
 mod error;
 mod fields;
+mod idempotency;
 mod json;
 pub mod keys;
 pub mod secret;
@@ -22,11 +24,13 @@ pub mod task_v1;
 pub mod token;
 
 pub use apinode::{DeviceRequest, TaskQuery, sign_body, signed_body};
+pub use bulk::parse_bulk;
 pub use device::DeviceIdentity;
 pub use did::{Did, DidError, KeyNumber, Kid};
 pub use document::{Document, DocumentError};
 pub use envelope::{EnvelopeError, Opened, Recipient};
 pub use error::{Field, RequestError};
+pub use idempotency::{IDEMPOTENCY_KEY_BYTES_MAX, IdempotencyKey};
 pub use keys::{AgreementKey, Curve, KeyError, MasterKey, MasterPublicKey};
 pub use secret::{PartySecret, SecretError, ServerIdentity, ServerSecret};
 pub use sprout::SproutRequest;

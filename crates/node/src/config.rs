@@ -8,6 +8,7 @@ use lockstep_ledger::{PoolLimits, RULES_FIRST, RULES_NEWEST};
 use lockstep_types::OutputName;
 use serde::{Deserialize, Serialize};
 
+use crate::doors::{LimitsConfig, TlsConfig};
 use crate::error::NodeError;
 
 /// The file. Paths are relative to the node's home.
@@ -21,6 +22,12 @@ pub struct Config {
     /// Limits on what waits for its place.
     #[serde(default)]
     pub pool: PoolConfig,
+    /// How fast devices, projects and addresses may send.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// TLS on the HTTP port; without it that is plain HTTP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
     /// Timing of consensus.
     #[serde(default)]
     pub raft: RaftConfig,
@@ -313,6 +320,11 @@ mod tests {
             http: HttpConfig::at("127.0.0.1:9000".parse().unwrap()),
             p2p: P2pConfig::at("/ip4/127.0.0.1/tcp/9100".into()),
             pool: PoolConfig::default(),
+            limits: LimitsConfig {
+                trusted_proxies: vec!["10.0.0.1".to_owned().try_into().unwrap()],
+                ..LimitsConfig::default()
+            },
+            tls: Some(TlsConfig { cert: "cert.pem".into(), key: "key.pem".into() }),
             raft: RaftConfig::default(),
             upgrade: UpgradeConfig::default(),
             outputs: vec![
@@ -341,6 +353,9 @@ mod tests {
         let error = |text: &str| Config::parse(text).unwrap_err().to_string();
         assert!(error(&text.replace("hold_ms", "hold_msec")).contains("hold_msec"));
         assert!(error(&text.replace("w3bstream", "tasks")).contains("two outputs"));
+        assert!(error(&text.replace("per_second = 1000", "per_second = -1")).contains("per_second"));
+        assert!(error(&text.replace("cert = ", "certs = ")).contains("certs"));
+        assert!(error(&text.replace("10.0.0.1/32", "nowhere")).contains("nowhere"));
         assert!(error("[http").contains("config.toml"));
         assert!(error(&text.replace("heartbeat_ms = 200", "heartbeat_ms = 600")).contains("three times"));
     }

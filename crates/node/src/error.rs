@@ -1,5 +1,6 @@
 //! Why a node does not start, or stopped: each one sentence for the operator.
 
+use lockstep_api::ApiError;
 use lockstep_consensus::ConsensusError;
 use lockstep_network::NetworkError;
 use lockstep_store::StoreError;
@@ -24,7 +25,7 @@ pub enum NodeError {
     Network(#[from] NetworkError),
     /// The HTTP interface cannot start.
     #[error(transparent)]
-    Api(#[from] lockstep_api::ApiError),
+    Api(#[from] ApiError),
     /// The state cannot be read.
     #[error(transparent)]
     State(#[from] lockstep_consensus::ReadError),
@@ -53,6 +54,7 @@ impl NodeError {
         matches!(
             self,
             Self::Config(_)
+                | Self::Api(ApiError::Options(_) | ApiError::Tls(_))
                 | Self::Genesis(_)
                 | Self::Place(PlaceError::Missing(_) | PlaceError::Damaged { .. })
                 | Self::Store(StoreError::Open(_))

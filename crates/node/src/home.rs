@@ -435,6 +435,8 @@ mod tests {
             http: HttpConfig::at("127.0.0.1:9000".parse().unwrap()),
             p2p: P2pConfig::at("/ip4/127.0.0.1/tcp/9100".into()),
             pool: PoolConfig::default(),
+            limits: Default::default(),
+            tls: None,
             raft: RaftConfig::default(),
             upgrade: Default::default(),
             outputs: Vec::new(),

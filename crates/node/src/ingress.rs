@@ -1,9 +1,11 @@
 //! Where messages enter: checks what needs no CPU, gives the rest to the verification threads, and waits for a place.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::join_all;
 use lockstep_api::{Accepted, Submit, SubmitError};
 use lockstep_consensus::StateStore;
 use lockstep_identity::DeviceRequest;
@@ -12,30 +14,43 @@ use lockstep_types::{Height, NodeId, Sequence, TaskId};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::verify::{Job, Verifier};
+use crate::rates::Rates;
+use crate::verify::{Job, Verdict, Verifier};
 
 /// When a full pool or an election is worth another try.
 const RETRY_AFTER_MS: u64 = 1_000;
+
+fn busy() -> SubmitError {
+    SubmitError::Busy { retry_after_ms: RETRY_AFTER_MS }
+}
 
 /// The node's side of [`Submit`].
 pub struct Ingress {
     verifier: Verifier,
     state: StateStore,
     projects: watch::Receiver<Projects>,
+    rates: Arc<Rates>,
     hold: Duration,
     stopping: AtomicBool,
     conflict: watch::Receiver<Option<(NodeId, Height)>>,
 }
 
+/// What ingress works with.
+pub(crate) struct IngressParts {
+    pub verifier: Verifier,
+    pub state: StateStore,
+    pub projects: watch::Receiver<Projects>,
+    pub rates: Arc<Rates>,
+    /// How long a message is held.
+    pub hold: Duration,
+    /// Who signed two batches at one height.
+    pub conflict: watch::Receiver<Option<(NodeId, Height)>>,
+}
+
 impl Ingress {
-    pub(crate) fn new(
-        verifier: Verifier,
-        state: StateStore,
-        projects: watch::Receiver<Projects>,
-        hold: Duration,
-        conflict: watch::Receiver<Option<(NodeId, Height)>>,
-    ) -> Self {
-        Self { verifier, state, projects, hold, stopping: AtomicBool::new(false), conflict }
+    pub(crate) fn new(parts: IngressParts) -> Self {
+        let IngressParts { verifier, state, projects, rates, hold, conflict } = parts;
+        Self { verifier, state, projects, rates, hold, stopping: AtomicBool::new(false), conflict }
     }
 
     /// Why nothing is acknowledged any more, if a voter signed two batches at one height.
@@ -74,7 +89,20 @@ impl Ingress {
         if request.data.len() as u64 > max {
             return Err(SubmitError::TooLarge { max });
         }
-        Ok(())
+        self.rates.check_project(request.project_id)
+    }
+
+    /// Waits for what verification says, and then for the message's place.
+    async fn wait(&self, verdict: oneshot::Receiver<Verdict>, deadline: Instant) -> Result<Accepted, SubmitError> {
+        // Dropped without a verdict only when the threads have ended.
+        let verdict = timeout_at(deadline, verdict).await.map_err(|_| busy())?.map_err(|_| SubmitError::Stopping)?;
+        let (content_id, outcome) = verdict?;
+        match timeout_at(deadline, outcome).await {
+            Ok(Ok(outcome)) => self.accepted(outcome),
+            // The pool had no room and dropped the waiter.
+            Ok(Err(_)) => Err(busy()),
+            Err(_) => Err(SubmitError::Unavailable { content_id, retry_after_ms: RETRY_AFTER_MS }),
+        }
     }
 
     /// The task of a message that had its place before.
@@ -107,16 +135,26 @@ impl Submit for Ingress {
         let deadline = Instant::now() + self.hold;
         self.check(&request)?;
         let (verdict, verified) = oneshot::channel();
-        let busy = || SubmitError::Busy { retry_after_ms: RETRY_AFTER_MS };
         self.verifier.submit(Job::Request { request, verdict }).map_err(|_| busy())?;
-        // Dropped without a verdict only when the threads have ended.
-        let verified = timeout_at(deadline, verified).await.map_err(|_| busy())?.map_err(|_| SubmitError::Stopping)?;
-        let (content_id, outcome) = verified.map_err(|error| SubmitError::Unauthenticated(error.to_string()))?;
-        match timeout_at(deadline, outcome).await {
-            Ok(Ok(outcome)) => self.accepted(outcome),
-            // The pool had no room and dropped the waiter.
-            Ok(Err(_)) => Err(busy()),
-            Err(_) => Err(SubmitError::Unavailable { content_id, retry_after_ms: RETRY_AFTER_MS }),
+        self.wait(verified, deadline).await
+    }
+
+    async fn submit_all(&self, requests: Vec<DeviceRequest>) -> Vec<Result<Accepted, SubmitError>> {
+        let deadline = Instant::now() + self.hold;
+        let (mut together, mut verdicts) = (Vec::with_capacity(requests.len()), Vec::with_capacity(requests.len()));
+        for request in requests {
+            verdicts.push(self.check(&request).map(|()| {
+                let (verdict, verified) = oneshot::channel();
+                together.push((request, verdict));
+                verified
+            }));
         }
+        let taken = self.verifier.submit_together(together);
+        join_all(verdicts.into_iter().map(|verdict| async {
+            let verdict = verdict?;
+            taken.map_err(|_| busy())?;
+            self.wait(verdict, deadline).await
+        }))
+        .await
     }
 }

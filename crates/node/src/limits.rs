@@ -41,6 +41,10 @@ pub const TICK: Duration = Duration::from_millis(100);
 pub const VERIFY_JOBS_MAX: usize = 16_384;
 /// Requests that one verification thread takes up together.
 pub const VERIFY_TOGETHER_MAX: usize = 32;
+/// Devices, and projects, whose rate is remembered; beyond it the least busy is forgotten.
+pub const RATED_DEVICES_MAX: usize = 65_536;
+/// See [`RATED_DEVICES_MAX`].
+pub const RATED_PROJECTS_MAX: usize = 4_096;
 /// Group closings in one proposal.
 pub const CLOSINGS_MAX: usize = 4_096;
 /// Bytes of batch records that one read of the API or the publisher holds.

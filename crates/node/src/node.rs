@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use lockstep_api::{Bound, Options as ApiOptions, Ports, Server};
+use lockstep_api::Ports;
 use lockstep_consensus::rebuild::fetch_state;
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
 use lockstep_ledger::{Members, Projects};
@@ -23,19 +23,21 @@ use crate::clock_guard::ClockGuard;
 use crate::config::Scope;
 use crate::conflicts::Conflicts;
 use crate::control::ControlService;
+use crate::doors::bind_api;
 use crate::error::NodeError;
 use crate::evidence::EvidenceQueue;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::gaps::{GapWatch, Seen};
 use crate::home::{Home, Opened};
 use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
-use crate::ingress::Ingress;
+use crate::ingress::{Ingress, IngressParts};
 use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
 use crate::mempool::Mempool;
 use crate::operator::{Operator, OperatorParts};
 use crate::peers;
 use crate::proposer::Proposer;
 use crate::publish::{self, LogSink, NoSink, RunningOutput, StateSource};
+use crate::rates::Rates;
 use crate::reader::Reader;
 use crate::rebuild;
 use crate::refill::{RefillParts, Refills};
@@ -153,12 +155,6 @@ async fn bind_network(
     Ok(Network::bind(options).await?)
 }
 
-fn bind_api(opened: &Opened) -> Result<Bound, NodeError> {
-    let http = &opened.config.http;
-    let limits = ApiOptions::for_messages_of(opened.genesis.params.message_bytes_max);
-    Ok(Server::bind(ApiOptions { connections_max: http.connections_max, ..limits }, http.listen)?)
-}
-
 impl Node {
     /// Starts the node in `home`. When this returns its ports are open and it takes part in consensus.
     ///
@@ -170,7 +166,7 @@ impl Node {
         let state = StateStore::open(&opened.store)?;
         let stored = state.members(&opened.genesis.id()?)?;
         let prometheus = prometheus()?;
-        let bound = bind_api(&opened)?;
+        let bound = bind_api(home.path(), &opened.config, opened.genesis.params.message_bytes_max)?;
         let first_peers = first_peers(&opened, stored.as_ref())?;
         let (network, handle, inbox) = bind_network(home, &opened, first_peers.clone()).await?;
         let mut supervisor = Supervisor::new();
@@ -236,6 +232,7 @@ impl Node {
         ));
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = if opened.config.pool.verify_threads == 0 { cores } else { opened.config.pool.verify_threads };
+        let rates = Arc::new(Rates::new(&opened.config.limits));
         let (verifier, verify_threads) = Verifier::spawn(
             threads,
             VerifierParts {
@@ -246,6 +243,7 @@ impl Node {
                 members: tracker.members(),
                 evidence: evidence.clone(),
                 projects: tracker.projects(),
+                rates: rates.clone(),
             },
         )?;
         let consensus = Consensus::start(
@@ -269,8 +267,14 @@ impl Node {
         let hold = Duration::from_millis(opened.config.http.hold_ms);
         let conflicts = Conflicts::load(home.path(), opened.genesis.id()?, opened.epoch())?;
         conflicts.follow(&tracker.members().borrow());
-        let projects = tracker.projects();
-        let ingress = Arc::new(Ingress::new(verifier.clone(), state.clone(), projects, hold, conflicts.active()));
+        let ingress = Arc::new(Ingress::new(IngressParts {
+            verifier: verifier.clone(),
+            state: state.clone(),
+            projects: tracker.projects(),
+            rates,
+            hold,
+            conflict: conflicts.active(),
+        }));
         let certifier = Certifier::new(CertifierParts {
             node: opened.node,
             epoch: opened.epoch(),

@@ -6,21 +6,24 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use lockstep_api::SubmitError;
 use lockstep_consensus::StateStore;
-use lockstep_identity::{DeviceRequest, RequestError};
+use lockstep_identity::DeviceRequest;
 use lockstep_ledger::{History as _, Members, Occurrence, Outcome, Projects};
 use lockstep_types::{Address, Api, ContentId, Message, NodeId, SigningKey, VerifiedMessage};
 use tokio::sync::{oneshot, watch};
 
+use crate::bulk::{Asked, Bulk};
 use crate::clock::now_ms;
 use crate::error::NodeError;
 use crate::evidence::{EvidenceQueue, Named};
 use crate::limits::{VERIFY_JOBS_MAX, VERIFY_TOGETHER_MAX};
 use crate::mempool::{Mempool, Waiter};
 use crate::priority::{VERIFICATION, give_way};
+use crate::rates::Rates;
 
 /// What a request hears from verification; its place comes later, by the waiter.
-pub(crate) type Verdict = Result<(ContentId, oneshot::Receiver<Outcome>), RequestError>;
+pub(crate) type Verdict = Result<(ContentId, oneshot::Receiver<Outcome>), SubmitError>;
 
 /// Told whether all messages of a bundle were good.
 pub(crate) type BundleDone = Box<dyn FnOnce(bool) + Send>;
@@ -28,6 +31,8 @@ pub(crate) type BundleDone = Box<dyn FnOnce(bool) + Send>;
 pub(crate) enum Job {
     /// A device's request.
     Request { request: DeviceRequest, verdict: oneshot::Sender<Verdict> },
+    /// Part of the work on requests that came together.
+    Bulk(Arc<Bulk>),
     /// Messages of a member.
     Bundle {
         messages: Vec<Message>,
@@ -50,6 +55,7 @@ pub(crate) enum Job {
 #[derive(Clone)]
 pub(crate) struct Verifier {
     jobs: Sender<Job>,
+    threads: usize,
 }
 
 /// No thread is free, and too many jobs wait.
@@ -65,6 +71,7 @@ struct Worker {
     members: watch::Receiver<Arc<Members>>,
     evidence: Arc<EvidenceQueue>,
     projects: watch::Receiver<Projects>,
+    rates: Arc<Rates>,
 }
 
 /// What the threads work with.
@@ -78,6 +85,8 @@ pub(crate) struct VerifierParts {
     /// Told of all evidence that was checked.
     pub evidence: Arc<EvidenceQueue>,
     pub projects: watch::Receiver<Projects>,
+    /// How fast devices and projects may be.
+    pub rates: Arc<Rates>,
 }
 
 impl Verifier {
@@ -96,6 +105,7 @@ impl Verifier {
                 members: parts.members.clone(),
                 evidence: parts.evidence.clone(),
                 projects: parts.projects.clone(),
+                rates: parts.rates.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("verify-{n}")).spawn(move || {
                 give_way(VERIFICATION);
@@ -103,7 +113,21 @@ impl Verifier {
             });
             handles.push(thread.map_err(|e| NodeError::Config(format!("cannot start a verification thread: {e}")))?);
         }
-        Ok((Self { jobs }, handles))
+        Ok((Self { jobs, threads }, handles))
+    }
+
+    /// Has requests checked that came together, by as many threads as are of use, and given to the pool in their order.
+    pub fn submit_together(&self, requests: Vec<Asked>) -> Result<(), Overloaded> {
+        let bulk = Arc::new(Bulk::new(requests));
+        if bulk.pieces() == 0 {
+            return Ok(());
+        }
+        // The first job does all of it, if need be.
+        self.submit(Job::Bulk(Arc::clone(&bulk)))?;
+        for _ in 1..bulk.pieces().min(self.threads) {
+            let _ = self.submit(Job::Bulk(Arc::clone(&bulk)));
+        }
+        Ok(())
     }
 
     pub fn submit(&self, job: Job) -> Result<(), Overloaded> {
@@ -139,6 +163,10 @@ impl Worker {
             // Those who are authenticated do not wait for a whole bundle.
             self.take_requests(requests);
             match longer {
+                Some(Job::Bulk(bulk)) => {
+                    let proved = bulk.work(|(request, verdict)| self.authenticate(request, verdict));
+                    self.take_requests(proved.unwrap_or_default());
+                }
                 Some(Job::Bundle { messages, skip_ordered, done }) => self.take_bundle(messages, skip_ordered, done),
                 Some(Job::Evidence { messages, mut range, members, done }) => {
                     let holds = |(_, id, message): &Named| message.evidence_holds(id, |a| members.contains(a));
@@ -161,7 +189,8 @@ impl Worker {
         }
         let verified =
             if request.signature.is_some() { request.authenticate() } else { Ok(request.vouch(&self.node_key)) };
-        match verified {
+        let verified = verified.map_err(|error| SubmitError::Unauthenticated(error.to_string()));
+        match verified.and_then(|message| self.rates.take(message.message()).map(|()| message)) {
             Ok(message) => Some((Arc::new(message.taken_in_by(self.node)), verdict)),
             Err(error) => {
                 let _ = verdict.send(Err(error));

@@ -26,6 +26,8 @@ fn make_home(path: &Path) -> Home {
         http: HttpConfig::at("127.0.0.1:0".parse().unwrap()),
         p2p: P2pConfig::at("/ip4/127.0.0.1/tcp/0".into()),
         pool: PoolConfig::default(),
+        limits: Default::default(),
+        tls: None,
         raft: RaftConfig::default(),
         upgrade: Default::default(),
         outputs: Vec::new(),

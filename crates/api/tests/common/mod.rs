@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockstep_api::views::*;
-use lockstep_api::{Accepted, Options, Ports, Read, ReadError, Server, Submit, SubmitError};
+use lockstep_api::{Accepted, Bound, Options, Ports, Read, ReadError, Sender, Server, Submit, SubmitError};
 use lockstep_identity::{DeviceRequest, RequestError};
 use lockstep_types::*;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -22,19 +22,22 @@ use tokio_util::sync::CancellationToken;
 pub struct Fake {
     pub sequence: AtomicU64,
     pub not_ready: bool,
+    pub allow_unsigned: bool,
 }
 
 #[async_trait]
 impl Submit for Fake {
     async fn submit(&self, request: DeviceRequest) -> Result<Accepted, SubmitError> {
-        if request.signature.is_none() {
-            return Err(SubmitError::Forbidden("this network takes signed messages only".into()));
-        }
-        let verified = request.authenticate().map_err(|e: RequestError| SubmitError::Unauthenticated(e.to_string()))?;
+        let verified = match request.signature {
+            Some(_) => request.authenticate().map_err(|e: RequestError| SubmitError::Unauthenticated(e.to_string()))?,
+            None if self.allow_unsigned => request.vouch(&SigningKey::from_bytes([6; 32]).unwrap()),
+            None => return Err(SubmitError::Forbidden("this network takes signed messages only".into())),
+        };
         let content_id = verified.content_id();
         match &verified.message().data[..] {
             b"busy" => return Err(SubmitError::Busy { retry_after_ms: 1500 }),
             b"unavailable" => return Err(SubmitError::Unavailable { content_id, retry_after_ms: 10 }),
+            b"fast" => return Err(SubmitError::TooFast { sender: Sender::Device, retry_after_ms: 250 }),
             b"stopping" => return Err(SubmitError::Stopping),
             b"forbidden" => return Err(SubmitError::Forbidden("project 7 is not known".into())),
             b"large" => return Err(SubmitError::TooLarge { max: 4 }),
@@ -209,8 +212,11 @@ pub struct Running {
 }
 
 pub fn start_with(options: Options, fake: Fake) -> Running {
+    run(Server::bind(options, "127.0.0.1:0".parse().unwrap()).unwrap(), fake)
+}
+
+pub fn run(bound: Bound, fake: Fake) -> Running {
     let fake = Arc::new(fake);
-    let bound = Server::bind(options, "127.0.0.1:0".parse().unwrap()).unwrap();
     let (addr, stop) = (bound.local_addr(), CancellationToken::new());
     let ports = Ports { submit: fake.clone(), read: fake };
     Running { addr, stop: stop.clone(), served: tokio::spawn(bound.run(ports, stop)) }
@@ -246,7 +252,7 @@ impl Answer {
     }
 }
 
-pub async fn read_answer(stream: &mut TcpStream) -> Answer {
+pub async fn read_answer<S: AsyncRead + Unpin>(stream: &mut S) -> Answer {
     let mut all = Vec::new();
     let end = loop {
         if let Some(at) = all.windows(4).position(|w| w == b"\r\n\r\n") {
@@ -274,7 +280,11 @@ pub async fn exchange(addr: SocketAddr, request: &[u8]) -> Answer {
 }
 
 pub fn post(body: &[u8], headers: &str) -> Vec<u8> {
-    let request = format!("POST /message HTTP/1.1\r\nhost: x\r\n{headers}content-length: {}\r\n\r\n", body.len());
+    post_to("/message", body, headers)
+}
+
+pub fn post_to(path: &str, body: &[u8], headers: &str) -> Vec<u8> {
+    let request = format!("POST {path} HTTP/1.1\r\nhost: x\r\n{headers}content-length: {}\r\n\r\n", body.len());
     let mut request = request.into_bytes();
     request.extend_from_slice(body);
     request
@@ -284,13 +294,17 @@ pub async fn get(addr: SocketAddr, path: &str) -> Answer {
     exchange(addr, format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await
 }
 
+pub fn unsigned(data: &str) -> String {
+    serde_json::json!({ "projectID": 7, "projectVersion": "1", "data": data }).to_string()
+}
+
 pub fn signed(data: &str) -> String {
     let key = SigningKey::from_bytes([5; 32]).unwrap();
     lockstep_identity::sign_body(&key, ProjectId(7), "1", data)
 }
 
 /// Waits until the other side closes; false when it does not in time.
-pub async fn closes_within(stream: &mut TcpStream, timeout: Duration) -> bool {
+pub async fn closes_within<S: AsyncRead + Unpin>(stream: &mut S, timeout: Duration) -> bool {
     let mut rest = Vec::new();
     tokio::time::timeout(timeout, stream.read_to_end(&mut rest)).await.is_ok()
 }

@@ -73,6 +73,8 @@ fn config(http: u16, p2p: u16, dsn: bool) -> anyhow::Result<Config> {
         http: HttpConfig::at(SocketAddr::from((Ipv4Addr::LOCALHOST, http))),
         p2p: P2pConfig::at(format!("/ip4/127.0.0.1/tcp/{p2p}")),
         pool: PoolConfig::default(),
+        limits: Default::default(),
+        tls: None,
         raft: RaftConfig::default(),
         upgrade: Default::default(),
         outputs,

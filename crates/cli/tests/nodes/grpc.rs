@@ -24,6 +24,7 @@ async fn a_message_by_grpc_and_the_same_by_http_have_one_position() {
         project_version: signed.project_version,
         data: signed.data,
         signature: signed.signature.unwrap().0.to_vec().into(),
+        ..SubmitRequest::default()
     };
     let answer = client.submit(request.clone()).await.unwrap().into_inner();
     assert!(!answer.duplicate);

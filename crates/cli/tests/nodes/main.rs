@@ -23,6 +23,7 @@ mod steps;
 mod testnet;
 mod vectors;
 mod verify;
+mod ways;
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
