@@ -384,6 +384,10 @@ pub struct Submit {
     /// How long to try, in seconds.
     #[arg(long, default_value_t = 30)]
     pub timeout: u64,
+    /// Keep the message in this file first, then send what waits there, oldest first. Where no node can be reached in
+    /// time it stays for the next run. Put a time or counter into the data: equal ones that wait are refused.
+    #[arg(long, value_name = "FILE")]
+    pub outbox: Option<PathBuf>,
     /// The message.
     #[command(flatten)]
     pub message: Message,

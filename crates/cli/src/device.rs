@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use lockstep_client::Client;
+use lockstep_client::{ClientError, Device, DeviceOptions, Outbox, OutboxError, Receipt};
 use lockstep_identity::sign_body;
 use lockstep_node::home::random_key;
 use lockstep_types::{ProjectId, SigningKey};
@@ -38,8 +38,41 @@ pub fn sign(message: &Message) -> anyhow::Result<()> {
 }
 
 pub async fn submit(options: &Submit) -> anyhow::Result<()> {
-    let client = Client::new(options.url.clone())?;
-    let submitted = client.submit(body(&options.message)?, Duration::from_secs(options.timeout)).await?;
-    println!("{}", serde_json::to_string_pretty(&submitted)?);
+    let message = &options.message;
+    let key = device_key(&message.key_file, message.new_key)?;
+    let give_up_after = Duration::from_secs(options.timeout);
+    let device_options = DeviceOptions { give_up_after, ..DeviceOptions::default() };
+    let device = Device::builder(options.url.clone()).options(device_options).signing(key)?;
+    let project = ProjectId(message.project);
+    let Some(file) = &options.outbox else {
+        return show(&device.submit(project, &message.project_version, &message.data).await?);
+    };
+    let outbox = Outbox::open(file)?;
+    outbox.enqueue(&device, project, &message.project_version, &message.data)?;
+    let mut shown = Ok(());
+    let drained = outbox.drain(&device, |_, receipt| {
+        if shown.is_ok() {
+            shown = show(receipt);
+        }
+    });
+    let drained = drained.await;
+    shown?;
+    match drained {
+        Ok(drained) if drained.refused > 0 => {
+            anyhow::bail!("{} messages were refused; they are in {}.refused", drained.refused, file.display())
+        }
+        Ok(_) => Ok(()),
+        // The message is safe: this is what the outbox is for.
+        Err(OutboxError::Client(error @ ClientError::Exhausted { .. })) => {
+            eprintln!("{error}");
+            eprintln!("{} messages wait in {}", outbox.waiting(), file.display());
+            Ok(())
+        }
+        Err(error) => Err(error).with_context(|| format!("{} messages wait in {}", outbox.waiting(), file.display())),
+    }
+}
+
+fn show(receipt: &Receipt) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(receipt)?);
     Ok(())
 }

@@ -4,14 +4,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::{Method, StatusCode};
+use hyper::StatusCode;
 use lockstep_types::{Height, MessageId, Sequence, TaskId};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::time::Instant;
 
 use crate::error::ClientError;
-use crate::node::{Answer, Node, NodeOptions};
+use crate::node::{Answer, Node, NodeOptions, Request};
+use crate::outcome::{Failure, Outcome, Setback, failure_of, refused};
+use crate::rounds::{Choice, Rounds};
 use crate::url::Endpoint;
 
 /// Limits of a client.
@@ -71,16 +73,9 @@ pub struct Submitted {
     pub attempts: u32,
 }
 
-fn empty_as_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TaskId>, D::Error> {
+pub(crate) fn empty_as_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<TaskId>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
     if text.is_empty() { Ok(None) } else { text.parse().map(Some).map_err(serde::de::Error::custom) }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct ErrorBody {
-    error: String,
-    code: String,
 }
 
 /// A client of several nodes. It stays with a node while that answers. Cheap to share by reference; it needs a
@@ -118,7 +113,7 @@ impl Client {
     /// Submits the body of a `POST /message` (see [`lockstep_identity::sign_body`]) until a node orders it, refuses
     /// it, or `deadline` has passed.
     pub async fn submit(&self, body: impl Into<Bytes>, deadline: Duration) -> Result<Submitted, ClientError> {
-        self.submit_from(self.preferred.load(Ordering::Relaxed), body, deadline).await
+        self.submit_from(self.preferred(), body, deadline).await
     }
 
     /// The same, beginning with the node of this number (modulo the number of nodes).
@@ -128,15 +123,15 @@ impl Client {
         body: impl Into<Bytes>,
         deadline: Duration,
     ) -> Result<Submitted, ClientError> {
-        let found = self.ask(first, Method::POST, "/message", body.into(), deadline).await?;
+        let found = self.ask(first, &Request::post("/message", body), deadline).await?;
         let submitted: Submitted = found.read()?;
         Ok(Submitted { url: found.node.endpoint.url.clone(), attempts: found.attempts, ..submitted })
     }
 
     /// Reads JSON from whichever node answers.
     pub async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
-        let first = self.preferred.load(Ordering::Relaxed);
-        self.ask(first, Method::GET, path, Bytes::new(), self.options.read_deadline).await?.read()
+        let request = Request::get(path.to_owned());
+        self.ask(self.preferred(), &request, self.options.read_deadline).await?.read()
     }
 
     /// Reads JSON from the node of this number (modulo the number of nodes) and from no other, once: for comparing
@@ -151,56 +146,80 @@ impl Client {
     }
 
     async fn get_from(&self, node: usize, path: &str) -> Result<Found<'_>, ClientError> {
-        let node = &self.nodes[node % self.nodes.len()];
-        let exhausted = |last: String| ClientError::Exhausted { attempts: 1, last };
-        let answer = node
-            .send(Method::GET, path, Bytes::new())
-            .await
-            .map_err(|error| exhausted(format!("{}: {error}", node.endpoint.url)))?;
+        let place = node % self.nodes.len();
+        let until = Instant::now() + self.options.attempt_timeout;
+        let node = &self.nodes[place];
+        let request = Request::get(path.to_owned());
+        let answer = node.send(&request, until).await.map_err(|failed| {
+            let Setback { text, outcome, .. } = Setback::unanswered(self.url(place), &failed);
+            ClientError::Exhausted { attempts: 1, last: text, outcome }
+        })?;
         if answer.status == StatusCode::OK {
             Ok(Found { node, answer, attempts: 1 })
         } else {
-            Err(refused(node, &answer))
+            Err(refused(self.url(place), &answer))
         }
     }
 
-    async fn ask(
-        &self,
-        first: usize,
-        method: Method,
-        path: &str,
-        body: Bytes,
-        deadline: Duration,
-    ) -> Result<Found<'_>, ClientError> {
+    /// Asks one node once.
+    pub(crate) async fn attempt(&self, place: usize, request: &Request, until: Instant) -> Result<Answer, Failure> {
+        let node = &self.nodes[place];
+        let url = self.url(place);
+        match node.send(request, until).await {
+            Ok(answer) if answer.status == StatusCode::OK => Ok(answer),
+            Ok(answer) => Err(failure_of(url, &answer)),
+            Err(failed) => Err(Failure::Passing(Setback::unanswered(url, &failed))),
+        }
+    }
+
+    /// A new request's way through the nodes.
+    pub(crate) fn rounds(&self, first: usize) -> Rounds {
+        Rounds::new(self.nodes.len(), first, (self.options.backoff_first, self.options.backoff_max))
+    }
+
+    /// The node that answered last.
+    pub(crate) fn preferred(&self) -> usize {
+        self.preferred.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn prefer(&self, place: usize) {
+        self.preferred.store(place, Ordering::Relaxed);
+    }
+
+    pub(crate) fn url(&self, place: usize) -> &str {
+        &self.nodes[place].endpoint.url
+    }
+
+    async fn ask(&self, first: usize, request: &Request, deadline: Duration) -> Result<Found<'_>, ClientError> {
         let until = Instant::now() + deadline;
-        let mut backoff = self.options.backoff_first;
-        let mut attempts = 0_u32;
+        let mut rounds = self.rounds(first);
+        let (mut attempts, mut last, mut outcome) = (0_u32, "nothing was tried".to_owned(), Outcome::NotTaken);
         loop {
-            let place = first.wrapping_add(attempts as usize) % self.nodes.len();
-            let node = &self.nodes[place];
-            attempts += 1;
-            let sent = tokio::time::timeout_at(until, node.send(method.clone(), path, body.clone())).await;
-            let last = match sent {
-                Ok(Ok(answer)) if answer.status == StatusCode::OK => {
-                    self.preferred.store(place, Ordering::Relaxed);
-                    return Ok(Found { node, answer, attempts });
+            let place = match rounds.choose(Instant::now()) {
+                Choice::Try(place) => place,
+                Choice::Pause(at) if at >= until => return Err(ClientError::Exhausted { attempts, last, outcome }),
+                Choice::Pause(at) => {
+                    tokio::time::sleep_until(at).await;
+                    continue;
                 }
-                Ok(Ok(answer)) if is_worth_a_retry(answer.status) => refused(node, &answer).to_string(),
-                Ok(Ok(answer)) => return Err(refused(node, &answer)),
-                Ok(Err(error)) => format!("{}: {error}", node.endpoint.url),
-                Err(_) => format!("{}: no answer before the deadline", node.endpoint.url),
             };
-            tracing::debug!(attempts, %last, "trying the next node");
-            let mut pause = Duration::ZERO;
-            if (attempts as usize).is_multiple_of(self.nodes.len()) {
-                // Spread over half the pause, so that devices that failed together do not come back together.
-                pause = backoff.mul_f64(0.75 + 0.5 * (rand::random::<f64>() - 0.5));
-                backoff = (backoff * 2).min(self.options.backoff_max);
+            attempts += 1;
+            match self.attempt(place, request, until).await {
+                Ok(answer) => {
+                    self.prefer(place);
+                    return Ok(Found { node: &self.nodes[place], answer, attempts });
+                }
+                Err(Failure::Refused(error)) => return Err(error),
+                Err(Failure::Passing(setback)) => {
+                    tracing::debug!(attempts, last = %setback.text, "trying the next node");
+                    outcome = outcome.max(setback.outcome);
+                    last = setback.text;
+                    rounds.failed(place, Instant::now(), setback.retry_after, rand::random());
+                }
             }
-            if Instant::now() + pause >= until {
-                return Err(ClientError::Exhausted { attempts, last });
+            if Instant::now() >= until {
+                return Err(ClientError::Exhausted { attempts, last, outcome });
             }
-            tokio::time::sleep(pause).await;
         }
     }
 }
@@ -217,20 +236,5 @@ impl Found<'_> {
         let wrong =
             |e: serde_json::Error| ClientError::Answer { url: self.node.endpoint.url.clone(), reason: e.to_string() };
         serde_json::from_slice(&self.answer.body).map_err(wrong)
-    }
-}
-
-/// Too slow, too many, or something that another node may not have.
-fn is_worth_a_retry(status: StatusCode) -> bool {
-    matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS) || status.is_server_error()
-}
-
-fn refused(node: &Node, answer: &Answer) -> ClientError {
-    let body: ErrorBody = serde_json::from_slice(&answer.body).unwrap_or_default();
-    ClientError::Refused {
-        url: node.endpoint.url.clone(),
-        status: answer.status.as_u16(),
-        code: body.code,
-        error: body.error,
     }
 }

@@ -1,5 +1,9 @@
 //! Why a request was not answered as hoped.
 
+use lockstep_identity::{EnvelopeError, RequestError};
+
+use crate::outcome::Outcome;
+
 /// A request that failed for good.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -12,6 +16,12 @@ pub enum ClientError {
         /// The text.
         url: String,
     },
+    /// The message cannot be sent as it is, and was not. Correct it.
+    #[error("the message cannot be sent: {0}")]
+    Message(#[from] RequestError),
+    /// The message cannot be encrypted, and was not sent. Correct it.
+    #[error("the message cannot be encrypted: {0}")]
+    Envelope(#[from] EnvelopeError),
     /// A node refused; it would refuse again, and so would the others. Correct the request.
     #[error("{url} answered {status}: {error} ({code})")]
     Refused {
@@ -32,15 +42,28 @@ pub enum ClientError {
         /// What is wrong.
         reason: String,
     },
-    /// No node answered in time. Whether the message was ordered is not known; submitting it again is safe.
-    #[error("no node took the request after {attempts} attempts; the last: {last}")]
+    /// No node answered in time. `outcome` says whether the message may have been ordered nevertheless.
+    #[error("no node took the request after {attempts} attempts, {outcome}; the last: {last}")]
     Exhausted {
         /// How often it was tried.
         attempts: u32,
         /// What happened at the last attempt.
         last: String,
+        /// What is known about the message.
+        outcome: Outcome,
     },
     /// Making requests in advance failed.
     #[error("{0}")]
     Setup(String),
+}
+
+impl ClientError {
+    /// What is known about a message whose submission ended so.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Exhausted { outcome, .. } => *outcome,
+            Self::Answer { .. } => Outcome::Unknown,
+            _ => Outcome::NotTaken,
+        }
+    }
 }

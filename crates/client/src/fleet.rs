@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lockstep_identity::sign_body;
 use lockstep_types::{Address, MessageId, ProjectId, Sequence, SigningKey, keccak256};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -12,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::client::Client;
+use crate::device::{Device, DeviceOptions};
 use crate::error::ClientError;
 
 const KEY_DOMAIN: &[u8] = b"lockstep/fleet/v1";
@@ -118,14 +118,15 @@ impl Fleet {
         let started = Instant::now();
         let mut running = JoinSet::new();
         for index in 0..self.devices {
-            let device = Device {
+            let key = device_key(self.seed, index)?;
+            let options = DeviceOptions { give_up_after: SUBMIT_DEADLINE, ..DeviceOptions::default() };
+            let member = Member {
                 index,
-                key: device_key(self.seed, index)?,
-                client: Arc::clone(&client),
+                device: Device::sharing(Arc::clone(&client), key, index, options),
                 counters: Arc::clone(&counters),
                 fleet: self.clone(),
             };
-            running.spawn(device.run(started, token.clone()));
+            running.spawn(member.run(started, token.clone()));
         }
         while let Some(ended) = running.join_next().await {
             ended.map_err(|e| ClientError::Setup(format!("a device failed: {e}")))?;
@@ -144,15 +145,14 @@ impl Fleet {
     }
 }
 
-struct Device {
+struct Member {
     index: usize,
-    key: SigningKey,
-    client: Arc<Client>,
+    device: Device,
     counters: Arc<Counters>,
     fleet: Fleet,
 }
 
-impl Device {
+impl Member {
     async fn run(self, started: Instant, token: CancellationToken) {
         let period = Duration::from_secs_f64((self.fleet.devices as f64 / self.fleet.rate).clamp(1e-6, 86_400.0));
         // Devices take turns within the period, so that the fleet as a whole has a steady rate.
@@ -179,25 +179,22 @@ impl Device {
     async fn submit(&self, data: String) {
         let counters = &self.counters;
         let add = |counter: &AtomicU64, n: u64| counter.fetch_add(n, Ordering::Relaxed);
-        let body = sign_body(&self.key, self.fleet.project, &self.fleet.version, &data);
         add(&counters.submitted, 1);
-        match self.client.submit_from(self.index, body, SUBMIT_DEADLINE).await {
-            Ok(submitted) => {
+        match self.device.submit(self.fleet.project, &self.fleet.version, &data).await {
+            Ok(receipt) => {
+                let duplicate = receipt.duplicate.unwrap_or_default();
                 add(&counters.acknowledged, 1);
-                add(&counters.duplicates, u64::from(submitted.duplicate));
-                add(&counters.retries, u64::from(submitted.attempts.saturating_sub(1)));
+                add(&counters.duplicates, u64::from(duplicate));
+                add(&counters.retries, u64::from(receipt.attempts.saturating_sub(1)));
+                // `POST /message` tells both.
+                let (Some(message_id), Some(sequence)) = (receipt.message_id, receipt.sequence) else { return };
                 if let Some(history) = &self.fleet.history {
-                    history(Acknowledgement {
-                        device: self.key.address(),
-                        message_id: submitted.message_id,
-                        sequence: submitted.sequence,
-                        duplicate: submitted.duplicate,
-                        data,
-                    });
+                    let device = self.device.address();
+                    history(Acknowledgement { device, message_id, sequence, duplicate, data });
                 }
             }
             Err(error) => {
-                let refused = matches!(error, ClientError::Refused { .. });
+                let refused = matches!(error, ClientError::Refused { .. } | ClientError::Message(_));
                 add(if refused { &counters.refused } else { &counters.unknown }, 1);
                 counters.sample(&error);
             }

@@ -1,15 +1,18 @@
 //! One node over HTTP/1.1, with connections that are kept for the next request.
 
+use std::borrow::Cow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request, StatusCode};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
+use hyper::{Method, StatusCode};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::url::Endpoint;
 
@@ -29,13 +32,73 @@ pub(crate) struct Node {
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
 }
 
+/// What is sent to a node.
+#[derive(Clone)]
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    pub(crate) path: Cow<'static, str>,
+    pub(crate) body: Bytes,
+    pub(crate) content_type: &'static str,
+    /// Marked as sensitive by whoever makes it.
+    pub(crate) authorization: Option<HeaderValue>,
+    /// Whether a connection that breaks after the request went out ends the attempt, where otherwise a kept one is
+    /// replaced.
+    pub(crate) once: bool,
+}
+
+impl Request {
+    pub(crate) fn get(path: impl Into<Cow<'static, str>>) -> Self {
+        Self { method: Method::GET, ..Self::post(path, Bytes::new()) }
+    }
+
+    /// JSON.
+    pub(crate) fn post(path: impl Into<Cow<'static, str>>, body: impl Into<Bytes>) -> Self {
+        let content_type = "application/json";
+        Self {
+            method: Method::POST,
+            path: path.into(),
+            body: body.into(),
+            content_type,
+            authorization: None,
+            once: false,
+        }
+    }
+
+    /// The same, sent once at most.
+    pub(crate) fn once(self) -> Self {
+        Self { once: true, ..self }
+    }
+
+    fn for_node(&self, endpoint: &Endpoint) -> Result<hyper::Request<Full<Bytes>>, hyper::http::Error> {
+        let mut request = hyper::Request::builder()
+            .method(self.method.clone())
+            .uri(&*self.path)
+            .header(HOST, &endpoint.authority)
+            .header(CONTENT_TYPE, self.content_type);
+        if let Some(authorization) = &self.authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        request.body(Full::new(self.body.clone()))
+    }
+}
+
 /// What a node answered.
+#[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
+    /// Only seconds are understood, which is what nodes say.
+    pub(crate) retry_after: Option<Duration>,
     pub(crate) body: Bytes,
 }
 
-/// The request got no answer. Whether the node acted on it is not known.
+/// The request got no answer.
+#[derive(Debug)]
+pub(crate) struct Unanswered {
+    pub(crate) reason: NoAnswer,
+    /// Whether the node may have got it, and so may have acted on it.
+    pub(crate) sent: bool,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NoAnswer {
     #[error("cannot connect: {0}")]
@@ -51,21 +114,29 @@ impl Node {
         Self { endpoint, options, idle: Mutex::new(Vec::new()) }
     }
 
-    pub(crate) async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, NoAnswer> {
-        let exchange = self.exchange(method, path, body);
-        tokio::time::timeout(self.options.attempt_timeout, exchange).await.unwrap_or(Err(NoAnswer::Timeout))
+    /// Sends and waits for the answer, at most until `until`.
+    pub(crate) async fn send(&self, request: &Request, until: Instant) -> Result<Answer, Unanswered> {
+        // Set by what the timeout may cut off.
+        let sent = AtomicBool::new(false);
+        let until = until.min(Instant::now() + self.options.attempt_timeout);
+        let exchange = tokio::time::timeout_at(until, self.exchange(request, &sent)).await;
+        exchange
+            .unwrap_or(Err(NoAnswer::Timeout))
+            .map_err(|reason| Unanswered { reason, sent: sent.load(Ordering::Relaxed) })
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<Answer, NoAnswer> {
+    async fn exchange(&self, request: &Request, sent: &AtomicBool) -> Result<Answer, NoAnswer> {
         while let Some(kept) = self.take_idle() {
             // A kept connection may have been closed by the node in the meantime; that says nothing about the node.
-            match self.on(kept, method.clone(), path, body.clone()).await {
-                Err(NoAnswer::Broken(error)) => tracing::debug!(%error, "a kept connection was of no use"),
+            match self.on(kept, request, sent).await {
+                Err(NoAnswer::Broken(error)) if !(request.once && sent.load(Ordering::Relaxed)) => {
+                    tracing::debug!(%error, "a kept connection was of no use")
+                }
                 result => return result,
             }
         }
         let fresh = self.connect().await?;
-        self.on(fresh, method, path, body).await
+        self.on(fresh, request, sent).await
     }
 
     fn take_idle(&self) -> Option<SendRequest<Full<Bytes>>> {
@@ -87,27 +158,29 @@ impl Node {
     async fn on(
         &self,
         mut connection: SendRequest<Full<Bytes>>,
-        method: Method,
-        path: &str,
-        body: Bytes,
+        request: &Request,
+        sent: &AtomicBool,
     ) -> Result<Answer, NoAnswer> {
         let broken = |error: hyper::Error| NoAnswer::Broken(error.into());
         connection.ready().await.map_err(broken)?;
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, &self.endpoint.authority)
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|e| NoAnswer::Broken(e.into()))?;
-        let response = connection.send_request(request).await.map_err(broken)?;
+        let request = request.for_node(&self.endpoint).map_err(|e| NoAnswer::Broken(e.into()))?;
+        let sent_before = sent.swap(true, Ordering::Relaxed);
+        let response = connection.send_request(request).await.map_err(|error| {
+            if error.is_canceled() {
+                // Not one byte of it went out.
+                sent.store(sent_before, Ordering::Relaxed);
+            }
+            broken(error)
+        })?;
         let status = response.status();
+        let retry_after =
+            response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let body = Limited::new(response.into_body(), self.options.answer_bytes_max);
         let body = body.collect().await.map_err(NoAnswer::Broken)?.to_bytes();
         let mut idle = self.idle.lock();
         if idle.len() < self.options.idle_connections_max && !connection.is_closed() {
             idle.push(connection);
         }
-        Ok(Answer { status, body })
+        Ok(Answer { status, retry_after: retry_after.map(Duration::from_secs), body })
     }
 }

@@ -154,7 +154,7 @@ async fn a_busy_network_is_asked_again_until_it_answers_or_the_deadline_passes()
     let never = Scripted::start(busy).await;
     let client = Client::with_options(vec![never.url()], options).unwrap();
     let error = client.submit("{}", Duration::from_millis(100)).await.unwrap_err();
-    let ClientError::Exhausted { attempts, last } = error else { panic!("{error}") };
+    let ClientError::Exhausted { attempts, last, .. } = error else { panic!("{error}") };
     assert!(attempts > 1 && last.contains("429") && last.contains("full"), "{attempts} {last}");
 }
 
