@@ -79,6 +79,7 @@ pub(crate) fn status_of(error: SubmitError) -> Status {
     let (code, retry_after_ms) = match error {
         SubmitError::Unauthenticated(_) => (Code::Unauthenticated, None),
         SubmitError::Forbidden(_) => (Code::PermissionDenied, None),
+        SubmitError::NonceUsed(_) => (Code::AlreadyExists, None),
         SubmitError::Invalid(_) | SubmitError::TooLarge { .. } => (Code::InvalidArgument, None),
         SubmitError::Busy { retry_after_ms } | SubmitError::TooFast { retry_after_ms, .. } => {
             (Code::ResourceExhausted, Some(retry_after_ms))

@@ -5,9 +5,11 @@ mod backup;
 mod bench;
 mod device;
 mod init;
+mod keys;
 mod members;
 mod outputs;
 mod recover;
+mod registry;
 mod shown;
 mod start;
 mod status;
@@ -94,6 +96,9 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Start(options) => start::run(&options).await,
             Command::Status(options) => status::run(&options).await,
             Command::Members(options) => members::run(options.command).await,
+            Command::Projects(command) => registry::projects(command).await,
+            Command::Devices(command) => registry::devices(command).await,
+            Command::Keys(command) => keys::run(command),
             Command::Backup(options) => backup::run(options).await,
             Command::Restore(options) => backup::restore(options).await,
             Command::Recover(options) => recover::recover(options).await,

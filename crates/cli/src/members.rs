@@ -38,6 +38,12 @@ pub async fn run(command: MembersCommand) -> anyhow::Result<()> {
     propose(&home, &members, change).await
 }
 
+/// Approves a change, as an operator.
+pub async fn approve_change(home: &Home, change: Change) -> anyhow::Result<()> {
+    let members = view(home).await?;
+    propose(home, &members, change).await
+}
+
 async fn view(home: &Home) -> anyhow::Result<MembersView> {
     match administer(home, &AdminRequest::Members).await? {
         AdminAnswer::Members(view) => Ok(*view),

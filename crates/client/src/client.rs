@@ -128,6 +128,19 @@ impl Client {
         Ok(Submitted { url: found.node.endpoint.url.clone(), attempts: found.attempts, ..submitted })
     }
 
+    /// Has an order of a project's owner carried out: a signed order as protobuf, sent to the first node once. Sent
+    /// again it would be refused, because its number is used.
+    pub async fn order(&self, order: impl Into<Bytes>) -> Result<(), ClientError> {
+        let until = Instant::now() + self.options.attempt_timeout;
+        match self.attempt(0, &Request::post("/api/orders", order).once(), until).await {
+            Ok(_) => Ok(()),
+            Err(Failure::Refused(error)) => Err(error),
+            Err(Failure::Passing(Setback { text, outcome, .. })) => {
+                Err(ClientError::Exhausted { attempts: 1, last: text, outcome })
+            }
+        }
+    }
+
     /// Reads JSON from whichever node answers.
     pub async fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let request = Request::get(path.to_owned());

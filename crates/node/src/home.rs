@@ -3,6 +3,7 @@
 //! ```text
 //! config.toml    this node's settings
 //! node.key       its private key, hex (0600)
+//! server.secret  the keys for devices that encrypt, base64 (0600); operators of one network may share it
 //! task.key       the key that tasks are signed with, hex (0600); operators of one network share it
 //! member.json    its public part, for the other operators
 //! genesis.json   the network
@@ -19,13 +20,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lockstep_identity::{Curve, ServerSecret};
 use lockstep_outputs::Owner;
 use lockstep_store::home::{StoreHome, replace_file, write_new_file};
 use lockstep_types::{Epoch, EpochMember, Epochs, Genesis, Incarnation, Member, NodeId, SigningKey};
+use rand::SeedableRng as _;
+use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::error::NodeError;
 use crate::recover;
+use crate::secrets::SERVER_SECRET_FILE;
 
 /// A home directory. See the module's documentation.
 #[derive(Debug, Clone)]
@@ -118,6 +123,16 @@ pub fn random_key() -> Result<SigningKey, NodeError> {
     }
 }
 
+/// Makes a new server secret, as its file has it.
+///
+/// # Errors
+/// If the system gives no randomness.
+pub fn random_server_secret() -> Result<Zeroizing<String>, NodeError> {
+    let mut random = rand::rngs::StdRng::from_seed(random_bytes()?);
+    let secret = ServerSecret::generate(Curve::Secp256k1, &mut random);
+    Ok(Zeroizing::new(format!("{}\n", *secret.to_base64())))
+}
+
 pub(crate) fn random_bytes<const N: usize>() -> Result<[u8; N], NodeError> {
     use rand::TryRng as _;
     let mut bytes = [0; N];
@@ -207,6 +222,9 @@ impl Home {
         self.write_new("node.key", &hex_line(&node_key), 0o600)?;
         if !self.file("task.key").exists() {
             self.write_new("task.key", &hex_line(&task_key), 0o600)?;
+        }
+        if !self.file(SERVER_SECRET_FILE).exists() {
+            self.write_new(SERVER_SECRET_FILE, &random_server_secret()?, 0o600)?;
         }
         StoreHome::create(&self.file("store"), incarnation)?;
         self.write_new("config.toml", &config.to_text()?, 0o644)?;

@@ -9,8 +9,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockstep_api::views::*;
-use lockstep_api::{Accepted, Bound, Options, Ports, Read, ReadError, Sender, Server, Submit, SubmitError};
-use lockstep_identity::{DeviceRequest, RequestError};
+use lockstep_api::{
+    Accepted, Bound, Options, OrderProblem, Ports, Read, ReadError, Registry, Sealed, SealedError, Sender, Server,
+    Submit, SubmitError,
+};
+use lockstep_identity::{DeviceRequest, Did, RequestError, TaskRequest};
 use lockstep_types::*;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -54,6 +57,15 @@ impl Submit for Fake {
             duplicate: false,
         })
     }
+
+    async fn submit_task(&self, request: TaskRequest) -> Result<(TaskId, Accepted), SubmitError> {
+        if request.nonce == 2 {
+            return Err(SubmitError::NonceUsed("used".into()));
+        }
+        let (message_id, task_id) = (MessageId([1; 32]), Some(TaskId([7; 32])));
+        let accepted = Accepted { message_id, task_id, sequence: Sequence(1), height: Height(1), duplicate: false };
+        Ok((TaskId([9; 32]), accepted))
+    }
 }
 
 pub fn batch(height: Height) -> BatchView {
@@ -77,7 +89,65 @@ pub fn batch(height: Height) -> BatchView {
 const HEAD: u64 = 250;
 
 #[async_trait]
+impl Sealed for Fake {
+    fn did_document(&self) -> Option<Arc<str>> {
+        Some("{}".into())
+    }
+
+    async fn issue_token(&self, device: Did) -> Result<String, SealedError> {
+        match device.address() {
+            Address([1, ..]) => Ok("sealed token".into()),
+            _ => Err(SealedError::Denied("the device is not known".into())),
+        }
+    }
+
+    async fn submit(&self, token: &str, envelope: bytes::Bytes) -> Result<String, SealedError> {
+        let text = |text: &str| text.to_owned();
+        match (token, &envelope[..]) {
+            ("good", b"altered") => Err(SealedError::Unreadable(text("altered"))),
+            ("good", b"not permitted") => Err(SealedError::Denied(text("not permitted"))),
+            ("good", b"refused by the log") => Err(SubmitError::Forbidden(text("not permitted")).into()),
+            ("good", envelope) => Ok(format!("sealed answer to {}", String::from_utf8_lossy(envelope))),
+            _ => Err(SealedError::Token(text("no token of this server"))),
+        }
+    }
+
+    async fn states(&self, token: &str, message: &str) -> Result<String, SealedError> {
+        if token == "good" { Ok(format!("states of {message}")) } else { Err(SealedError::Token("no".into())) }
+    }
+}
+
+#[async_trait]
+impl Registry for Fake {
+    async fn order(&self, order: bytes::Bytes) -> Result<(), OrderProblem> {
+        match &order[..] {
+            b"good" => Ok(()),
+            b"stale" => Err(OrderProblem::Refused("stale".into())),
+            _ => Err(OrderProblem::Malformed("not an order".into())),
+        }
+    }
+
+    fn projects(&self) -> ProjectsView {
+        let projects = self.project(ProjectId(7)).into_iter().collect();
+        ProjectsView { network_id: NetworkId([1; 32]), epoch: Epoch(0), projects }
+    }
+
+    fn project(&self, project: ProjectId) -> Option<ProjectView> {
+        let view = |id| ProjectView { id, owner: None, orders: 0, settings: ProjectSettings::default() };
+        (project == ProjectId(7)).then(|| view(project))
+    }
+
+    async fn devices(&self, _: ProjectId, _: Address, _: usize) -> Result<DevicesView, ReadError> {
+        Ok(DevicesView { devices: Vec::new(), next: None })
+    }
+}
+
+#[async_trait]
 impl Read for Fake {
+    async fn task_of_alias(&self, alias: TaskId) -> Result<Option<TaskId>, ReadError> {
+        Ok((alias == TaskId([9; 32])).then_some(TaskId([7; 32])))
+    }
+
     fn status(&self) -> StatusView {
         StatusView {
             network: "test".into(),
@@ -221,7 +291,7 @@ pub fn start_with(options: Options, fake: Fake) -> Running {
 pub fn run(bound: Bound, fake: Fake) -> Running {
     let fake = Arc::new(fake);
     let (addr, stop) = (bound.local_addr(), CancellationToken::new());
-    let ports = Ports { submit: fake.clone(), read: fake };
+    let ports = Ports { submit: fake.clone(), read: fake.clone(), sealed: fake.clone(), registry: fake };
     Running { addr, stop: stop.clone(), served: tokio::spawn(bound.run(ports, stop)) }
 }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use lockstep_node::config::{HttpConfig, OutputConfig, OutputKind, P2pConfig, PoolConfig, RaftConfig, Scope};
-use lockstep_node::home::{MemberOptions, random_key};
+use lockstep_node::home::{MemberOptions, random_key, random_server_secret};
+use lockstep_node::secrets::SERVER_SECRET_FILE;
 use lockstep_node::{Config, Home};
 use lockstep_types::{Genesis, Member, NetworkParams, ProjectSettings};
 use serde::{Deserialize, Serialize};
@@ -118,6 +119,8 @@ impl Layout {
     }
 
     fn make_homes(home: &Path, options: &Up) -> anyhow::Result<Vec<Member>> {
+        // So that a device's token is good at every node.
+        let server_secret = random_server_secret()?;
         let task_key = random_key()?;
         // Node ids follow from the order of the keys: give node-1 the key that makes it number 1.
         let mut keys = (0..options.nodes).map(|_| random_key()).collect::<Result<Vec<_>, _>>()?;
@@ -133,6 +136,8 @@ impl Layout {
                 node_key: Some(node_key),
             };
             let config = config(http, p2p, options.postgres.is_some())?;
+            fs::create_dir_all(home.join(&name))?;
+            write_private(&home.join(&name).join(SERVER_SECRET_FILE), &server_secret)?;
             members.push(Home::at(home.join(name)).create(&config, member, Some(&task_key))?);
         }
         Ok(members)

@@ -17,6 +17,7 @@ mod partitions;
 mod refills;
 mod rolling;
 mod rounds;
+mod sealed;
 mod semantics;
 mod snapshots;
 mod start_errors;

@@ -81,6 +81,10 @@ pub(super) fn init_arguments(node: &ClusterNode, directory: &Path, index: usize)
     arguments
 }
 
+/// The server secret of every test network: the one of the first case of vectors/ioconnect, so that its devices' tokens
+/// and messages are good there.
+pub const SERVER_SECRET: &str = include_str!("../../server.secret");
+
 /// What an operator adds by hand.
 fn add_postgres(home: &Path, dsn: &str) {
     let section =
@@ -110,6 +114,7 @@ pub(super) fn form_network(binary: &Path, directory: &Path, options: &ClusterOpt
         }
     }
     for index in 0..options.nodes {
+        fs::write(home_of(directory, index).join("server.secret"), SERVER_SECRET).expect("a file for the secret");
         let home = home_of(directory, index).display().to_string();
         run(binary, ["init".to_owned(), "--home".to_owned(), home].iter().chain(&given));
     }
