@@ -94,8 +94,9 @@ async fn answered(cluster: &Cluster, key: &SigningKey, status: u16) {
     .await;
 }
 
+/// Nothing is shown before all members agree on rules that know chains.
 fn chain_of(status: &StatusView) -> ChainView {
-    status.chain.clone().unwrap()
+    status.chain.clone().unwrap_or(ChainView { block: None, behind: None, problem: None })
 }
 
 /// Waits until all nodes have applied the same, up to a block of the chain at least; returns one's view.
