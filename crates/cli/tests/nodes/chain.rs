@@ -94,8 +94,9 @@ async fn answered(cluster: &Cluster, key: &SigningKey, status: u16) {
     .await;
 }
 
+/// Nothing is shown before all members agree on rules that know chains.
 fn chain_of(status: &StatusView) -> ChainView {
-    status.chain.clone().unwrap()
+    status.chain.clone().unwrap_or(ChainView { block: None, behind: None, problem: None })
 }
 
 /// Waits until all nodes have applied the same, up to a block of the chain at least; returns one's view.
@@ -279,6 +280,8 @@ async fn one_voter_with_an_endpoint_that_lies_stops_the_following_until_it_is_co
     let key = device(1);
     register(&anvil, &contracts, &key).await;
     approve(&anvil, &contracts, &key).await;
+    // Whoever leads finds something to ask the others about.
+    register(&liar, &contracts, &device(2)).await;
     anvil.mine(CONFIRMATIONS).await;
     liar.mine(anvil.head().await - liar.head().await).await;
     cluster.start_all().await;
