@@ -95,7 +95,7 @@ impl Sealing {
             caller
                 .secrets
                 .current()
-                .encrypt_answer(&caller.document.recipient(), &text, &mut random()?)
+                .encrypt_answer(&caller.document, &text, &mut random()?)
                 .map_err(|e| SealedError::Unavailable(e.to_string()))
         });
         sealed.await?
@@ -141,7 +141,7 @@ impl Sealed for Sealing {
             let token = secrets.current().issue_token(&device, now_s);
             secrets
                 .current()
-                .encrypt_answer(&document.recipient(), &token, &mut random()?)
+                .encrypt_answer(&document, &token, &mut random()?)
                 .map_err(|e| SealedError::Unavailable(e.to_string()))
         });
         sealed.await?
