@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_types::registry::{settings_from_proto, settings_to_proto};
-use lockstep_types::{Address, DecodeError, NetworkParams, ProjectId, ProjectSettings, proto};
+use lockstep_types::{Address, DecodeError, DevicePolicy, NetworkParams, ProjectId, ProjectSettings, proto};
 use prost::Message as _;
 
 /// Version of the stored record.
@@ -68,7 +68,12 @@ impl Projects {
         };
         let mut known: BTreeMap<_, _> = params.projects.iter().map(first).collect();
         known.extend(stored);
-        Self { params: Arc::new(params.clone()), known: Arc::new(known) }
+        let mut params = params.clone();
+        if params.allow_unknown_projects {
+            // Nobody owns an unknown project, so nobody could let a device submit to it.
+            params.default_project.devices.get_or_insert(DevicePolicy::Any);
+        }
+        Self { params: Arc::new(params), known: Arc::new(known) }
     }
 
     /// The network's parameters.

@@ -214,7 +214,8 @@ impl Retention {
 pub struct NetworkParams {
     /// Take messages without a signature; the ingress node vouches for them.
     pub allow_unsigned: bool,
-    /// Take messages for projects that nobody registered. For test networks.
+    /// Take messages for projects that nobody registered, of any device where `default_project` does not say which. For
+    /// test networks.
     pub allow_unknown_projects: bool,
     /// Show every project's payloads to anyone. For test networks.
     pub public_payloads: bool,
