@@ -35,7 +35,7 @@ pub(crate) struct Tracker {
     members: watch::Sender<Arc<Members>>,
     projects: watch::Sender<Projects>,
     /// Those who wait for what becomes of an order.
-    orders: Mutex<HashMap<(ProjectId, u64), Vec<oneshot::Sender<OrderVerdict>>>>,
+    orders: Mutex<HashMap<(ProjectId, u64), WaitingForOrder>>,
     next_block: watch::Sender<Option<u64>>,
     /// Batches that are not final yet, with the number of the task after each.
     unfinal: Mutex<VecDeque<(Height, TaskNumber)>>,
@@ -47,6 +47,9 @@ pub(crate) struct Tracker {
 
 /// What became of an order.
 pub(crate) type OrderVerdict = Result<(), OrderError>;
+
+/// Those who wait for one.
+type WaitingForOrder = Vec<oneshot::Sender<OrderVerdict>>;
 
 /// Orders whose senders wait.
 const ORDERS_WAITING_MAX: usize = 1_024;
