@@ -31,7 +31,7 @@ pub use options::Options;
 pub use ports::{
     Accepted, OrderProblem, Ports, Read, ReadError, Registry, Sealed, SealedError, Sender, Submit, SubmitError,
 };
-pub use sealed::MessageStates;
+pub use sealed::{MessageStates, find_message};
 pub use server::{ApiError, Bound, Server};
 pub use time::rfc3339;
 pub use tls::TlsFiles;

@@ -16,11 +16,11 @@ use lockstep_identity::sprout::{parse_token_request, token_of};
 use lockstep_types::MessageId;
 use serde::Serialize;
 
-use crate::ports::SealedError;
+use crate::ports::{Read, ReadError, SealedError};
 use crate::problem::Problem;
 use crate::routes::App;
 use crate::time::rfc3339;
-use crate::views::MessageView;
+use crate::views::{MessageView, TaskView};
 
 /// What came out of the request's head: a token, if it shows one.
 pub(crate) fn token(head: &Parts) -> Option<String> {
@@ -81,21 +81,43 @@ pub struct MessageStates {
 
 #[derive(Debug, Serialize)]
 struct MessageState {
-    state: &'static str,
+    state: String,
     time: String,
-    comment: &'static str,
-    result: &'static str,
+    comment: String,
+    result: String,
 }
 
 impl MessageStates {
-    /// The states of a message by the name that was asked for; none of a message that is not known.
-    pub fn of(message_id: String, message: Option<&MessageView>) -> Self {
-        let time = message.and_then(|message| message.time_ms);
-        let state = |state, time| MessageState { state, time: rfc3339(time), comment: "", result: "" };
-        let received = time.map(|time| state("received", time));
-        let packed = message.and_then(|m| m.task_id).and(time).map(|time| state("packed", time));
+    /// The states of a message by the name that was asked for, and of its task; none of a message that is not known.
+    pub fn of(message_id: String, message: Option<&MessageView>, task: Option<&TaskView>) -> Self {
+        let state = |state: &str, time| MessageState {
+            state: state.to_owned(),
+            time: rfc3339(time),
+            comment: String::new(),
+            result: String::new(),
+        };
+        let received = message.and_then(|message| message.time_ms).map(|time| state("received", time));
+        let packed = task.into_iter().flat_map(|task| {
+            let later = task.chain.iter().map(|on| state(&on.state, on.time_ms));
+            std::iter::once(state("packed", task.time_ms)).chain(later)
+        });
         Self { message_id, states: received.into_iter().chain(packed).collect() }
     }
+}
+
+/// A message and its task, by a text that may be its name.
+///
+/// # Errors
+/// If this node cannot tell.
+pub async fn find_message(read: &dyn Read, id: &str) -> Result<Option<(MessageView, Option<TaskView>)>, ReadError> {
+    // As the reference: what is no id names no message.
+    let Ok(id) = id.parse::<MessageId>() else { return Ok(None) };
+    let Some(message) = read.message(id).await? else { return Ok(None) };
+    let task = match message.task_id {
+        Some(task) => read.task(task).await?,
+        None => None,
+    };
+    Ok(Some((message, task)))
 }
 
 /// `GET /message/{id}`, with a token or without.
@@ -111,11 +133,8 @@ pub(crate) async fn message(
         let sealed = app.ports.sealed.states(&token, &id).await.map_err(Problem::of_sealed)?;
         return Ok(answer("application/octet-stream", sealed));
     }
-    let message = match id.parse::<MessageId>() {
-        Ok(id) => app.ports.read.message(id).await?,
-        // As the reference: what is no id names no message.
-        Err(_) => None,
-    };
-    let states = MessageStates::of(id, message.as_ref());
+    let found = find_message(&*app.ports.read, &id).await?;
+    let (message, task) = found.unzip();
+    let states = MessageStates::of(id, message.as_ref(), task.flatten().as_ref());
     Ok(answer("application/json", serde_json::to_string(&states).unwrap_or_default()))
 }

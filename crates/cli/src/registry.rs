@@ -7,6 +7,7 @@ use lockstep_api::views::{DevicesView, ProjectView, ProjectsView};
 use lockstep_client::Client;
 use lockstep_identity::{Did, Document};
 use lockstep_node::Home;
+use lockstep_types::task_v1::SignedKey;
 use lockstep_types::{Address, Change, DeviceEntry, Order, OrderKind, ProjectId, SigningKey, TimeMs};
 use prost::Message as _;
 
@@ -89,7 +90,8 @@ async fn set(owner: Owner, settings: Settings) -> anyhow::Result<()> {
         new.devices = Some(devices.into());
     }
     if let Some(keys) = settings.signed_keys {
-        new.signed_keys = keys.split(',').filter(|key| !key.is_empty()).map(str::to_owned).collect();
+        let names = keys.split(',').filter(|key| !key.is_empty()).map(SignedKey::new);
+        new.signed_keys = names.collect::<Result<_, _>>()?;
     }
     if new == known.settings {
         bail!("nothing would change: say what to set, for example --devices any");

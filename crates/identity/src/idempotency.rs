@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::error::RequestError;
 
 /// Longest idempotency key in bytes.
-pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 64;
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = lockstep_types::message::NONCE_BYTES_MAX;
 
 /// 1 to [`IDEMPOTENCY_KEY_BYTES_MAX`] printable ASCII characters, taken as they are.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,7 +8,7 @@
 
 use bytes::Bytes;
 use lockstep_types::signature::recover_address;
-use lockstep_types::task_v1::Content;
+use lockstep_types::task_v1::{Content, SignedKey};
 use lockstep_types::{
     Address, Api, Evidence, Hash32, Message, NodeId, ProjectId, Signature, SignatureError, SigningKey, TaskEvidence,
     VerifiedMessage,
@@ -49,29 +49,6 @@ pub struct Candidate {
     pub device: Address,
     /// The bytes that the device sent, S high or low, and V.
     pub signature: Signature,
-}
-
-/// The name of a whole number in the payload that a project wants signed on its own, so that its circuit can check it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SignedKey(String);
-
-/// A text that is no [`SignedKey`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a signed key has 1 to 64 letters, digits, '-' and '_'")]
-pub struct SignedKeyError;
-
-impl SignedKey {
-    /// The member `name` of the payload's outermost object. The reference would read other characters as a path.
-    pub fn new(name: &str) -> Result<Self, SignedKeyError> {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-        let fits = (1..=64).contains(&name.len()) && name.bytes().all(plain);
-        if fits { Ok(Self(name.to_owned())) } else { Err(SignedKeyError) }
-    }
-
-    /// The name.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 /// Members in the order in which they are signed.
@@ -187,7 +164,7 @@ impl TaskContent<'_> {
     }
 
     fn signed_values(&self, keys: &[SignedKey]) -> Result<Vec<(String, u64)>, RequestError> {
-        keys.iter().map(|key| Ok((key.0.clone(), signed_value(self.payload, key)?))).collect()
+        keys.iter().map(|key| Ok((key.as_str().to_owned(), signed_value(self.payload, key)?))).collect()
     }
 }
 
@@ -294,11 +271,11 @@ fn parse_signature(value: Value<'_>) -> Result<TaskSignature, RequestError> {
 
 /// The whole number at `key` of the payload's outermost object.
 fn signed_value(payload: &[u8], key: &SignedKey) -> Result<u64, RequestError> {
-    let refused = || RequestError::SignedKey { name: key.0.clone() };
+    let refused = || RequestError::SignedKey { name: key.as_str().to_owned() };
     let mut found = None;
     let read = read_object(
         payload,
-        |name| (name == key.0).then_some(()),
+        |name| (name == key.as_str()).then_some(()),
         |(), value| {
             first(&mut found, || match value {
                 Value::Number(literal) => literal.parse().map_err(|_| refused()),

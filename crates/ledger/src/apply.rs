@@ -28,13 +28,16 @@ use crate::projects::{Project, Projects};
 /// 1. The first.
 /// 2. Progress of outputs is left out of the effects digest: it says nothing about the order.
 /// 3. Orders of projects' owners and updates from a chain count; encrypted messages and the API of 2025 are taken.
+/// 4. An envelope is taken once, however late it comes again.
 pub const RULES_FIRST: u32 = 1;
 /// The newest rules that this program knows.
-pub const RULES_NEWEST: u32 = 3;
+pub const RULES_NEWEST: u32 = 4;
 /// From these rules on progress of outputs is left out of the effects digest.
 const RULES_WITHOUT_PROGRESS: u32 = 2;
 /// From these rules on there are orders, updates from a chain, encrypted messages and the API of 2025.
-const RULES_WITH_REGISTRY: u32 = 3;
+pub(crate) const RULES_WITH_REGISTRY: u32 = 3;
+/// From these rules on an envelope is taken once.
+const RULES_WITH_ENVELOPES: u32 = 4;
 
 /// What `apply` reads of earlier state.
 pub trait History {
@@ -80,7 +83,7 @@ pub enum Rejection {
     #[error("the device may not submit to this project")]
     Device,
     /// Its nonce was used, or is not above the highest that was.
-    #[error("the device has used this nonce before, or a higher one")]
+    #[error("the device has used this nonce before, or a higher one; an encrypted message is encrypted anew each time")]
     Nonce,
     /// Other values are signed than the project wants.
     #[error("the project wants other values of the payload signed")]
@@ -231,7 +234,7 @@ impl Ledger {
     }
 
     fn knows_registry(&self) -> bool {
-        self.head.rules_version >= RULES_WITH_REGISTRY
+        self.head.knows_registry()
     }
 
     /// Open groups with the sequence they began with.
@@ -261,6 +264,7 @@ impl Ledger {
 
     /// Whether an approval would count, by the state now and the clock `now`.
     pub fn check_approval(&self, approval: &Approval, now: TimeMs) -> Result<(), ApprovalError> {
+        self.head.check_change(&approval.proposal.change)?;
         self.members.check(approval, &self.network, self.epoch, now.max(self.head.time_ms))
     }
 
@@ -345,7 +349,7 @@ impl Ledger {
 
     fn apply_approval(&mut self, time_ms: TimeMs, approval: Approval) -> Applied {
         let now = time_ms.max(self.head.time_ms);
-        if let Err(reason) = self.members.check(&approval, &self.network, self.epoch, now) {
+        if let Err(reason) = self.check_approval(&approval, now) {
             return Applied { refused: Some(reason), ..Applied::default() };
         }
         let (before, height) = (self.members.hash(), self.head.height.next());
@@ -406,7 +410,8 @@ impl Ledger {
         let ids: Vec<ContentId> = proposal.messages.iter().map(Message::content_id).collect();
         // The only fallible step comes first: from here on the ledger changes.
         let earlier = view.occurrences(&ids).map_err(ApplyError)?;
-        let asked = Permissions::ask(view, &self.projects, &proposal.messages).map_err(ApplyError)?;
+        let envelopes = self.head.rules_version >= RULES_WITH_ENVELOPES;
+        let asked = Permissions::ask(view, &self.projects, envelopes, &proposal.messages).map_err(ApplyError)?;
         let mut building = Building::new(self, proposal.time_ms, ids.len(), asked);
         for closing in proposal.closings {
             building.close_aged(closing);

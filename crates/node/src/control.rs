@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use lockstep_api::OrderProblem;
 use lockstep_consensus::Consensus;
 use lockstep_ledger::Members;
 use lockstep_network::{CallError, Client, Service};
@@ -32,6 +33,9 @@ pub(crate) enum ControlError {
     /// It says why not.
     #[error("{0}")]
     Refused(String),
+    /// It cannot tell whether it was done.
+    #[error("{0}")]
+    Unknown(String),
     /// Its answer makes no sense.
     #[error("the answer cannot be read")]
     Malformed,
@@ -82,7 +86,11 @@ impl ControlService {
             Request::Clock(proto::ClockRequest {}) => Ok(Response::Clock(proto::ClockResponse { time_ms: now_ms().0 })),
             Request::Order(order) => {
                 let order = SignedOrder::from_proto(order).map_err(|e| e.to_string())?;
-                self.orders.decide(order).await.map(|()| Response::Done(proto::Done {})).map_err(|e| e.to_string())
+                match self.orders.decide(order).await {
+                    Ok(()) => Ok(Response::Done(proto::Done {})),
+                    Err(OrderProblem::Unavailable(text)) => Ok(Response::Unknown(text)),
+                    Err(refused) => Err(refused.to_string()),
+                }
             }
             Request::Approval(approval) => {
                 let approval = Approval::from_proto(approval).map_err(|e| e.to_string())?;
@@ -114,6 +122,7 @@ async fn ask(client: &mut Client, kind: Request, timeout: Duration) -> Result<Re
     let answer = proto::ControlResponse::decode(answer).map_err(|_| ControlError::Malformed)?;
     match answer.kind.ok_or(ControlError::Malformed)? {
         Response::Refused(reason) => Err(ControlError::Refused(reason)),
+        Response::Unknown(reason) => Err(ControlError::Unknown(reason)),
         kind => Ok(kind),
     }
 }

@@ -9,7 +9,7 @@ use futures::future::join_all;
 use lockstep_api::{Accepted, Submit, SubmitError};
 use lockstep_consensus::StateStore;
 use lockstep_identity::{DeviceRequest, SproutRequest, TaskRequest};
-use lockstep_ledger::{Outcome, Projects, Rejection};
+use lockstep_ledger::{Head, OrderError, Outcome, Projects, Rejection};
 use lockstep_types::{Address, Hash32, Height, NodeId, ProjectId, Sequence, TaskId};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
@@ -30,6 +30,7 @@ pub struct Ingress {
     state: StateStore,
     projects: watch::Receiver<Projects>,
     rates: Arc<Rates>,
+    head: watch::Receiver<Option<Head>>,
     hold: Duration,
     stopping: AtomicBool,
     conflict: watch::Receiver<Option<(NodeId, Height)>>,
@@ -41,6 +42,8 @@ pub(crate) struct IngressParts {
     pub state: StateStore,
     pub projects: watch::Receiver<Projects>,
     pub rates: Arc<Rates>,
+    /// Says which rules hold.
+    pub head: watch::Receiver<Option<Head>>,
     /// How long a message is held.
     pub hold: Duration,
     /// Who signed two batches at one height.
@@ -49,8 +52,8 @@ pub(crate) struct IngressParts {
 
 impl Ingress {
     pub(crate) fn new(parts: IngressParts) -> Self {
-        let IngressParts { verifier, state, projects, rates, hold, conflict } = parts;
-        Self { verifier, state, projects, rates, hold, stopping: AtomicBool::new(false), conflict }
+        let IngressParts { verifier, state, projects, rates, head, hold, conflict } = parts;
+        Self { verifier, state, projects, rates, head, hold, stopping: AtomicBool::new(false), conflict }
     }
 
     /// Why nothing is acknowledged any more, if a voter signed two batches at one height.
@@ -149,7 +152,20 @@ impl Ingress {
         envelope: Hash32,
     ) -> Result<Accepted, SubmitError> {
         self.check_project(request.project_id, request.data.len())?;
+        self.wait_for_rules().await?;
         self.order(Submission::Opened { request, device, envelope }).await
+    }
+
+    /// Until every member of the network can read what is to be proposed: at once but for the first moments of a
+    /// network, and while it is upgraded.
+    async fn wait_for_rules(&self) -> Result<(), SubmitError> {
+        let mut head = self.head.clone();
+        let known = head.wait_for(|head| head.as_ref().is_some_and(Head::knows_registry));
+        match tokio::time::timeout(self.hold, known).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(SubmitError::Stopping),
+            Err(_) => Err(SubmitError::Halted(OrderError::Rules.to_string())),
+        }
     }
 
     async fn order(&self, request: Submission) -> Result<Accepted, SubmitError> {
@@ -169,6 +185,7 @@ impl Submit for Ingress {
 
     async fn submit_task(&self, request: TaskRequest) -> Result<(TaskId, Accepted), SubmitError> {
         self.check_project(request.project_id, request.payload.len())?;
+        self.wait_for_rules().await?;
         let accepted = self.order(Submission::Task(request)).await?;
         // By the message as it is ordered: a retry may have another signature, which names no task.
         let batch = self.state.batch(accepted.height).ok().flatten();

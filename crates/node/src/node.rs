@@ -283,6 +283,7 @@ impl Node {
             state: state.clone(),
             projects: tracker.projects(),
             rates,
+            head: tracker.head(),
             hold,
             conflict: conflicts.active(),
         }));

@@ -139,7 +139,7 @@ impl Operator {
     /// Brings an approval into the log, by way of the leader.
     pub async fn approve(&self, approval: Approval) -> Result<(), String> {
         let parts = &self.0.parts;
-        self.members().check(&approval, &parts.network_id, parts.epoch(), now_ms()).map_err(|e| e.to_string())?;
+        self.check(&self.members(), &approval)?;
         let status = parts.consensus.status().borrow().clone();
         if status.role == Role::Leader {
             return self.decide(approval).await;
@@ -154,6 +154,15 @@ impl Operator {
         Ok(())
     }
 
+    /// Whether an approval would count, by this node's state and clock.
+    fn check(&self, members: &Members, approval: &Approval) -> Result<(), String> {
+        let parts = &self.0.parts;
+        if let Some(head) = &*parts.tracker.head().borrow() {
+            head.check_change(&approval.proposal.change).map_err(|e| e.to_string())?;
+        }
+        members.check(approval, &parts.network_id, parts.epoch(), now_ms()).map_err(|e| e.to_string())
+    }
+
     /// Whether the log has counted an approval.
     fn counts(&self, members: &Members, approval: &Approval) -> bool {
         let digest = approval.proposal.digest(&self.0.parts.network_id);
@@ -166,7 +175,7 @@ impl Operator {
     pub async fn decide(&self, approval: Approval) -> Result<(), String> {
         let parts = &self.0.parts;
         let members = self.members();
-        members.check(&approval, &parts.network_id, parts.epoch(), now_ms()).map_err(|e| e.to_string())?;
+        self.check(&members, &approval)?;
         self.check_safe(&members, &approval.proposal.change)?;
         let command = Command::encode_approval(now_ms(), &approval);
         match tokio::time::timeout(APPROVAL_TIMEOUT, parts.consensus.propose(command)).await {

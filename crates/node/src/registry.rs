@@ -8,9 +8,9 @@ use bytes::Bytes;
 use lockstep_api::views::{DeviceView, DevicesView, ProjectView, ProjectsView};
 use lockstep_api::{OrderProblem, ReadError, Registry};
 use lockstep_consensus::{Consensus, ProposeError, Role, StateStore};
-use lockstep_ledger::{Command, Document, History as _, Project};
+use lockstep_ledger::{Command, Document, History as _, OrderError, Project};
 use lockstep_network::{Channel, Handle};
-use lockstep_types::{Address, Epoch, NetworkId, ProjectId, SignedOrder, proto};
+use lockstep_types::{Address, Epoch, NetworkId, OrderKind, ProjectId, SignedOrder, proto};
 use prost::Message as _;
 
 use crate::clock::now_ms;
@@ -32,37 +32,18 @@ pub(crate) struct Orders {
 const UNKNOWN: &str = "no majority answered in time: look at the project later, and sign the order again if need be";
 
 impl Orders {
-    /// What can be told at once, so that strangers cannot fill the log: that the owner signed the next order. `apply`
-    /// checks all of it again.
-    fn check(&self, signed: &SignedOrder) -> Result<(), OrderProblem> {
-        let refused = |text: String| Err(OrderProblem::Refused(text));
-        let order = &signed.order;
-        let projects = self.tracker.projects().borrow().clone();
-        let Some(project) = projects.get(order.project) else {
-            return refused(format!(
-                "project {} is not registered in this network: a majority of its operators can register it",
-                order.project
-            ));
-        };
-        match project.owner {
-            None => refused(format!("project {} has no owner", order.project)),
-            Some(owner) if signed.signer(&self.network_id) != Some(owner) => {
-                refused(format!("the order is not signed by the project's owner {owner}"))
-            }
-            Some(_) if order.number != project.orders + 1 || order.epoch != self.epoch => refused(format!(
-                "the order has number {} of epoch {}, the next one is number {} of epoch {}: sign it again",
-                order.number,
-                order.epoch,
-                project.orders + 1,
-                self.epoch
-            )),
-            Some(_) => Ok(()),
+    /// What can be told at once, so that strangers cannot fill the log. `apply` checks all of it again.
+    fn check(&self, signed: &SignedOrder) -> Result<(), OrderError> {
+        if !self.tracker.knows_registry() {
+            return Err(OrderError::Rules);
         }
+        let projects = self.tracker.projects().borrow().clone();
+        projects.check_order(signed, (&self.network_id, self.epoch), now_ms())
     }
 
     /// The leader's part of an order.
     pub async fn decide(&self, signed: SignedOrder) -> Result<(), OrderProblem> {
-        self.check(&signed)?;
+        self.check(&signed).map_err(refused)?;
         let (project, number) = (signed.order.project, signed.order.number);
         let verdicts = self.tracker.order_verdict(project, number);
         let command = Command::encode_order(now_ms(), &signed);
@@ -76,7 +57,7 @@ impl Orders {
         }
         match verdicts.await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(reason)) => Err(OrderProblem::Refused(reason.to_string())),
+            Ok(Err(reason)) => Err(refused(reason)),
             Err(_) => Err(OrderProblem::Unavailable(UNKNOWN.into())),
         }
     }
@@ -89,15 +70,9 @@ impl Orders {
     }
 
     async fn carry_out(&self, signed: SignedOrder) -> Result<(), OrderProblem> {
-        let (status, checked) = (self.consensus.status().borrow().clone(), self.check(&signed));
+        let status = self.consensus.status().borrow().clone();
         if status.role == Role::Leader {
             return self.decide(signed).await;
-        }
-        // A node that lags may take the next order for one to come; the leader knows.
-        if let Err(problem) = checked
-            && status.leader.is_none()
-        {
-            return Err(problem);
         }
         let leader = status.leader.ok_or_else(|| OrderProblem::Unavailable("no leader is known: try again".into()))?;
         let mut client = self.network.client(leader, Channel::Control);
@@ -142,21 +117,38 @@ impl Orders {
     }
 }
 
+fn refused(reason: OrderError) -> OrderProblem {
+    OrderProblem::Refused(reason.to_string())
+}
+
+/// Whether each document in an order is its device's own.
+fn check_documents(signed: &SignedOrder) -> Result<(), OrderProblem> {
+    let OrderKind::AddDevices(entries) = &signed.order.kind else { return Ok(()) };
+    for entry in entries {
+        let Some(text) = &entry.document else { continue };
+        let document = lockstep_identity::Document::parse(text.as_bytes());
+        let document = document.map_err(|e| OrderProblem::Malformed(format!("document of {}: {e}", entry.device)))?;
+        if document.did.address() != entry.device {
+            return Err(OrderProblem::Malformed(format!("the document of {} is of {}", entry.device, document.did)));
+        }
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl Registry for Orders {
     async fn order(&self, order: Bytes) -> Result<(), OrderProblem> {
         let malformed = |e: &dyn std::fmt::Display| OrderProblem::Malformed(e.to_string());
         let signed = proto::SignedOrder::decode(order).map_err(|e| malformed(&e))?;
         let signed = SignedOrder::from_proto(signed).map_err(|e| malformed(&e))?;
-        if let lockstep_types::OrderKind::AddDevices(entries) = &signed.order.kind {
-            for entry in entries {
-                let Some(text) = &entry.document else { continue };
-                let document = lockstep_identity::Document::parse(text.as_bytes()).map_err(|e| malformed(&e))?;
-                if document.did.address() != entry.device {
-                    return Err(OrderProblem::Malformed(format!("the document is of {}", document.did)));
-                }
-            }
+        match self.check(&signed) {
+            // A node that lags takes the next order for one to come; the leader knows.
+            Ok(()) | Err(OrderError::Stale { .. }) => {}
+            Err(reason) => return Err(refused(reason)),
         }
+        // Documents are read after the signature was checked, and where reading them holds up nobody.
+        let signed = tokio::task::spawn_blocking(move || check_documents(&signed).map(|()| signed));
+        let signed = signed.await.map_err(|e| OrderProblem::Unavailable(e.to_string()))??;
         self.carry_out(signed).await
     }
 

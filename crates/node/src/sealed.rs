@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use lockstep_api::views::MessageView;
-use lockstep_api::{Accepted, MessageStates, Read, Sealed, SealedError};
+use lockstep_api::{Accepted, MessageStates, Read, Sealed, SealedError, find_message};
 use lockstep_consensus::StateStore;
 use lockstep_identity::sprout::message_answer;
 use lockstep_identity::{Did, Document, SproutRequest, Token};
 use lockstep_ledger::{Device, History as _};
-use lockstep_types::{Address, MessageId, keccak256};
+use lockstep_types::{Address, keccak256};
 
 use crate::clock::now_ms;
 use crate::documents::Documents;
@@ -102,15 +101,11 @@ impl Sealing {
     }
 
     async fn states_of(&self, device: Address, id: String) -> Result<String, SealedError> {
-        let own = |message: &MessageView| message.device == Some(device);
-        let message = match id.parse::<MessageId>() {
-            Ok(id) => self.read.message(id).await?,
-            Err(_) => None,
-        };
-        if message.as_ref().is_some_and(|message| !own(message)) {
+        let (message, task) = find_message(&*self.read, &id).await?.unzip();
+        if message.as_ref().is_some_and(|message| message.device != Some(device)) {
             return Err(SealedError::Denied("the message is another device's".into()));
         }
-        serde_json::to_string(&MessageStates::of(id, message.as_ref()))
+        serde_json::to_string(&MessageStates::of(id, message.as_ref(), task.flatten().as_ref()))
             .map_err(|e| SealedError::Unavailable(e.to_string()))
     }
 }

@@ -89,6 +89,11 @@ impl Tracker {
         self.head.subscribe()
     }
 
+    /// Whether what came with the third rules may be proposed; see [`Head::knows_registry`].
+    pub fn knows_registry(&self) -> bool {
+        self.head.borrow().as_ref().is_some_and(Head::knows_registry)
+    }
+
     /// Who belongs to the network.
     pub fn members(&self) -> watch::Receiver<Arc<Members>> {
         self.members.subscribe()

@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use lockstep_api::SubmitError;
 use lockstep_consensus::StateStore;
-use lockstep_identity::{DeviceRequest, RequestError, SignedKey, SproutRequest, TaskRequest};
+use lockstep_identity::{DeviceRequest, RequestError, SproutRequest, TaskRequest};
 use lockstep_ledger::{History as _, Members, Occurrence, Outcome, Projects, Rejection};
 use lockstep_types::{Address, Api, ContentId, DevicePolicy, Hash32, Message, NodeId, SigningKey, VerifiedMessage};
 use tokio::sync::{oneshot, watch};
@@ -251,8 +251,7 @@ impl Worker {
             let projects = self.projects.borrow();
             let settings = projects.settings(project);
             let settings = settings.ok_or_else(|| SubmitError::Forbidden(Rejection::UnknownProject.to_string()))?;
-            let keys: Result<Vec<_>, _> = settings.signed_keys.iter().map(|key| SignedKey::new(key)).collect();
-            (settings.policy(), projects.params().chain.is_some(), keys.unwrap_or_default())
+            (settings.policy(), projects.params().chain.is_some(), settings.signed_keys.clone())
         };
         let candidates = request.candidates(&keys).map_err(unauthenticated)?;
         let meant = match (policy, &candidates[..]) {

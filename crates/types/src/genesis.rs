@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::hash::keccak256;
 use crate::ids::{Address, Incarnation, NetworkId, NodeId, ProjectId, TaskNumber};
 use crate::members::{ADDRESS_BYTES_MAX, MemberSet, SetMember};
-use crate::registry::{DevicePolicy, SIGNED_KEY_BYTES_MAX, SIGNED_KEYS_MAX};
+use crate::registry::{DevicePolicy, SIGNED_KEYS_MAX};
 use crate::signature::{PublicKey, SignatureError};
+use crate::task_v1::SignedKey;
 
 const GENESIS_DOMAIN: &[u8] = b"lockstep/genesis/v1";
 /// Version of the file. In files of version 1 a project takes any device, and says nothing about it.
@@ -108,7 +109,7 @@ pub struct ProjectSettings {
     pub devices: Option<DevicePolicy>,
     /// Members of a payload whose values a device signs once more, in the API of 2025. Their values are whole numbers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub signed_keys: Vec<String>,
+    pub signed_keys: Vec<SignedKey>,
     /// Whether a device's nonces must ascend, in the API of 2025. It cannot be switched off again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub strict_nonces: bool,
@@ -134,10 +135,8 @@ impl ProjectSettings {
         if self.retry_window_ms < RETRY_WINDOW_MS_MIN {
             return invalid(format!("retry_window_ms must be at least {RETRY_WINDOW_MS_MIN}"));
         }
-        if self.signed_keys.len() > SIGNED_KEYS_MAX || self.signed_keys.iter().any(|key| !is_signed_key(key)) {
-            return invalid(format!(
-                "signed_keys has at most {SIGNED_KEYS_MAX} names of 1 to {SIGNED_KEY_BYTES_MAX} letters, digits, '-' and '_'"
-            ));
+        if self.signed_keys.len() > SIGNED_KEYS_MAX {
+            return invalid(format!("signed_keys has at most {SIGNED_KEYS_MAX} names"));
         }
         Ok(())
     }
@@ -289,12 +288,6 @@ pub struct Genesis {
     pub members: Vec<Member>,
     /// Parameters.
     pub params: NetworkParams,
-}
-
-/// Other characters would be read as a path into the payload by the reference.
-fn is_signed_key(text: &str) -> bool {
-    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
-    (1..=SIGNED_KEY_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain)
 }
 
 fn is_name(text: &str) -> bool {

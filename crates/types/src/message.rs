@@ -21,6 +21,8 @@ const ENVELOPE_DOMAIN: &[u8] = b"lockstep/envelope/v1";
 pub const PROJECT_VERSION_BYTES_MAX: usize = 128;
 /// Largest project id: the readers' column is a signed 64-bit number.
 pub const PROJECT_ID_MAX: u64 = i64::MAX as u64;
+/// Longest nonce, in bytes: of what tells two equal messages of a device apart.
+pub const NONCE_BYTES_MAX: usize = 64;
 
 /// The device protocol a message came by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -302,6 +304,9 @@ impl Message {
         }
         if m.project_version.len() > PROJECT_VERSION_BYTES_MAX || m.project_version.contains('\0') {
             return Err(bad("project version too long, or with a NUL"));
+        }
+        if m.nonce.len() > NONCE_BYTES_MAX {
+            return Err(bad("nonce too long"));
         }
         let signature = Signature::try_from(&m.evidence[..]).map_err(|_| bad("evidence is not 65 bytes"))?;
         let node = || Address::try_from(&m.ingress[..]).map_err(|_| bad("ingress is not 20 bytes"));

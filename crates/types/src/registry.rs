@@ -10,6 +10,7 @@ use crate::ids::{Address, Epoch, NetworkId, ProjectId, TimeMs};
 use crate::message::DecodeError;
 use crate::proto;
 use crate::signature::{Signature, SigningKey, recover_address};
+use crate::task_v1::SignedKey;
 
 const ORDER_DOMAIN: &[u8] = b"lockstep/order/v1";
 /// Most devices in one order.
@@ -316,7 +317,7 @@ pub fn settings_to_proto(settings: &ProjectSettings) -> proto::ProjectSettings {
             Some(DevicePolicy::Listed) => 2,
             Some(DevicePolicy::Any) => 3,
         },
-        signed_keys: settings.signed_keys.clone(),
+        signed_keys: settings.signed_keys.iter().map(|key| key.as_str().to_owned()).collect(),
         strict_nonces: settings.strict_nonces,
     }
 }
@@ -324,6 +325,8 @@ pub fn settings_to_proto(settings: &ProjectSettings) -> proto::ProjectSettings {
 /// Reads the wire and storage form of a project's settings, and checks them.
 pub fn settings_from_proto(settings: proto::ProjectSettings) -> Result<ProjectSettings, DecodeError> {
     let bad = |reason: &dyn std::fmt::Display| DecodeError::malformed("settings of a project", reason.to_string());
+    let signed_keys: Result<Vec<_>, _> = settings.signed_keys.into_iter().map(SignedKey::try_from).collect();
+    let signed_keys = signed_keys.map_err(|e| bad(&e))?;
     let settings = ProjectSettings {
         group_messages_max: settings.group_messages_max,
         group_bytes_max: settings.group_bytes_max,
@@ -337,7 +340,7 @@ pub fn settings_from_proto(settings: proto::ProjectSettings) -> Result<ProjectSe
             3 => Some(DevicePolicy::Any),
             _ => return Err(bad(&"devices")),
         },
-        signed_keys: settings.signed_keys,
+        signed_keys,
         strict_nonces: settings.strict_nonces,
     };
     settings.check().map_err(|e| bad(&e))?;

@@ -9,7 +9,47 @@ use sha2::{Digest as _, Sha256};
 use crate::go_json::{push_compact, push_string};
 use crate::hash::{Hash32, keccak256};
 use crate::ids::{ProjectId, TaskId};
+use crate::registry::SIGNED_KEY_BYTES_MAX;
 use crate::signature::Signature;
+
+/// The name of a whole number in the payload that a project wants signed on its own, so that its circuit can check it:
+/// a member of the payload's outermost object.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct SignedKey(String);
+
+/// A text that is no [`SignedKey`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a signed key has 1 to {SIGNED_KEY_BYTES_MAX} letters, digits, '-' and '_'")]
+pub struct SignedKeyError;
+
+impl SignedKey {
+    /// Takes a name. The reference would read other characters as a path.
+    pub fn new(name: &str) -> Result<Self, SignedKeyError> {
+        name.to_owned().try_into()
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for SignedKey {
+    type Error = SignedKeyError;
+
+    fn try_from(name: String) -> Result<Self, SignedKeyError> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        let fits = (1..=SIGNED_KEY_BYTES_MAX).contains(&name.len()) && name.bytes().all(plain);
+        if fits { Ok(Self(name)) } else { Err(SignedKeyError) }
+    }
+}
+
+impl From<SignedKey> for String {
+    fn from(key: SignedKey) -> Self {
+        key.0
+    }
+}
 
 /// A request without its signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -161,7 +161,7 @@ async fn new_rules_hold_once_every_member_agrees_and_a_rolling_restart_between_t
         fs::write(path, text.replace(from, to)).unwrap();
     };
     for index in 0..3 {
-        set(&config(&cluster, index), "rules_max = 3", "rules_max = 1");
+        set(&config(&cluster, index), "rules_max = 4", "rules_max = 1");
     }
     cluster.start_all().await;
     let history = Arc::new(History::new());
@@ -169,14 +169,14 @@ async fn new_rules_hold_once_every_member_agrees_and_a_rolling_restart_between_t
     for index in 0..3 {
         more_messages(&history, 100).await;
         assert_eq!(cluster.status(index).await.unwrap().rules_version, 1);
-        set(&config(&cluster, index), "rules_max = 1", "rules_max = 3");
+        set(&config(&cluster, index), "rules_max = 1", "rules_max = 4");
         assert!(cluster.restart(index, SOON).await.success());
         cluster.wait_ready(index, SOON).await;
     }
     eventually("the new rules hold on every node", SOON, async || {
         for index in 0..3 {
             let version = cluster.status(index).await?.rules_version;
-            if version != 3 {
+            if version != 4 {
                 return Err(format!("rules {version} at place {index}"));
             }
         }

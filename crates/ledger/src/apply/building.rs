@@ -80,8 +80,7 @@ impl<'a> Building<'a> {
         // Before retries are answered: who may not submit any more hears nothing of what it submitted.
         self.asked.check_device(message, project)?;
         Permissions::check_signed(message, project)?;
-        // A nonce is used once, so the same content is a retry however late it comes.
-        Ok(if message.api == Api::TaskV1 { u64::MAX } else { project.retry_window_ms })
+        Ok(if self.asked.is_once(message) { u64::MAX } else { project.retry_window_ms })
     }
 
     /// Uses up the message's nonce, where it has one.

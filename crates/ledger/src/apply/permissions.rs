@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lockstep_types::{Address, Api, DevicePolicy, Evidence, Message, ProjectId, ProjectSettings};
+use lockstep_types::task_v1::SignedKey;
+use lockstep_types::{Address, Api, DevicePolicy, Evidence, Message, ProjectId, ProjectSettings, keccak256};
 
 use super::{History, Rejection};
 use crate::devices::{Nonce, NonceState, Standing};
@@ -12,12 +13,26 @@ use crate::projects::Projects;
 #[derive(Debug, Default)]
 pub(super) struct Permissions {
     chain: bool,
+    /// Whether the rules know that an envelope is taken once.
+    envelopes: bool,
     standings: BTreeMap<(ProjectId, Address), Standing>,
     nonces: BTreeMap<Nonce, NonceState>,
 }
 
-fn nonce_of(message: &Message) -> Option<Nonce> {
-    Some((message.project_id, message.device, message.task_nonce()?))
+/// Envelopes are remembered beside the nonces of the API of 2025, under an address that no device has.
+const ENVELOPES_DOMAIN: &[u8] = b"lockstep/envelopes/v1";
+
+/// What a message is taken once by: its nonce, or the beginning of its envelope's hash.
+fn nonce_of(message: &Message, envelopes: bool) -> Option<Nonce> {
+    match &message.evidence {
+        Evidence::Envelope { envelope, .. } if envelopes => {
+            let (holder, (first, _)) =
+                (keccak256(&[ENVELOPES_DOMAIN, &message.device.0]), envelope.split_first_chunk::<8>()?);
+            let holder = Address(*holder.last_chunk()?);
+            Some((message.project_id, holder, u64::from_be_bytes(*first)))
+        }
+        _ => Some((message.project_id, message.device, message.task_nonce()?)),
+    }
 }
 
 /// Whether the project asks who the device is. A message without a device has nobody to ask about.
@@ -27,13 +42,18 @@ fn asks_for_device(message: &Message, settings: &ProjectSettings) -> bool {
 
 impl Permissions {
     /// Reads everything that the messages of a batch need, each thing once.
-    pub fn ask<V: History>(view: &V, projects: &Projects, messages: &[Message]) -> Result<Self, V::Error> {
+    pub fn ask<V: History>(
+        view: &V,
+        projects: &Projects,
+        envelopes: bool,
+        messages: &[Message],
+    ) -> Result<Self, V::Error> {
         let asks = |message: &&Message| {
             projects.settings(message.project_id).is_some_and(|settings| asks_for_device(message, settings))
         };
         let devices: BTreeSet<_> = messages.iter().filter(asks).map(|m| (m.project_id, m.device)).collect();
-        let nonces: BTreeSet<_> = messages.iter().filter_map(nonce_of).collect();
-        let mut asked = Self { chain: projects.params().chain.is_some(), ..Self::default() };
+        let nonces: BTreeSet<_> = messages.iter().filter_map(|m| nonce_of(m, envelopes)).collect();
+        let mut asked = Self { chain: projects.params().chain.is_some(), envelopes, ..Self::default() };
         if !devices.is_empty() {
             let devices: Vec<_> = devices.into_iter().collect();
             asked.standings = devices.iter().copied().zip(view.standings(&devices)?).collect();
@@ -57,11 +77,24 @@ impl Permissions {
     /// Whether what the device signed is what the project wants signed.
     pub fn check_signed(message: &Message, settings: &ProjectSettings) -> Result<(), Rejection> {
         match &message.evidence {
-            Evidence::Task(task) if !task.signed.iter().map(|(name, _)| name).eq(&settings.signed_keys) => {
+            Evidence::Task(task)
+                if !task
+                    .signed
+                    .iter()
+                    .map(|(name, _)| name.as_str())
+                    .eq(settings.signed_keys.iter().map(SignedKey::as_str)) =>
+            {
                 Err(Rejection::SignedKeys)
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether the same content is a retry however late it comes: the device's nonce says so, or its envelope, which is
+    /// never the same for two readings.
+    pub fn is_once(&self, message: &Message) -> bool {
+        let is_used = |nonce| self.nonces.get(&nonce).is_some_and(|state| state.used);
+        message.api == Api::TaskV1 || nonce_of(message, self.envelopes).is_some_and(is_used)
     }
 
     /// Uses up a message's nonce, where it has one: which to write down, and which lower one need not be kept.
@@ -70,9 +103,10 @@ impl Permissions {
         message: &Message,
         settings: &ProjectSettings,
     ) -> Result<Option<(Nonce, Option<u64>)>, Rejection> {
-        let Some(nonce) = nonce_of(message) else { return Ok(None) };
+        let Some(nonce) = nonce_of(message, self.envelopes) else { return Ok(None) };
         let state = self.nonces.get(&nonce).copied().unwrap_or_default();
-        let stale = settings.strict_nonces && state.highest.is_some_and(|highest| highest >= nonce.2);
+        let strict = settings.strict_nonces && message.api == Api::TaskV1;
+        let stale = strict && state.highest.is_some_and(|highest| highest >= nonce.2);
         if state.used || stale {
             return Err(Rejection::Nonce);
         }
@@ -84,6 +118,6 @@ impl Permissions {
         if let Some(own) = self.nonces.get_mut(&nonce) {
             own.used = true;
         }
-        Ok(Some((nonce, state.highest.filter(|_| settings.strict_nonces))))
+        Ok(Some((nonce, state.highest.filter(|_| strict))))
     }
 }

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_types::registry::ChainUpdate;
 use lockstep_types::{
-    Address, ChainEvent, DeviceEntry, NodeId, Order, OrderKind, ProjectId, ProjectSettings, Signature, SignedOrder,
-    TimeMs,
+    Address, ChainEvent, DeviceEntry, Epoch, NetworkId, NodeId, Order, OrderKind, ProjectId, ProjectSettings,
+    Signature, SignedOrder, TimeMs,
 };
 
 use super::{Applied, ApplyError, History, Ledger};
 use crate::devices::{ChainCursor, Device, Document, Grant};
 use crate::effects::Effects;
-use crate::projects::{PROJECTS_MAX, Project};
+use crate::projects::{PROJECTS_MAX, Project, Projects};
 
 /// Longest life of an order, so that an old one does not lie in wait.
 pub const ORDER_LIFE_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
@@ -94,31 +94,34 @@ pub enum ChainRefusal {
     },
 }
 
-impl Ledger {
-    /// Whether an order would be carried out, as far as the project itself tells. Costs one signature recovery.
+impl Projects {
+    /// Whether an order would be carried out, as far as its project tells. Costs one signature recovery.
     ///
     /// # Errors
     /// Says why not.
-    pub fn check_order(&self, signed: &SignedOrder, now: TimeMs) -> Result<(), OrderError> {
-        if !self.knows_registry() {
-            return Err(OrderError::Rules);
-        }
-        let (order, now) = (&signed.order, now.max(self.head.time_ms));
-        let project = self.projects.get(order.project).ok_or(OrderError::UnknownProject(order.project))?;
+    pub fn check_order(
+        &self,
+        signed: &SignedOrder,
+        (network, epoch): (&NetworkId, Epoch),
+        now: TimeMs,
+    ) -> Result<(), OrderError> {
+        let order = &signed.order;
+        let project = self.get(order.project).ok_or(OrderError::UnknownProject(order.project))?;
         let owner = project.owner.ok_or(OrderError::NoOwner(order.project))?;
-        if order.number != project.orders + 1 || order.epoch != self.epoch {
+        // First of all, so that strangers learn and cause nothing.
+        if signed.signer(network) != Some(owner) {
+            return Err(OrderError::Signer(owner));
+        }
+        if order.number != project.orders + 1 || order.epoch != epoch {
             return Err(OrderError::Stale {
                 found: order.number,
                 found_epoch: order.epoch.0,
                 expected: project.orders + 1,
-                epoch: self.epoch.0,
+                epoch: epoch.0,
             });
         }
         if order.expires_ms <= now || order.expires_ms.0 - now.0 > ORDER_LIFE_MS_MAX {
             return Err(OrderError::Expired);
-        }
-        if signed.signer(&self.network) != Some(owner) {
-            return Err(OrderError::Signer(owner));
         }
         match &order.kind {
             OrderKind::Settings(settings) if project.settings.strict_nonces && !settings.strict_nonces => {
@@ -126,6 +129,19 @@ impl Ledger {
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl Ledger {
+    /// [`Projects::check_order`] by the state now and the clock `now`.
+    ///
+    /// # Errors
+    /// Says why not.
+    pub fn check_order(&self, signed: &SignedOrder, now: TimeMs) -> Result<(), OrderError> {
+        if !self.knows_registry() {
+            return Err(OrderError::Rules);
+        }
+        self.projects.check_order(signed, (&self.network, self.epoch), now.max(self.head.time_ms))
     }
 
     pub(super) fn apply_order<V: History>(

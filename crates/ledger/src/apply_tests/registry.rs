@@ -1,7 +1,7 @@
 //! Orders of owners, updates from a chain, and what they let devices do.
 
 use lockstep_types::registry::DevicePolicy;
-use lockstep_types::task_v1::Content;
+use lockstep_types::task_v1::{Content, SignedKey};
 use lockstep_types::{ChainEvent, ChainSource, ChainUpdate, DeviceEntry, Order, OrderKind, SignedOrder, TaskEvidence};
 
 use super::*;
@@ -170,7 +170,7 @@ fn task(nonce: u64, payload: &'static str, signed: &[(&str, u64)]) -> Message {
 }
 
 fn any(strict_nonces: bool, signed_keys: &[&str]) -> NetworkParams {
-    let signed_keys = signed_keys.iter().map(ToString::to_string).collect();
+    let signed_keys = signed_keys.iter().map(|key| SignedKey::new(key).unwrap()).collect();
     let devices = Some(DevicePolicy::Any);
     owned(ProjectSettings { devices, strict_nonces, signed_keys, group_messages_max: 10, ..ProjectSettings::default() })
 }
@@ -206,6 +206,37 @@ fn strict_nonces_ascend_and_only_the_highest_is_kept() {
     assert_eq!(node.view.2.nonces.iter().map(|nonce| nonce.2).collect::<Vec<_>>(), [9]);
 }
 
+fn sealed(envelope: u8, data: &str) -> Message {
+    let envelope = [envelope; 32];
+    let signature = Signature([0; 65]);
+    let evidence = Evidence::Envelope { node: Address([0xaa; 20]), envelope, signature };
+    Message { api: Api::Encrypted, evidence, ..of(1, data) }
+}
+
+#[test]
+fn an_envelope_is_taken_once_however_late_it_comes_again() {
+    let mut node = node(any(true, &[]));
+    let late = NOW + 1_000_000;
+    let window = node.ledger.projects().settings(PROJECT).unwrap().retry_window_ms;
+    assert!(late > NOW + window);
+    // Under the rules before, what comes again late is a new reading.
+    assert_eq!(outcome(&mut node, sealed(9, "old")), Ok(1));
+    assert!(matches!(node.batch(NOW + window, &[sealed(9, "old")])[0], Outcome::Ordered { .. }));
+    node.run(Command::Rules(4));
+    let first = node.batch(late, &[sealed(1, "a"), sealed(2, "a"), sealed(1, "a")]);
+    assert!(matches!(first[0], Outcome::Ordered { .. }));
+    assert!(matches!(first[1..], [Outcome::Duplicate { .. }, Outcome::Duplicate { .. }]), "retries in the window");
+    node.restart();
+    let later = late + 1_000_000;
+    assert!(matches!(node.batch(later, &[sealed(3, "a")])[0], Outcome::Ordered { .. }), "a reading of its own");
+    let replayed = node.batch(later + 1_000_000, &[sealed(1, "a"), sealed(3, "a")]);
+    assert!(matches!(replayed[..], [Outcome::Duplicate { .. }, Outcome::Duplicate { .. }]));
+    assert_eq!(outcome(&mut node, sealed(1, "b")), Err(Rejection::Nonce));
+    // Strict nonces are of the API of 2025, and envelopes leave them alone.
+    let data = "{}";
+    assert!(matches!(node.batch(later, &[task(5, data, &[])])[0], Outcome::Ordered { .. }));
+}
+
 #[test]
 fn what_the_project_wants_signed_must_be_signed() {
     let mut node = node(any(false, &["timestamp"]));
@@ -220,6 +251,12 @@ fn older_rules_take_no_orders_and_no_new_messages() {
     let signed = order(&node, PROJECT, entry(Address([1; 20]), None)).sign(&NetworkId([7; 32]), &key(50));
     assert_eq!(run(&mut node, signed), Err(OrderError::Rules));
     assert_eq!(outcome(&mut node, task(1, "1", &[])), Err(Rejection::Api));
+    let change = lockstep_types::Change::Project(PROJECT, key(50).address());
+    let proposal = node.ledger.members().propose(Epoch(0), change, TimeMs(NOW + 1_000));
+    let (id, _) = node.ledger.members().all().next().unwrap();
+    let approval = Box::new(proposal.approve(&NetworkId([7; 32]), id, &key(1)));
+    let applied = node.run(Command::Approval { time_ms: TimeMs(NOW), approval });
+    assert!(matches!(applied.refused, Some(ApprovalError::Change(_))), "{:?}", applied.refused);
 }
 
 fn chained(attestations: u64) -> NetworkParams {
