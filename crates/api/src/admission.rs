@@ -16,6 +16,7 @@ use axum::http::StatusCode;
 pub(crate) struct Admission {
     submits: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    feeds: Arc<Semaphore>,
     reads: Arc<Semaphore>,
     body_bytes: AtomicUsize,
 }
@@ -25,6 +26,7 @@ impl Admission {
         Self {
             submits: Arc::new(Semaphore::new(options.submits_max.min(Semaphore::MAX_PERMITS))),
             streams: Arc::new(Semaphore::new(options.submit_streams_max.min(Semaphore::MAX_PERMITS))),
+            feeds: Arc::new(Semaphore::new(options.feeds_max.min(Semaphore::MAX_PERMITS))),
             reads: Arc::new(Semaphore::new(options.reads_max.min(Semaphore::MAX_PERMITS))),
             body_bytes: AtomicUsize::new(0),
         }
@@ -47,6 +49,12 @@ impl Admission {
     pub(crate) fn stream(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let permit = Arc::clone(&self.streams).try_acquire_owned();
         permit.map_err(|_| Problem::busy("too many streams are open on this node, try another one"))
+    }
+
+    /// A place for one reader of a feed.
+    pub(crate) fn feed(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        let permit = Arc::clone(&self.feeds).try_acquire_owned();
+        permit.map_err(|_| Problem::busy("too many feeds are open on this node, try another one"))
     }
 
     /// Room in memory for what came in by another way than a body.

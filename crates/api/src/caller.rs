@@ -125,7 +125,7 @@ pub(crate) async fn limit(State(app): State<Arc<App>>, mut request: Request, nex
     if !app.callers.is_limited || UNLIMITED_PATHS.contains(&route) {
         return next.run(request).await;
     }
-    let is_grpc = route == path::GRPC;
+    let is_grpc = [path::GRPC, path::GRPC_READER].contains(&route);
     let Some(peer) = request.extensions().get::<PeerAddress>().copied() else { return next.run(request).await };
     let caller = app.callers.caller(peer.0, request.headers());
     if let Err(problem) = app.callers.take(caller) {

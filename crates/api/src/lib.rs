@@ -8,7 +8,9 @@ mod admission;
 mod bulk;
 mod caller;
 mod connection;
+mod feed;
 mod grpc;
+mod grpc_feed;
 mod message;
 mod metrics;
 mod options;
@@ -24,14 +26,17 @@ mod stream;
 mod task_v1;
 mod time;
 mod tls;
+mod viewer;
 pub mod views;
 
 pub use caller::TrustedProxy;
 pub use options::Options;
 pub use ports::{
-    Accepted, OrderProblem, Ports, Read, ReadError, Registry, Sealed, SealedError, Sender, Submit, SubmitError,
+    Accepted, Feed, OrderProblem, Ports, Read, ReadError, Registry, Sealed, SealedError, Sender, Submit, SubmitError,
+    TasksQuery,
 };
 pub use sealed::{MessageStates, find_message};
 pub use server::{ApiError, Bound, Server};
 pub use time::rfc3339;
 pub use tls::TlsFiles;
+pub use viewer::Viewer;

@@ -16,6 +16,7 @@ use crate::problem::Problem;
 use crate::routes::App;
 use crate::sealed;
 use crate::time::rfc3339;
+use crate::viewer::Viewer;
 use crate::views::TaskView;
 
 /// By which a sender tells equal unsigned messages apart.
@@ -117,7 +118,8 @@ pub(crate) async fn task(
             TaskQuery::parse(&body.bytes)?
         }
     };
-    let task = app.ports.read.task(query.task_id).await?.filter(|task| task.project_id == query.project_id);
+    let task =
+        app.ports.read.task(query.task_id, Viewer::default()).await?.filter(|task| task.project_id == query.project_id);
     let states = task.as_ref().map(TaskState::of).unwrap_or_default();
     Ok(axum::Json(TaskStates { project_id: query.project_id.0, task_id: query.task_id_text, states }))
 }

@@ -42,6 +42,8 @@ pub struct Options {
     pub submit_streams_max: usize,
     /// Messages of one such stream that wait for their position; while there are so many no more are read.
     pub stream_in_flight_max: usize,
+    /// Readers of feeds, all connections together; over it: 429.
+    pub feeds_max: usize,
     /// Requests of one address, each message of a bulk or stream counted; over it: 429. Unlimited by default.
     pub address_rate: Rate,
     /// Addresses that are remembered for that; beyond it the least busy is forgotten.
@@ -89,6 +91,7 @@ impl Options {
             bulk_bytes_max: 8 << 20,
             submit_streams_max: 1_024,
             stream_in_flight_max: 256,
+            feeds_max: 1_024,
             address_rate: Rate::UNLIMITED,
             addresses_max: 65_536,
             trusted_proxies: Vec::new(),
@@ -116,6 +119,7 @@ impl Options {
             self.bulk_messages_max,
             self.submit_streams_max,
             self.stream_in_flight_max,
+            self.feeds_max,
             self.addresses_max,
             self.handshakes_max,
             self.reads_max,

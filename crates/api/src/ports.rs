@@ -8,11 +8,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
 use lockstep_identity::{DeviceRequest, Did, TaskRequest};
-use lockstep_types::{Address, ContentId, ExportPage, Height, MessageId, ProjectId, Proof, Sequence, TaskId};
+use lockstep_types::{
+    Address, ContentId, ExportPage, Height, MessageId, ProjectId, Proof, Sequence, TaskId, TaskNumber,
+};
 
+use crate::viewer::Viewer;
 use crate::views::{
     BatchView, BatchesView, BoundariesView, DevicesView, MembersView, MessageView, ProjectView, ProjectsView,
-    StatusView, TaskView,
+    StatusView, TaskView, TasksView,
 };
 
 /// The ports that a server serves.
@@ -26,6 +29,8 @@ pub struct Ports {
     pub sealed: Arc<dyn Sealed>,
     /// Takes orders of projects' owners, and shows what there is.
     pub registry: Arc<dyn Registry>,
+    /// Tells readers what has become final.
+    pub feed: Arc<dyn Feed>,
 }
 
 /// Why a device that encrypts gets no answer.
@@ -236,8 +241,41 @@ pub enum ReadError {
     Failed(String),
 }
 
+/// Which final tasks to read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TasksQuery {
+    /// Only this project's; `None`: those of all projects.
+    pub project: Option<ProjectId>,
+    /// Those after this number; `None` or 0: from the oldest that is kept.
+    pub after: Option<TaskNumber>,
+    /// Without `after`: from the first task of this height or above.
+    pub from_height: Option<Height>,
+    /// Most tasks.
+    pub limit: usize,
+    /// Who reads.
+    pub viewer: Viewer,
+}
+
+/// Tells readers what has become final, in order. Every node has the same under the same numbers.
+#[async_trait]
+pub trait Feed: Send + Sync {
+    /// Final tasks by ascending number, without leaving any out. It is bounded in bytes and in what is looked at, so there
+    /// may be fewer than are wanted, or none, before the end: [`TasksView::next`] says where to go on.
+    async fn tasks(&self, query: TasksQuery) -> Result<TasksView, ReadError>;
+
+    /// Waits until a task after this number is final; for ever if the node ends. Cancel-safe.
+    async fn wait_for_task(&self, after: Option<TaskNumber>);
+
+    /// Final batches from a height on (from the oldest that is kept, where it is 0), with their certificates: at least one
+    /// where there is one.
+    async fn final_batches(&self, from: Height, viewer: Viewer) -> Result<ExportPage, ReadError>;
+
+    /// Waits until the batch at a height is final; for ever if the node ends. Cancel-safe.
+    async fn wait_for_final(&self, height: Height);
+}
+
 /// Answers questions about what is applied on this node. Payloads and signatures of messages whose project is not
-/// public are left out by the implementation.
+/// public are left out by the implementation, but for whoever shows the project's reader token.
 #[async_trait]
 pub trait Read: Send + Sync {
     /// The node and its view of the network. Does not wait, and costs little: it is polled.
@@ -254,13 +292,13 @@ pub trait Read: Send + Sync {
     async fn batch(&self, height: Height) -> Result<Option<BatchView>, ReadError>;
 
     /// One message, also while it waits for its position on this node.
-    async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ReadError>;
+    async fn message(&self, id: MessageId, viewer: Viewer) -> Result<Option<MessageView>, ReadError>;
 
     /// The task that another name stands for, which its device's signature gave it.
     async fn task_of_alias(&self, alias: TaskId) -> Result<Option<TaskId>, ReadError>;
 
     /// One task.
-    async fn task(&self, id: TaskId) -> Result<Option<TaskView>, ReadError>;
+    async fn task(&self, id: TaskId, viewer: Viewer) -> Result<Option<TaskView>, ReadError>;
 
     /// The proof of a message's place, from the genesis on. [`ReadError::NotFinal`] while it has none.
     async fn proof(&self, id: MessageId) -> Result<Option<Proof>, ReadError>;
@@ -270,7 +308,7 @@ pub trait Read: Send + Sync {
 
     /// Batches from a height on (from the oldest that is kept, where it is 0), with their certificates. It is bounded in bytes, but
     /// has at least one batch where there is one.
-    async fn export(&self, from: Height) -> Result<ExportPage, ReadError>;
+    async fn export(&self, from: Height, viewer: Viewer) -> Result<ExportPage, ReadError>;
 
     /// Waits until `sequence` is applied here: true. False when `timeout` is over first. Cancel-safe.
     async fn wait_for_sequence(&self, sequence: Sequence, timeout: Duration) -> bool;

@@ -132,6 +132,11 @@ impl Problem {
         Refusal { body: self.body, status: self.status.as_u16(), retry_after_ms: self.retry_after_ms }
     }
 
+    /// As the data of an event.
+    pub(crate) fn into_json(self) -> String {
+        serde_json::to_string(&self.into_refusal()).unwrap_or_default()
+    }
+
     pub(crate) fn text(&self) -> &str {
         &self.body.error
     }

@@ -15,6 +15,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::problem::Problem;
 use crate::routes::App;
+use crate::viewer::Viewer;
 use crate::views::{BatchView, BatchesView, BoundariesView, MembersView, MessageView, StatusView, TaskView};
 
 /// Batches in a list when the reader does not say how many.
@@ -97,19 +98,21 @@ pub(crate) async fn batch(
 pub(crate) async fn message(
     State(app): State<Arc<App>>,
     _reading: Reading,
+    viewer: Viewer,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<MessageView>, Problem> {
     let id: MessageId = parse_id(id)?;
-    app.ports.read.message(id).await?.map(Json).ok_or_else(|| Problem::not_found("the message"))
+    app.ports.read.message(id, viewer).await?.map(Json).ok_or_else(|| Problem::not_found("the message"))
 }
 
 pub(crate) async fn task(
     State(app): State<Arc<App>>,
     _reading: Reading,
+    viewer: Viewer,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<TaskView>, Problem> {
     let id: TaskId = parse_id(id)?;
-    app.ports.read.task(id).await?.map(Json).ok_or_else(|| Problem::not_found("the task"))
+    app.ports.read.task(id, viewer).await?.map(Json).ok_or_else(|| Problem::not_found("the task"))
 }
 
 pub(crate) async fn proof(
@@ -135,10 +138,11 @@ pub(crate) async fn boundaries(
 pub(crate) async fn export(
     State(app): State<Arc<App>>,
     _reading: Reading,
+    viewer: Viewer,
     range: Result<Query<BatchRange>, QueryRejection>,
 ) -> Result<impl IntoResponse, Problem> {
     let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
-    let page = app.ports.read.export(Height(range.from.unwrap_or(0))).await?;
+    let page = app.ports.read.export(Height(range.from.unwrap_or(0)), viewer).await?;
     Ok(([(header::CONTENT_TYPE, "application/x-protobuf")], page.encode()))
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, post};
+use lockstep_types::proto::reader_server::ReaderServer;
 use lockstep_types::proto::sequencer_server::SequencerServer;
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +13,7 @@ use crate::admission::Admission;
 use crate::caller::Callers;
 use crate::options::Options;
 use crate::ports::Ports;
-use crate::{bulk, caller, grpc, message, metrics, reads, registry, sealed, task_v1};
+use crate::{bulk, caller, feed, grpc, grpc_feed, message, metrics, reads, registry, sealed, task_v1};
 
 /// Every path that is served.
 pub(crate) mod path {
@@ -34,6 +35,8 @@ pub(crate) mod path {
     pub(crate) const API_BATCHES: &str = "/api/batches";
     pub(crate) const API_BATCH: &str = "/api/batches/{height}";
     pub(crate) const API_MESSAGE: &str = "/api/messages/{id}";
+    pub(crate) const API_TASKS: &str = "/api/tasks";
+    pub(crate) const API_FEED: &str = "/api/feed";
     pub(crate) const API_TASK: &str = "/api/tasks/{id}";
     pub(crate) const API_PROOF: &str = "/api/proofs/{id}";
     pub(crate) const API_BOUNDARIES: &str = "/api/boundaries";
@@ -42,7 +45,11 @@ pub(crate) mod path {
     pub(crate) const LIVE: &str = "/livez";
     pub(crate) const READY: &str = "/readyz";
     pub(crate) const GRPC: &str = "/lockstep.v1.Sequencer/{method}";
-    pub(crate) const ALL: [&str; 26] = [
+    pub(crate) const GRPC_READER: &str = "/lockstep.v1.Reader/{method}";
+    pub(crate) const ALL: [&str; 29] = [
+        API_TASKS,
+        API_FEED,
+        GRPC_READER,
         DID_DOCUMENT,
         ISSUE_TOKEN,
         MESSAGE_STATES,
@@ -88,8 +95,10 @@ pub(crate) fn router(options: Options, ports: Ports, stop: CancellationToken) ->
     // tonic's own `Routes` brings a fallback of its own, which cannot be merged with the one for unknown paths.
     let sequencer = SequencerServer::new(grpc::Service::new(Arc::clone(&app)))
         .max_decoding_message_size(app.options.body_bytes_max);
+    let readers = ReaderServer::new(grpc_feed::Service::new(Arc::clone(&app)));
     let grpc = Router::new()
         .route_service(path::GRPC, sequencer)
+        .route_service(path::GRPC_READER, readers)
         .layer(from_fn_with_state(Arc::clone(&app), grpc::read_request));
     Router::new()
         .route(path::MESSAGE, post(message::submit))
@@ -109,6 +118,8 @@ pub(crate) fn router(options: Options, ports: Ports, stop: CancellationToken) ->
         .route(path::API_BATCHES, get(reads::batches))
         .route(path::API_BATCH, get(reads::batch))
         .route(path::API_MESSAGE, get(reads::message))
+        .route(path::API_TASKS, get(feed::tasks))
+        .route(path::API_FEED, get(feed::events))
         .route(path::API_TASK, get(reads::task))
         .route(path::API_PROOF, get(reads::proof))
         .route(path::API_BOUNDARIES, get(reads::boundaries))

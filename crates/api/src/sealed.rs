@@ -20,6 +20,7 @@ use crate::ports::{Read, ReadError, SealedError};
 use crate::problem::Problem;
 use crate::routes::App;
 use crate::time::rfc3339;
+use crate::viewer::Viewer;
 use crate::views::{MessageView, TaskView};
 
 /// What came out of the request's head: a token, if it shows one.
@@ -112,9 +113,9 @@ impl MessageStates {
 pub async fn find_message(read: &dyn Read, id: &str) -> Result<Option<(MessageView, Option<TaskView>)>, ReadError> {
     // As the reference: what is no id names no message.
     let Ok(id) = id.parse::<MessageId>() else { return Ok(None) };
-    let Some(message) = read.message(id).await? else { return Ok(None) };
+    let Some(message) = read.message(id, Viewer::default()).await? else { return Ok(None) };
     let task = match message.task_id {
-        Some(task) => read.task(task).await?,
+        Some(task) => read.task(task, Viewer::default()).await?,
         None => None,
     };
     Ok(Some((message, task)))

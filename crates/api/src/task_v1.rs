@@ -13,6 +13,7 @@ use crate::message::{TaskState, TaskStates};
 use crate::ports::SubmitError;
 use crate::problem::Problem;
 use crate::routes::App;
+use crate::viewer::Viewer;
 
 /// The answer to `POST /v1/task`: the task by the name that its signature gives it, and where it stands.
 #[derive(Debug, Serialize)]
@@ -56,6 +57,6 @@ pub(crate) async fn task(
     let Path(text) = id.map_err(|e| Problem::invalid(e.body_text()))?;
     let alias: TaskId = text.parse().map_err(|e: lockstep_types::ids::ParseIdError| Problem::invalid(e.to_string()))?;
     let own = app.ports.read.task_of_alias(alias).await?.unwrap_or(alias);
-    let task = app.ports.read.task(own).await?.ok_or_else(|| Problem::not_found("the task"))?;
+    let task = app.ports.read.task(own, Viewer::default()).await?.ok_or_else(|| Problem::not_found("the task"))?;
     Ok(axum::Json(TaskStates { project_id: task.project_id.0, task_id: text, states: TaskState::of(&task) }))
 }

@@ -13,6 +13,11 @@ pub fn to_base64(bytes: &[u8]) -> String {
     base64::engine::general_purpose::STANDARD.encode(bytes)
 }
 
+/// Reads what [`to_base64`] wrote.
+pub fn from_base64(text: &str) -> Option<Vec<u8>> {
+    base64::engine::general_purpose::STANDARD.decode(text).ok()
+}
+
 /// Part that a node has in consensus now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -325,6 +330,17 @@ pub struct TaskView {
     /// What became of it on the chain, as this node has read it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chain: Vec<TaskChainView>,
+}
+
+/// `/api/tasks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TasksView {
+    /// Final tasks, by ascending number.
+    pub tasks: Vec<TaskView>,
+    /// What to ask for next as `after`: everything up to this number was looked at. Null while nothing is final.
+    pub next: Option<TaskNumber>,
+    /// Number of the newest final task of the network; null while there is none.
+    pub newest: Option<TaskNumber>,
 }
 
 /// A state of a task on the chain.

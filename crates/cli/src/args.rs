@@ -7,10 +7,11 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use lockstep_node::backup::BackupLocation;
-use lockstep_types::OutputName;
+use lockstep_types::{OutputName, ProjectId};
 
 pub use self::registry::{
-    DevicesArg, DevicesCommand, KeysCommand, OfProject, Owner, ProjectArg, ProjectsCommand, RotateCommand, Settings,
+    DevicesArg, DevicesCommand, KeysCommand, OfProject, Owner, ProjectArg, ProjectsCommand, ReadersCommand,
+    RotateCommand, Settings,
 };
 
 /// A decentralized sequencer for DePIN: puts the messages of devices in one order and hands them on as tasks.
@@ -62,6 +63,8 @@ pub enum Command {
     Submit(Submit),
     /// Sign a message as a device, and print the request body for curl.
     Sign(Message),
+    /// Print final tasks as they come.
+    Tail(Tail),
     /// Check a whole history, or one proof, against the genesis.
     Verify(Verify),
     /// Measure how many messages a network acknowledges.
@@ -360,6 +363,32 @@ pub struct Submit {
     /// The message.
     #[command(flatten)]
     pub message: Message,
+}
+
+/// Prints final tasks as JSON, one a line, each once and in order, for ever. When a node goes away it goes on at the next.
+#[derive(Debug, ClapArgs)]
+pub struct Tail {
+    /// URL of a node; several times for several.
+    #[arg(long = "url", value_name = "URL", default_value = "http://127.0.0.1:9000")]
+    pub urls: Vec<String>,
+    /// Only this project's tasks.
+    #[arg(long, value_name = "ID", value_parser = registry::project_id)]
+    pub project: Option<ProjectId>,
+    /// Only tasks after this number. Without it, `--from-height` or `--all`: only those that become final from now on.
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["from_height", "all"])]
+    pub after: Option<u64>,
+    /// From the first task of this batch on.
+    #[arg(long, value_name = "HEIGHT", conflicts_with = "all")]
+    pub from_height: Option<u64>,
+    /// From the oldest task that is kept.
+    #[arg(long)]
+    pub all: bool,
+    /// File with a reader token, for the payloads of a project that is not public.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// End after so many tasks.
+    #[arg(long, value_name = "COUNT")]
+    pub count: Option<u64>,
 }
 
 /// Reads everything: files, records, hashes, signatures, certificates. Exit code 0: good; 1: damaged or wrong; 2: it

@@ -13,6 +13,7 @@ mod registry;
 mod shown;
 mod start;
 mod status;
+mod tail;
 mod testnet;
 mod verify;
 
@@ -106,6 +107,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             Command::Outputs(options) => outputs::run(options.command).await,
             Command::Submit(options) => device::submit(&options).await,
             Command::Sign(options) => device::sign(&options),
+            Command::Tail(options) => tail::run(options).await,
             Command::Verify(options) => verify::run(&options).await,
             Command::Bench(options) => bench::run(options).await,
             Command::Testnet(options) => testnet::run(options).await,

@@ -7,11 +7,14 @@ use lockstep_api::views::{DevicesView, ProjectView, ProjectsView};
 use lockstep_client::Client;
 use lockstep_identity::{Did, Document};
 use lockstep_node::Home;
+use lockstep_types::registry::reader_hash;
 use lockstep_types::task_v1::SignedKey;
-use lockstep_types::{Address, Change, DeviceEntry, Order, OrderKind, ProjectId, SigningKey, TimeMs};
+use lockstep_types::{Address, Change, DeviceEntry, Digest, Order, OrderKind, ProjectId, SigningKey, TimeMs};
 use prost::Message as _;
+use rand::TryRng as _;
+use zeroize::Zeroizing;
 
-use crate::args::{DevicesCommand, OfProject, Owner, ProjectsCommand, Settings};
+use crate::args::{DevicesCommand, OfProject, Owner, ProjectsCommand, ReadersCommand, Settings};
 use crate::members;
 
 /// How long an order counts: long enough for slow hands, and not for ever.
@@ -30,6 +33,15 @@ pub async fn projects(command: ProjectsCommand) -> anyhow::Result<()> {
             Ok(())
         }
         ProjectsCommand::Set { owner, settings } => set(owner, settings).await,
+        ProjectsCommand::Readers(ReadersCommand::Add { owner }) => add_reader(&owner).await,
+        ProjectsCommand::Readers(ReadersCommand::Remove { owner, hashes, all }) => {
+            change_readers(&owner, |readers| {
+                let before = readers.len();
+                readers.retain(|hash| !all && !hashes.contains(hash));
+                if readers.len() == before { bail!("the project has no such token") } else { Ok(()) }
+            })
+            .await
+        }
         ProjectsCommand::Transfer { owner, to } => order(&owner, OrderKind::Owner(to)).await,
         ProjectsCommand::Propose { home, project, owner } => {
             members::approve_change(&Home::at(home), Change::Project(project, owner)).await
@@ -79,6 +91,37 @@ async fn get<T: serde::de::DeserializeOwned>(url: &str, path: &str) -> anyhow::R
     client.get_json_from(0, path).await.with_context(|| format!("no answer of use from {url}"))
 }
 
+/// 256 random bits as text, so that their hash gives nothing away.
+fn new_token() -> anyhow::Result<Zeroizing<String>> {
+    let mut bits = Zeroizing::new([0_u8; 32]);
+    rand::rngs::SysRng.try_fill_bytes(bits.as_mut_slice()).context("the system gives no randomness")?;
+    Ok(Zeroizing::new(format!("lsr_{}", hex::encode(bits.as_slice()))))
+}
+
+async fn add_reader(owner: &Owner) -> anyhow::Result<()> {
+    let token = new_token()?;
+    let hash = reader_hash(&token);
+    change_readers(owner, |readers| {
+        readers.push(hash);
+        Ok(())
+    })
+    .await?;
+    eprintln!("readers show it as `Authorization: Bearer`; it is not shown again; it is withdrawn by its hash {hash}");
+    println!("{}", *token);
+    Ok(())
+}
+
+async fn change_readers(
+    owner: &Owner,
+    change: impl FnOnce(&mut Vec<Digest>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let known: ProjectView = get(&owner.url, &format!("/api/projects/{}", owner.project)).await?;
+    let mut new = known.settings;
+    change(&mut new.readers)?;
+    new.check()?;
+    order(owner, OrderKind::Settings(new)).await
+}
+
 async fn set(owner: Owner, settings: Settings) -> anyhow::Result<()> {
     let known: ProjectView = get(&owner.url, &format!("/api/projects/{}", owner.project)).await?;
     let mut new = known.settings.clone();
@@ -121,7 +164,7 @@ async fn order(owner: &Owner, kind: OrderKind) -> anyhow::Result<()> {
     };
     let signed = order.sign(&known.network_id, &key).to_proto().encode_to_vec();
     Client::new(vec![owner.url.clone()])?.order(signed).await?;
-    println!("done: order {} of project {}", project.orders + 1, project.id);
+    eprintln!("done: order {} of project {}", project.orders + 1, project.id);
     Ok(())
 }
 

@@ -199,6 +199,19 @@ impl Client {
         self.preferred.store(place, Ordering::Relaxed);
     }
 
+    pub(crate) fn node(&self, place: usize) -> &Node {
+        &self.nodes[place]
+    }
+
+    pub(crate) fn attempt_timeout(&self) -> Duration {
+        self.options.attempt_timeout
+    }
+
+    /// First and longest pause after all nodes were tried in vain.
+    pub(crate) fn backoff(&self) -> (Duration, Duration) {
+        (self.options.backoff_first, self.options.backoff_max)
+    }
+
     pub(crate) fn url(&self, place: usize) -> &str {
         &self.nodes[place].endpoint.url
     }

@@ -91,6 +91,13 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
+/// An answer whose body goes on.
+pub(crate) struct Streaming {
+    pub(crate) status: StatusCode,
+    pub(crate) body: hyper::body::Incoming,
+    _connection: SendRequest<Full<Bytes>>,
+}
+
 /// The request got no answer.
 #[derive(Debug)]
 pub(crate) struct Unanswered {
@@ -123,6 +130,18 @@ impl Node {
         exchange
             .unwrap_or(Err(NoAnswer::Timeout))
             .map_err(|reason| Unanswered { reason, sent: sent.load(Ordering::Relaxed) })
+    }
+
+    /// Sends on a connection of its own, and leaves the answer's body to be read as it comes.
+    pub(crate) async fn open(&self, request: &Request, until: Instant) -> Result<Streaming, NoAnswer> {
+        let opening = async {
+            let mut connection = self.connect().await?;
+            let request = request.for_node(&self.endpoint).map_err(|e| NoAnswer::Broken(e.into()))?;
+            let response = connection.send_request(request).await.map_err(|e| NoAnswer::Broken(e.into()))?;
+            let status = response.status();
+            Ok(Streaming { status, body: response.into_body(), _connection: connection })
+        };
+        tokio::time::timeout_at(until, opening).await.unwrap_or(Err(NoAnswer::Timeout))
     }
 
     async fn exchange(&self, request: &Request, sent: &AtomicBool) -> Result<Answer, NoAnswer> {

@@ -28,7 +28,7 @@ use crate::projects::{Project, Projects};
 /// 1. The first.
 /// 2. Progress of outputs is left out of the effects digest: it says nothing about the order.
 /// 3. Orders of projects' owners and updates from a chain count; encrypted messages and the API of 2025 are taken.
-/// 4. An envelope is taken once, however late it comes again.
+/// 4. An envelope is taken once, however late it comes again. Projects have reader tokens.
 pub const RULES_FIRST: u32 = 1;
 /// The newest rules that this program knows.
 pub const RULES_NEWEST: u32 = 4;
@@ -36,7 +36,7 @@ pub const RULES_NEWEST: u32 = 4;
 const RULES_WITHOUT_PROGRESS: u32 = 2;
 /// From these rules on there are orders, updates from a chain, encrypted messages and the API of 2025.
 pub(crate) const RULES_WITH_REGISTRY: u32 = 3;
-/// From these rules on an envelope is taken once.
+/// From these rules on an envelope is taken once, and projects have reader tokens.
 const RULES_WITH_ENVELOPES: u32 = 4;
 
 /// What `apply` reads of earlier state.

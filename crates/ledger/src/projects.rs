@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_types::registry::{settings_from_proto, settings_to_proto};
-use lockstep_types::{Address, DecodeError, DevicePolicy, NetworkParams, ProjectId, ProjectSettings, proto};
+use lockstep_types::{Address, DecodeError, DevicePolicy, Digest, NetworkParams, ProjectId, ProjectSettings, proto};
 use prost::Message as _;
 
 /// Version of the stored record.
@@ -108,6 +108,12 @@ impl Projects {
     /// Whether anyone may see the payloads of a project.
     pub fn shows_payloads(&self, id: ProjectId) -> bool {
         self.params.public_payloads || self.settings(id).is_some_and(|settings| settings.public)
+    }
+
+    /// Whether the payloads of a project may be seen by whoever shows the reader token with this hash, or none.
+    pub fn may_read(&self, id: ProjectId, token: Option<&Digest>) -> bool {
+        let opens = |settings: &ProjectSettings| token.is_some_and(|token| settings.readers.contains(token));
+        self.shows_payloads(id) || self.settings(id).is_some_and(opens)
     }
 
     /// Whether both hold the same state, by where it lies: cheap, and right after every change.

@@ -23,6 +23,7 @@ pub mod documents;
 pub mod doors;
 mod error;
 mod evidence;
+mod feed;
 mod forward;
 mod gaps;
 pub mod home;

@@ -59,6 +59,12 @@ pub const VERIFY_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Proofs and pages of the history that are put together at a time; others wait.
 pub const EXPORTS_MAX: usize = 2;
+/// Pages of feeds that are read at a time.
+pub const FEED_READS_MAX: usize = 4;
+/// Most payload text, in bytes, of a page of a feed (one task may exceed it).
+pub const FEED_PAGE_BYTES_MAX: usize = 4 << 20;
+/// Batches that are looked at for one page of a feed.
+pub const FEED_BATCHES_LOOKED_AT_MAX: usize = 4_096;
 /// Batches in one page of the history.
 pub const EXPORT_BATCHES_MAX: usize = 1_024;
 /// When to ask again for the proof of what is not final yet.

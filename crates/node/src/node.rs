@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use lockstep_api::{Ports, Read};
+use lockstep_api::{Feed, Ports, Read};
 use lockstep_consensus::rebuild::fetch_state;
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
 use lockstep_ledger::{Members, Projects};
@@ -195,7 +195,7 @@ impl Node {
         let http = bound.local_addr();
         let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
         supervisor.spawn("metrics", run_upkeep(upkeep, supervisor.token()));
-        let ports = parts.ports(Arc::new(parts.reader(outputs, prometheus)))?;
+        let ports = parts.ports(&Arc::new(parts.reader(outputs, prometheus)))?;
         let api = tokio::spawn(bound.run(ports, api_stop.clone()));
         tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
         let (node, key, members) = (parts.opened.node, parts.opened.node_key.clone(), parts.tracker.members());
@@ -616,7 +616,8 @@ impl Parts {
     }
 
     /// What the doors serve.
-    fn ports(&self, read: Arc<dyn Read>) -> Result<Ports, NodeError> {
+    fn ports(&self, reader: &Arc<Reader>) -> Result<Ports, NodeError> {
+        let (read, feed): (Arc<dyn Read>, Arc<dyn Feed>) = (reader.clone(), reader.clone());
         let sealing = Sealing {
             secrets: ServerSecrets::read(self.home.path())?.map(Arc::new),
             ingress: self.ingress.clone(),
@@ -626,7 +627,7 @@ impl Parts {
             read: read.clone(),
         };
         let registry = Arc::new(self.orders()?);
-        Ok(Ports { submit: self.ingress.clone(), read, sealed: Arc::new(sealing), registry })
+        Ok(Ports { submit: self.ingress.clone(), read, sealed: Arc::new(sealing), registry, feed })
     }
 
     fn reader(&self, outputs: Vec<RunningOutput>, prometheus: PrometheusHandle) -> Reader {
@@ -648,6 +649,7 @@ impl Parts {
             clock_off: self.clock_off.subscribe(),
             outputs,
             prometheus,
+            task_key: Arc::new(self.opened.task_key.clone()),
         }
     }
 }

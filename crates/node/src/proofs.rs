@@ -1,8 +1,9 @@
 //! What a reader needs who does not trust this node: proofs of single messages, and the history in pages.
 
-use lockstep_api::ReadError;
 use lockstep_api::views::BoundariesView;
+use lockstep_api::{ReadError, Viewer};
 use lockstep_consensus::{ReadError as StateError, StateStore};
+use lockstep_ledger::Projects;
 use lockstep_types::proof::{Boundary, PROOF_BOUNDARIES_MAX, PROOF_HEADERS_MAX};
 use lockstep_types::{
     Batch, BatchHeader, Certificate, Epochs, ExportPage, ExportedBatch, Genesis, Height, MemberSet, MessageId, Proof,
@@ -117,12 +118,23 @@ pub(crate) fn boundaries(state: &StateStore, from: Height, limit: usize) -> Resu
 }
 
 /// A page of the history.
-pub(crate) async fn export(state: StateStore, history: History, from: Height) -> Result<ExportPage, ReadError> {
-    aside(move || make_page(&state, &history, from)).await
+pub(crate) async fn export(state: StateStore, history: History, page: PageQuery) -> Result<ExportPage, ReadError> {
+    aside(move || make_page(&state, &history, &page)).await
 }
 
-fn make_page(state: &StateStore, history: &History, from: Height) -> Result<ExportPage, ReadError> {
-    let genesis = &history.genesis;
+/// Which part of the history, and who wants it.
+#[derive(Debug, Clone)]
+pub(crate) struct PageQuery {
+    /// 0: from the oldest batch that is kept.
+    pub from: Height,
+    /// Leave out what has no certificate at or above it.
+    pub only_final: bool,
+    pub projects: Projects,
+    pub viewer: Viewer,
+}
+
+fn make_page(state: &StateStore, history: &History, page: &PageQuery) -> Result<ExportPage, ReadError> {
+    let (genesis, from) = (&history.genesis, page.from);
     let head = state.head().map_err(failed)?;
     let horizon = head.as_ref().map(|head| head.horizon).unwrap_or_default();
     let (oldest_height, oldest_sequence) = (horizon.height.max(Height(1)), horizon.sequence.max(Sequence(1)));
@@ -130,16 +142,19 @@ fn make_page(state: &StateStore, history: &History, from: Height) -> Result<Expo
     if from < oldest_height {
         return Err(ReadError::Pruned { first: oldest_height });
     }
-    let batches = state.batches(from, EXPORT_BATCHES_MAX, READ_BYTES_MAX).map_err(failed)?;
+    let final_height = head.as_ref().map_or(Height(0), |head| head.final_height);
+    let most = if page.only_final { (final_height.0 + 1).saturating_sub(from.0) } else { u64::MAX };
+    let most = usize::try_from(most).map_or(EXPORT_BATCHES_MAX, |most| most.min(EXPORT_BATCHES_MAX));
+    let batches = state.batches(from, most, READ_BYTES_MAX).map_err(failed)?;
     let last = batches.last().map(|batch| batch.header.height);
-    let shown = |project| genesis.params.shows_payloads(project);
+    let shown = |project| page.projects.may_read(project, page.viewer.token.as_ref());
     Ok(ExportPage {
         network: genesis.id().map_err(|e| ReadError::Failed(e.to_string()))?,
         epoch: history.epochs.current(),
         oldest_height,
         oldest_sequence,
         head: head.as_ref().map_or(Height(0), |head| head.height),
-        final_height: head.as_ref().map_or(Height(0), |head| head.final_height),
+        final_height,
         certificates: last.map_or(Ok(Vec::new()), |last| certificates(state, from, last)).map_err(failed)?,
         batches: batches.into_iter().map(|batch| ExportedBatch::without(batch, shown)).collect(),
     })

@@ -6,16 +6,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockstep_api::views::{
     BatchMessageView, BatchView, BatchesView, BoundariesView, EvidenceView, GapView, HeadView, LeaderView, MembersView,
-    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskChainView, TaskMessageView, TaskView,
-    TransferView, to_base64,
+    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskView, TransferView, to_base64,
 };
-use lockstep_api::{Read, ReadError};
+use lockstep_api::{Read, ReadError, Viewer};
 use lockstep_consensus::{Consensus, ReadError as StateError, SnapshotProgress, StateStore};
-use lockstep_ledger::KnownMember;
+use lockstep_ledger::{KnownMember, Projects};
 use lockstep_network::{Handle, peer_id_of};
 use lockstep_types::{
     Address, Batch, ContentId, Digest, Epochs, Evidence, ExportPage, Genesis, Height, Message, MessageId, NodeId,
-    ProjectId, Proof, PublicKey, Sequence, Signature, Task, TaskId, TaskNumber,
+    Proof, PublicKey, Sequence, SigningKey, TaskId, TaskNumber,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
@@ -23,13 +22,14 @@ use tokio::sync::watch;
 use crate::certify::Certifier;
 use crate::chain::{Chain, TaskStates};
 use crate::clock_guard;
+use crate::feed::TaskViews;
 use crate::ingress::Ingress;
 use crate::limits::READ_BYTES_MAX;
 use crate::mempool::Mempool;
 use crate::metrics;
 use crate::operator::Operator;
-use crate::proofs::{self, History};
-use crate::publish::RunningOutput;
+use crate::proofs::{self, History, PageQuery};
+use crate::publish::{RunningOutput, TaskReader};
 use crate::tracker::Tracker;
 
 pub(crate) struct Reader {
@@ -50,6 +50,8 @@ pub(crate) struct Reader {
     pub clock_off: watch::Receiver<Option<i64>>,
     pub outputs: Vec<RunningOutput>,
     pub prometheus: PrometheusHandle,
+    /// Signs views of tasks, as it signs tasks for the outputs.
+    pub task_key: Arc<SigningKey>,
 }
 
 pub(crate) fn failed(error: StateError) -> ReadError {
@@ -57,7 +59,7 @@ pub(crate) fn failed(error: StateError) -> ReadError {
     ReadError::Failed(error.to_string())
 }
 
-fn device_view(device: Address) -> Option<Address> {
+pub(crate) fn device_view(device: Address) -> Option<Address> {
     (device != Address::ZERO).then_some(device)
 }
 
@@ -81,7 +83,7 @@ fn batch_view(batch: &Batch) -> BatchView {
 }
 
 impl Reader {
-    fn history(&self) -> History {
+    pub(crate) fn history(&self) -> History {
         History { genesis: self.genesis.clone(), epochs: self.epochs.clone() }
     }
 
@@ -139,7 +141,7 @@ impl Reader {
         }
     }
 
-    fn oldest_height(&self) -> Height {
+    pub(crate) fn oldest_height(&self) -> Height {
         self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.horizon.height)
     }
 
@@ -195,15 +197,8 @@ impl Reader {
         missing.into_iter().map(|(first, last)| GapView { first, last }).collect()
     }
 
-    fn payload(&self, project: ProjectId, data: &[u8]) -> Option<String> {
-        self.tracker.projects().borrow().shows_payloads(project).then(|| to_base64(data))
-    }
-
-    fn signature(&self, project: ProjectId, signature: &Signature) -> Option<String> {
-        self.tracker.projects().borrow().shows_payloads(project).then(|| signature.to_string())
-    }
-
-    fn pending_view(&self, id: MessageId, message: &Message) -> MessageView {
+    fn pending_view(&self, id: MessageId, message: &Message, viewer: Viewer) -> MessageView {
+        let shown = self.projects().may_read(message.project_id, viewer.token.as_ref());
         let (signature, evidence) = match &message.evidence {
             Evidence::Device(signature) => (signature, EvidenceView::Device),
             Evidence::Ingress { node, signature } => (signature, EvidenceView::Ingress { node: *node }),
@@ -225,17 +220,17 @@ impl Reader {
             project_id: message.project_id,
             project_version: message.project_version.clone(),
             device: device_view(message.device),
-            data: self.payload(message.project_id, &message.data),
-            signature: self.signature(message.project_id, signature),
+            data: shown.then(|| to_base64(&message.data)),
+            signature: shown.then(|| signature.to_string()),
             evidence,
             time_ms: None,
         }
     }
 
-    fn find_message(&self, id: MessageId) -> Result<Option<MessageView>, StateError> {
+    fn find_message(&self, id: MessageId, viewer: Viewer) -> Result<Option<MessageView>, StateError> {
         let Some(sequence) = self.state.sequence_of(&id)? else {
             let waiting = self.mempool.get(&ContentId(id.0));
-            return Ok(waiting.map(|message| self.pending_view(id, message.message())));
+            return Ok(waiting.map(|message| self.pending_view(id, message.message(), viewer)));
         };
         let Some(batch) = self.state.batch_of_message(sequence)? else { return Ok(None) };
         let Some(ordered) = batch.message_at(sequence) else { return Ok(None) };
@@ -252,51 +247,35 @@ impl Reader {
             index: Some(sequence.0 - batch.header.first_sequence.0),
             task_id: task.map(|task| task.id),
             time_ms: Some(batch.header.time_ms),
-            ..self.pending_view(id, &ordered.message)
+            ..self.pending_view(id, &ordered.message, viewer)
         }))
     }
 
-    fn find_task(&self, id: TaskId) -> Result<Option<TaskView>, StateError> {
+    pub(crate) fn projects(&self) -> Projects {
+        self.tracker.projects().borrow().clone()
+    }
+
+    pub(crate) fn newest_task(&self) -> Option<TaskNumber> {
+        *self.tracker.newest_task().borrow()
+    }
+
+    /// What views of tasks are made with, as it is now.
+    pub(crate) fn task_views(&self) -> TaskViews {
+        let published = self.outputs.iter().map(|output| self.published(output));
+        TaskViews {
+            projects: self.projects(),
+            task_states: self.task_states.clone(),
+            signer: self.task_key.clone(),
+            published: published.min().flatten(),
+        }
+    }
+
+    fn find_task(&self, id: TaskId, viewer: Viewer) -> Result<Option<TaskView>, StateError> {
         let Some(number) = self.state.task_number(&id)? else { return Ok(None) };
         let Some(batch) = self.state.batch_of_task(number)? else { return Ok(None) };
         let Some(task) = batch.task_at(number) else { return Ok(None) };
-        let messages = self.task_messages(&batch, task)?;
-        Ok(Some(TaskView {
-            id,
-            number,
-            project_id: task.project_id,
-            project_version: task.project_version.clone(),
-            device: device_view(task.device),
-            messages,
-            status: if self.is_published(number) { Progress::Published } else { Progress::Packed },
-            signature: None,
-            time_ms: batch.header.time_ms,
-            height: batch.header.height,
-            chain: self
-                .task_states
-                .of(task.project_id, &id)
-                .into_iter()
-                .map(|(state, time_ms)| TaskChainView { state: state.to_owned(), time_ms })
-                .collect(),
-        }))
-    }
-
-    fn task_messages(&self, batch: &Batch, task: &Task) -> Result<Vec<TaskMessageView>, StateError> {
-        let mut views = Vec::with_capacity(task.sequences.len());
-        for sequence in &task.sequences {
-            let earlier;
-            let holder = if batch.message_at(*sequence).is_some() {
-                Some(batch)
-            } else {
-                earlier = self.state.batch_of_message(*sequence)?;
-                earlier.as_ref()
-            };
-            if let Some(ordered) = holder.and_then(|batch| batch.message_at(*sequence)) {
-                let data = self.payload(task.project_id, &ordered.message.data);
-                views.push(TaskMessageView { sequence: *sequence, id: ordered.id, data });
-            }
-        }
-        Ok(views)
+        let mut reader = TaskReader::new(|sequence| self.state.batch_of_message(sequence));
+        self.task_views().view(&mut reader, (&batch, task), viewer).map(Some)
     }
 }
 
@@ -366,8 +345,8 @@ impl Read for Reader {
         Ok(self.state.batch(height).map_err(failed)?.as_ref().map(batch_view))
     }
 
-    async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ReadError> {
-        match self.find_message(id).map_err(failed)? {
+    async fn message(&self, id: MessageId, viewer: Viewer) -> Result<Option<MessageView>, ReadError> {
+        match self.find_message(id, viewer).map_err(failed)? {
             Some(found) => Ok(Some(found)),
             None => self.unless_pruned(self.state.sequence_of(&id).map_err(failed)?),
         }
@@ -382,8 +361,8 @@ impl Read for Reader {
         Ok(self.state.task_of(&batch, sequence).map_err(failed)?.map(|task| task.id))
     }
 
-    async fn task(&self, id: TaskId) -> Result<Option<TaskView>, ReadError> {
-        self.find_task(id).map_err(failed)
+    async fn task(&self, id: TaskId, viewer: Viewer) -> Result<Option<TaskView>, ReadError> {
+        self.find_task(id, viewer).map_err(failed)
     }
 
     async fn proof(&self, id: MessageId) -> Result<Option<Proof>, ReadError> {
@@ -395,8 +374,9 @@ impl Read for Reader {
         proofs::boundaries(&self.state, from, limit)
     }
 
-    async fn export(&self, from: Height) -> Result<ExportPage, ReadError> {
-        proofs::export(self.state.clone(), self.history(), from).await
+    async fn export(&self, from: Height, viewer: Viewer) -> Result<ExportPage, ReadError> {
+        let page = PageQuery { from, only_final: false, projects: self.projects(), viewer };
+        proofs::export(self.state.clone(), self.history(), page).await
     }
 
     async fn wait_for_sequence(&self, sequence: Sequence, timeout: Duration) -> bool {

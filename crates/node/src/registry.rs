@@ -34,11 +34,8 @@ const UNKNOWN: &str = "no majority answered in time: look at the project later, 
 impl Orders {
     /// What can be told at once, so that strangers cannot fill the log. `apply` checks all of it again.
     fn check(&self, signed: &SignedOrder) -> Result<(), OrderError> {
-        if !self.tracker.knows_registry() {
-            return Err(OrderError::Rules);
-        }
         let projects = self.tracker.projects().borrow().clone();
-        projects.check_order(signed, (&self.network_id, self.epoch), now_ms())
+        projects.check_order(signed, self.tracker.rules_version(), (&self.network_id, self.epoch), now_ms())
     }
 
     /// The leader's part of an order.

@@ -89,9 +89,9 @@ impl Tracker {
         self.head.subscribe()
     }
 
-    /// Whether what came with the third rules may be proposed; see [`Head::knows_registry`].
-    pub fn knows_registry(&self) -> bool {
-        self.head.borrow().as_ref().is_some_and(Head::knows_registry)
+    /// The rules of `apply` that hold; 0 before the state was loaded.
+    pub fn rules_version(&self) -> u32 {
+        self.head.borrow().as_ref().map_or(0, |head| head.rules_version)
     }
 
     /// Who belongs to the network.

@@ -214,6 +214,11 @@ impl ExportedBatch {
 impl ExportPage {
     /// The page as it is sent.
     pub fn encode(&self) -> Vec<u8> {
+        self.to_proto().encode_to_vec()
+    }
+
+    /// The same as a message of the protocol.
+    pub fn to_proto(&self) -> proto::ExportPage {
         proto::ExportPage {
             version: EXPORT_VERSION,
             network: Bytes::copy_from_slice(&self.network.0),
@@ -225,7 +230,6 @@ impl ExportPage {
             batches: self.batches.iter().map(ExportedBatch::to_proto).collect(),
             certificates: self.certificates.iter().map(Certificate::to_proto).collect(),
         }
-        .encode_to_vec()
     }
 
     /// Reads a page; payloads share `page`'s buffer.

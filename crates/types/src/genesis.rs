@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::keccak256;
-use crate::ids::{Address, Incarnation, NetworkId, NodeId, ProjectId, TaskNumber};
+use crate::ids::{Address, Digest, Incarnation, NetworkId, NodeId, ProjectId, TaskNumber};
 use crate::members::{ADDRESS_BYTES_MAX, MemberSet, SetMember};
-use crate::registry::{DevicePolicy, SIGNED_KEYS_MAX};
+use crate::registry::{DevicePolicy, READERS_MAX, SIGNED_KEYS_MAX};
 use crate::signature::{PublicKey, SignatureError};
 use crate::task_v1::SignedKey;
 
@@ -113,6 +113,9 @@ pub struct ProjectSettings {
     /// Whether a device's nonces must ascend, in the API of 2025. It cannot be switched off again.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub strict_nonces: bool,
+    /// Hashes of the tokens that open its payloads to whoever shows one, where they are not public.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub readers: Vec<Digest>,
 }
 
 impl ProjectSettings {
@@ -138,6 +141,9 @@ impl ProjectSettings {
         if self.signed_keys.len() > SIGNED_KEYS_MAX {
             return invalid(format!("signed_keys has at most {SIGNED_KEYS_MAX} names"));
         }
+        if self.readers.len() > READERS_MAX {
+            return invalid(format!("readers has at most {READERS_MAX} hashes"));
+        }
         Ok(())
     }
 }
@@ -153,6 +159,7 @@ impl Default for ProjectSettings {
             devices: None,
             signed_keys: Vec::new(),
             strict_nonces: false,
+            readers: Vec::new(),
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::genesis::ProjectSettings;
 use crate::hash::{Hash32, keccak256};
-use crate::ids::{Address, Epoch, NetworkId, ProjectId, TimeMs};
+use crate::ids::{Address, Digest, Epoch, NetworkId, ProjectId, TimeMs};
 use crate::message::DecodeError;
 use crate::proto;
 use crate::signature::{Signature, SigningKey, recover_address};
@@ -19,8 +19,11 @@ pub const ORDER_DEVICES_MAX: usize = 256;
 pub const DOCUMENT_BYTES_MAX: usize = 4 << 10;
 /// Longest address of a document in bytes.
 pub const DOCUMENT_URI_BYTES_MAX: usize = 1 << 10;
+const READER_DOMAIN: &[u8] = b"lockstep/reader/v1";
 /// Most members of a payload that a device's signature covers once more.
 pub const SIGNED_KEYS_MAX: usize = 8;
+/// Most reader tokens of a project at a time.
+pub const READERS_MAX: usize = 8;
 /// Longest name of such a member in bytes.
 pub const SIGNED_KEY_BYTES_MAX: usize = 64;
 /// Most events in one update from a chain.
@@ -319,7 +322,14 @@ pub fn settings_to_proto(settings: &ProjectSettings) -> proto::ProjectSettings {
         },
         signed_keys: settings.signed_keys.iter().map(|key| key.as_str().to_owned()).collect(),
         strict_nonces: settings.strict_nonces,
+        readers: settings.readers.iter().map(|hash| Bytes::copy_from_slice(&hash.0)).collect(),
     }
+}
+
+/// What the log keeps of a reader token: `keccak( "lockstep/reader/v1" ‖ token )`. A token is 256 random bits as text, so
+/// the hash gives nothing away.
+pub fn reader_hash(token: &str) -> Digest {
+    Digest(keccak256(&[READER_DOMAIN, token.as_bytes()]))
 }
 
 /// Reads the wire and storage form of a project's settings, and checks them.
@@ -327,6 +337,8 @@ pub fn settings_from_proto(settings: proto::ProjectSettings) -> Result<ProjectSe
     let bad = |reason: &dyn std::fmt::Display| DecodeError::malformed("settings of a project", reason.to_string());
     let signed_keys: Result<Vec<_>, _> = settings.signed_keys.into_iter().map(SignedKey::try_from).collect();
     let signed_keys = signed_keys.map_err(|e| bad(&e))?;
+    let readers: Result<Vec<_>, _> =
+        settings.readers.iter().map(|hash| Hash32::try_from(&hash[..]).map(Digest)).collect();
     let settings = ProjectSettings {
         group_messages_max: settings.group_messages_max,
         group_bytes_max: settings.group_bytes_max,
@@ -342,6 +354,7 @@ pub fn settings_from_proto(settings: proto::ProjectSettings) -> Result<ProjectSe
         },
         signed_keys,
         strict_nonces: settings.strict_nonces,
+        readers: readers.map_err(|e| bad(&e))?,
     };
     settings.check().map_err(|e| bad(&e))?;
     Ok(settings)

@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockstep_api::views::*;
 use lockstep_api::{
-    Accepted, Bound, Options, OrderProblem, Ports, Read, ReadError, Registry, Sealed, SealedError, Sender, Server,
-    Submit, SubmitError,
+    Accepted, Bound, Feed, Options, OrderProblem, Ports, Read, ReadError, Registry, Sealed, SealedError, Sender,
+    Server, Submit, SubmitError, TasksQuery, Viewer,
 };
 use lockstep_identity::{DeviceRequest, Did, RequestError, TaskRequest};
 use lockstep_types::*;
@@ -26,6 +26,8 @@ pub struct Fake {
     pub sequence: AtomicU64,
     pub not_ready: bool,
     pub allow_unsigned: bool,
+    /// Number of the newest final task.
+    pub final_tasks: tokio::sync::watch::Sender<u64>,
 }
 
 #[async_trait]
@@ -142,6 +144,58 @@ impl Registry for Fake {
     }
 }
 
+/// The payload of every message, for whoever may see it.
+fn payload(viewer: Viewer) -> Option<String> {
+    (viewer == Viewer::with_token("reader")).then(|| to_base64(b"21.5"))
+}
+
+fn task(id: TaskId, number: u64, viewer: Viewer) -> TaskView {
+    TaskView {
+        id,
+        number: TaskNumber(number),
+        project_id: ProjectId(7),
+        project_version: "1".into(),
+        device: Some(Address([3; 20])),
+        messages: vec![TaskMessageView { sequence: Sequence(5), id: MessageId([2; 32]), data: payload(viewer) }],
+        status: Progress::Packed,
+        signature: None,
+        time_ms: TimeMs(1_709_210_096_789),
+        height: Height(5),
+        chain: vec![],
+    }
+}
+
+/// Tasks 1 to `final_tasks`; those up to 2 are forgotten.
+#[async_trait]
+impl Feed for Fake {
+    async fn tasks(&self, query: TasksQuery) -> Result<TasksView, ReadError> {
+        let newest = *self.final_tasks.borrow();
+        let after = query.after.unwrap_or_default().0;
+        if (1..2).contains(&after) {
+            return Err(ReadError::Pruned { first: Height(3) });
+        }
+        let numbers = (after.max(2) + 1..=newest).take(query.limit.min(10));
+        let last = numbers.clone().last().map(TaskNumber);
+        // Every third is of the project that is asked for, or all.
+        let wanted = numbers.filter(|n| query.project.is_none_or(|_| n % 3 == 0));
+        let tasks = wanted.map(|n| task(TaskId([n as u8; 32]), n, query.viewer)).collect();
+        Ok(TasksView { tasks, next: last.or(query.after), newest: (newest > 0).then_some(TaskNumber(newest)) })
+    }
+
+    async fn wait_for_task(&self, after: Option<TaskNumber>) {
+        let mut newest = self.final_tasks.subscribe();
+        newest.wait_for(|newest| *newest > after.map_or(2, |after| after.0)).await.unwrap();
+    }
+
+    async fn final_batches(&self, from: Height, viewer: Viewer) -> Result<ExportPage, ReadError> {
+        self.export(from, viewer).await
+    }
+
+    async fn wait_for_final(&self, _height: Height) {
+        std::future::pending().await
+    }
+}
+
 #[async_trait]
 impl Read for Fake {
     async fn task_of_alias(&self, alias: TaskId) -> Result<Option<TaskId>, ReadError> {
@@ -200,7 +254,7 @@ impl Read for Fake {
         Ok((1..=HEAD).contains(&height.0).then(|| batch(height)))
     }
 
-    async fn message(&self, id: MessageId) -> Result<Option<MessageView>, ReadError> {
+    async fn message(&self, id: MessageId, viewer: Viewer) -> Result<Option<MessageView>, ReadError> {
         Ok((id == MessageId([2; 32])).then(|| MessageView {
             id,
             status: Progress::Packed,
@@ -211,27 +265,15 @@ impl Read for Fake {
             project_id: ProjectId(7),
             project_version: "1".into(),
             device: None,
-            data: None,
+            data: payload(viewer),
             signature: None,
             evidence: EvidenceView::Ingress { node: Address([1; 20]) },
             time_ms: Some(TimeMs(5)),
         }))
     }
 
-    async fn task(&self, id: TaskId) -> Result<Option<TaskView>, ReadError> {
-        Ok((id == TaskId([7; 32])).then(|| TaskView {
-            id,
-            number: TaskNumber(9),
-            project_id: ProjectId(7),
-            project_version: "1".into(),
-            device: Some(Address([3; 20])),
-            messages: vec![TaskMessageView { sequence: Sequence(5), id: MessageId([2; 32]), data: None }],
-            status: Progress::Packed,
-            signature: None,
-            time_ms: TimeMs(1_709_210_096_789),
-            height: Height(5),
-            chain: vec![],
-        }))
+    async fn task(&self, id: TaskId, viewer: Viewer) -> Result<Option<TaskView>, ReadError> {
+        Ok((id == TaskId([7; 32])).then(|| task(id, 9, viewer)))
     }
 
     async fn proof(&self, id: MessageId) -> Result<Option<Proof>, ReadError> {
@@ -246,7 +288,7 @@ impl Read for Fake {
         Ok(BoundariesView { boundaries: Vec::new() })
     }
 
-    async fn export(&self, from: Height) -> Result<ExportPage, ReadError> {
+    async fn export(&self, from: Height, _viewer: Viewer) -> Result<ExportPage, ReadError> {
         if from == Height(13) {
             return Err(ReadError::Pruned { first: Height(14) });
         }
@@ -291,7 +333,8 @@ pub fn start_with(options: Options, fake: Fake) -> Running {
 pub fn run(bound: Bound, fake: Fake) -> Running {
     let fake = Arc::new(fake);
     let (addr, stop) = (bound.local_addr(), CancellationToken::new());
-    let ports = Ports { submit: fake.clone(), read: fake.clone(), sealed: fake.clone(), registry: fake };
+    let ports =
+        Ports { submit: fake.clone(), read: fake.clone(), sealed: fake.clone(), registry: fake.clone(), feed: fake };
     Running { addr, stop: stop.clone(), served: tokio::spawn(bound.run(ports, stop)) }
 }
 

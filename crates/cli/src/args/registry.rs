@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use lockstep_types::message::PROJECT_ID_MAX;
-use lockstep_types::{Address, DevicePolicy, ProjectId};
+use lockstep_types::{Address, DevicePolicy, Digest, ProjectId};
 
 /// A project with its owner.
 #[derive(Debug, Clone, Copy)]
@@ -134,6 +134,9 @@ pub enum ProjectsCommand {
         #[command(flatten)]
         settings: Settings,
     },
+    /// Make and withdraw tokens that open a project's payloads to readers.
+    #[command(subcommand)]
+    Readers(ReadersCommand),
     /// Give a project to another owner; signed by its owner.
     Transfer {
         /// Who orders it.
@@ -154,6 +157,29 @@ pub enum ProjectsCommand {
         /// The owner's address.
         #[arg(value_name = "ADDRESS", value_parser = address)]
         owner: Address,
+    },
+}
+
+/// Make and withdraw tokens that open a project's payloads to readers.
+#[derive(Debug, Subcommand)]
+pub enum ReadersCommand {
+    /// Make a token, and print it: the network keeps its hash only. Signed by the project's owner.
+    Add {
+        /// Who orders it.
+        #[command(flatten)]
+        owner: Owner,
+    },
+    /// Withdraw tokens, by their hashes as `lockstep projects show` has them, or all; signed by the project's owner.
+    Remove {
+        /// Who orders it.
+        #[command(flatten)]
+        owner: Owner,
+        /// Hashes: 0x and 64 hex digits.
+        #[arg(value_name = "HASH", required_unless_present = "all")]
+        hashes: Vec<Digest>,
+        /// All of them.
+        #[arg(long, conflicts_with = "hashes")]
+        all: bool,
     },
 }
 

@@ -8,7 +8,7 @@ use lockstep_types::{
     Signature, SignedOrder, TimeMs,
 };
 
-use super::{Applied, ApplyError, History, Ledger};
+use super::{Applied, ApplyError, History, Ledger, RULES_WITH_ENVELOPES, RULES_WITH_REGISTRY};
 use crate::devices::{ChainCursor, Device, Document, Grant};
 use crate::effects::Effects;
 use crate::projects::{PROJECTS_MAX, Project, Projects};
@@ -102,9 +102,13 @@ impl Projects {
     pub fn check_order(
         &self,
         signed: &SignedOrder,
+        rules_version: u32,
         (network, epoch): (&NetworkId, Epoch),
         now: TimeMs,
     ) -> Result<(), OrderError> {
+        if rules_version < RULES_WITH_REGISTRY {
+            return Err(OrderError::Rules);
+        }
         let order = &signed.order;
         let project = self.get(order.project).ok_or(OrderError::UnknownProject(order.project))?;
         let owner = project.owner.ok_or(OrderError::NoOwner(order.project))?;
@@ -124,6 +128,9 @@ impl Projects {
             return Err(OrderError::Expired);
         }
         match &order.kind {
+            OrderKind::Settings(settings) if !settings.readers.is_empty() && rules_version < RULES_WITH_ENVELOPES => {
+                Err(OrderError::Rules)
+            }
             OrderKind::Settings(settings) if project.settings.strict_nonces && !settings.strict_nonces => {
                 Err(OrderError::StrictNonces)
             }
@@ -138,10 +145,8 @@ impl Ledger {
     /// # Errors
     /// Says why not.
     pub fn check_order(&self, signed: &SignedOrder, now: TimeMs) -> Result<(), OrderError> {
-        if !self.knows_registry() {
-            return Err(OrderError::Rules);
-        }
-        self.projects.check_order(signed, (&self.network, self.epoch), now.max(self.head.time_ms))
+        let history = (&self.network, self.epoch);
+        self.projects.check_order(signed, self.head.rules_version, history, now.max(self.head.time_ms))
     }
 
     pub(super) fn apply_order<V: History>(
