@@ -7,6 +7,7 @@ mod chain;
 mod conflicts;
 mod epochs;
 mod failover;
+mod feeds;
 mod full_disk;
 mod grpc;
 mod hostile;
