@@ -8,6 +8,7 @@ mod admission;
 mod bulk;
 mod caller;
 mod connection;
+mod gateway;
 mod grpc;
 mod message;
 mod metrics;
@@ -27,11 +28,13 @@ mod tls;
 pub mod views;
 
 pub use caller::TrustedProxy;
+pub use gateway::{Bundles, GatewayRights};
 pub use options::Options;
 pub use ports::{
-    Accepted, OrderProblem, Ports, Read, ReadError, Registry, Sealed, SealedError, Sender, Submit, SubmitError,
+    Accepted, OrderProblem, Ports, ProverState, ProverStates, Read, ReadError, Registry, Sealed, SealedError, Sender,
+    Submit, SubmitError,
 };
 pub use sealed::MessageStates;
-pub use server::{ApiError, Bound, Server};
+pub use server::{ApiError, Bound, Open, Server};
 pub use time::rfc3339;
 pub use tls::TlsFiles;

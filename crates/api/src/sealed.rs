@@ -16,7 +16,7 @@ use lockstep_identity::sprout::{parse_token_request, token_of};
 use lockstep_types::MessageId;
 use serde::Serialize;
 
-use crate::ports::SealedError;
+use crate::ports::{ProverState, ProverStates, Read, SealedError};
 use crate::problem::Problem;
 use crate::routes::App;
 use crate::time::rfc3339;
@@ -76,7 +76,15 @@ pub(crate) async fn submit(app: &App, token: &str, envelope: Bytes) -> Result<Re
 pub struct MessageStates {
     #[serde(rename = "messageID")]
     message_id: String,
-    states: Vec<MessageState>,
+    states: Vec<AnyState>,
+}
+
+/// What this node knows itself, or was told of the message's task.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum AnyState {
+    Own(MessageState),
+    Prover(ProverState),
 }
 
 #[derive(Debug, Serialize)]
@@ -94,7 +102,25 @@ impl MessageStates {
         let state = |state, time| MessageState { state, time: rfc3339(time), comment: "", result: "" };
         let received = time.map(|time| state("received", time));
         let packed = message.and_then(|m| m.task_id).and(time).map(|time| state("packed", time));
-        Self { message_id, states: received.into_iter().chain(packed).collect() }
+        Self { message_id, states: received.into_iter().chain(packed).map(AnyState::Own).collect() }
+    }
+
+    /// The same with what the coordinator says of the message's task. Where it says nothing, or the task cannot be read,
+    /// nothing is added.
+    pub async fn with_provers(
+        mut self,
+        read: &dyn Read,
+        prover: Option<&dyn ProverStates>,
+        message: Option<&MessageView>,
+    ) -> Self {
+        let task = message.and_then(|message| message.task_id);
+        if let (Some(prover), Some(task)) = (prover, task)
+            && let Ok(Some(task)) = read.task(task).await
+        {
+            let told = prover.states(task.project_id, task.number).await;
+            self.states.extend(told.into_iter().map(AnyState::Prover));
+        }
+        self
     }
 }
 
@@ -117,5 +143,6 @@ pub(crate) async fn message(
         Err(_) => None,
     };
     let states = MessageStates::of(id, message.as_ref());
+    let states = states.with_provers(app.ports.read.as_ref(), app.ports.prover.as_deref(), message.as_ref()).await;
     Ok(answer("application/json", serde_json::to_string(&states).unwrap_or_default()))
 }

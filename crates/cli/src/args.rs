@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use lockstep_node::backup::BackupLocation;
+use lockstep_node::devices::SecretCurve;
 use lockstep_types::message::PROJECT_ID_MAX;
 use lockstep_types::{Address, DevicePolicy, OutputName, ProjectId};
 
@@ -357,6 +358,10 @@ pub enum RotateCommand {
         /// is made if not given.
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Curve of its master key, `p256` for the secret of an older deployment; what config.toml says
+        /// (devices.server_secret_curve) if not given.
+        #[arg(long, value_name = "CURVE")]
+        curve: Option<CurveArg>,
     },
     /// The key that tasks are signed with.
     Task {
@@ -367,6 +372,24 @@ pub enum RotateCommand {
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
+}
+
+/// The curve of a server's master key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CurveArg {
+    /// That of new deployments.
+    Secp256k1,
+    /// That of older ones.
+    P256,
+}
+
+impl From<CurveArg> for SecretCurve {
+    fn from(curve: CurveArg) -> Self {
+        match curve {
+            CurveArg::Secp256k1 => Self::Secp256k1,
+            CurveArg::P256 => Self::P256,
+        }
+    }
 }
 
 /// Show and change who belongs to the network. The commands talk to the node that runs in the home.
@@ -579,6 +602,13 @@ pub struct Submit {
     /// time it stays for the next run. Put a time or counter into the data: equal ones that wait are refused.
     #[arg(long, value_name = "FILE")]
     pub outbox: Option<PathBuf>,
+    /// Submit as a gateway over the peer-to-peer port of --peer, with the key in this file (64 hex digits; --new-key makes
+    /// it if it is not there). The node's operator has to admit the key in config.toml.
+    #[arg(long, value_name = "FILE", requires = "peer", conflicts_with = "outbox")]
+    pub gateway_key: Option<PathBuf>,
+    /// The node's address for that (with /p2p/<peer id> its key is checked too).
+    #[arg(long, value_name = "MULTIADDR", requires = "gateway_key")]
+    pub peer: Option<String>,
     /// The message.
     #[command(flatten)]
     pub message: Message,

@@ -5,9 +5,11 @@
 mod by_hand;
 mod chain;
 mod conflicts;
+mod coordinator;
 mod epochs;
 mod failover;
 mod full_disk;
+mod gateways;
 mod grpc;
 mod hostile;
 mod idle;
