@@ -1,4 +1,5 @@
 //! Gateways that are admitted, and those that are not.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -239,9 +239,11 @@ async fn every_encrypted_request_of_the_vectors_is_answered() {
 async fn a_secret_on_p256_is_taken_where_the_node_is_told_so() {
     let case = case(8);
     let mut cluster = Cluster::prepare(binary(), options(projects_of(std::slice::from_ref(&case))));
-    let secret = case["server"]["jwk_secret_base64"].as_str().unwrap();
+    let master = MasterKey::from_scalar(Curve::P256, &scalar(&case["server"]["master"])).unwrap();
+    let agreement = AgreementKey::from_scalar(&scalar(&case["server"]["key_agreement"])).unwrap();
+    let secret = PartySecret::new(master, agreement).to_base64();
     let file = cluster.directory().join("old.secret");
-    std::fs::write(&file, secret).unwrap();
+    std::fs::write(&file, &*secret).unwrap();
     let home = |node: usize| cluster.node(node).process.home().to_owned();
     let rotate = |node: usize, rest: &[&str]| {
         let place = home(node).display().to_string();
@@ -254,11 +256,11 @@ async fn a_secret_on_p256_is_taken_where_the_node_is_told_so() {
     // The first is told by its configuration, the second by the command that takes the secret over, and the third has the
     // secret from before a new one of the usual kind.
     change_config(&home(0), p256);
-    std::fs::write(home(0).join("server.secret"), secret).unwrap();
+    std::fs::write(home(0).join("server.secret"), &*secret).unwrap();
     let did = case["server"]["did"].as_str().unwrap();
     assert!(rotate(1, &["--file", file.to_str().unwrap(), "--curve", "p256"]).contains(did));
     change_config(&home(2), p256);
-    std::fs::write(home(2).join("server.secret"), secret).unwrap();
+    std::fs::write(home(2).join("server.secret"), &*secret).unwrap();
     assert!(!rotate(2, &["--curve", "secp256k1"]).contains(did));
     for (node, line) in [(0, "server: "), (1, "server: "), (2, "server, before: ")] {
         let shown = run(binary(), ["keys", "show", "--home", home(node).to_str().unwrap()]);
