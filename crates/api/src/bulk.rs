@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use lockstep_identity::{DeviceRequest, parse_bulk};
+use lockstep_identity::{DeviceRequest, RequestError, parse_bulk};
 use lockstep_types::{Height, MessageId, Sequence};
 use serde::Serialize;
 
@@ -47,12 +47,24 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Res
         parse_bulk(&body.bytes, app.options.bulk_messages_max())?
     };
     let _places = app.admission.submit_more(parsed.len().saturating_sub(1))?;
+    let entries = submit_together(&app, parsed, |index, request| {
+        // The request itself was counted as one.
+        check(&app, caller.filter(|_| index > 0), request)
+    });
+    Ok(axum::Json(entries.await))
+}
+
+/// Submits together what can be read and passes `check`, which is told each message's place. An answer for each, in their
+/// order.
+pub(crate) async fn submit_together(
+    app: &App,
+    parsed: Vec<Result<DeviceRequest, RequestError>>,
+    check: impl Fn(usize, DeviceRequest) -> Result<DeviceRequest, Problem>,
+) -> Vec<Entry> {
     let mut outcomes = Vec::with_capacity(parsed.len());
     let mut together = Vec::with_capacity(parsed.len());
     for (index, request) in parsed.into_iter().enumerate() {
-        // The request itself was counted as one.
-        let caller = caller.filter(|_| index > 0);
-        match request.map_err(Problem::from).and_then(|request| check(&app, caller, request)) {
+        match request.map_err(Problem::from).and_then(|request| check(index, request)) {
             Ok(request) => {
                 outcomes.push(Ok(request.signature.is_some()));
                 together.push(request);
@@ -68,7 +80,7 @@ pub(crate) async fn submit(State(app): State<Arc<App>>, request: Request) -> Res
             Err(problem) => Entry::Refused(problem.into_refusal()),
         });
     }
-    Ok(axum::Json(entries))
+    entries
 }
 
 fn check(app: &App, caller: Option<Caller>, request: DeviceRequest) -> Result<DeviceRequest, Problem> {

@@ -9,6 +9,7 @@ mod bulk;
 mod caller;
 mod connection;
 mod feed;
+mod gateway;
 mod grpc;
 mod grpc_feed;
 mod message;
@@ -30,13 +31,14 @@ mod viewer;
 pub mod views;
 
 pub use caller::TrustedProxy;
+pub use gateway::{Bundles, GatewayRights};
 pub use options::Options;
 pub use ports::{
-    Accepted, Feed, OrderProblem, Ports, Read, ReadError, Registry, Sealed, SealedError, Sender, Submit, SubmitError,
-    TasksQuery,
+    Accepted, Feed, OrderProblem, Ports, ProverState, ProverStates, Read, ReadError, Registry, Sealed, SealedError,
+    Sender, Submit, SubmitError, TasksQuery,
 };
 pub use sealed::{MessageStates, find_message};
-pub use server::{ApiError, Bound, Server};
+pub use server::{ApiError, Bound, Open, Server};
 pub use time::rfc3339;
 pub use tls::TlsFiles;
 pub use viewer::Viewer;

@@ -120,6 +120,10 @@ pub(crate) async fn task(
     };
     let task =
         app.ports.read.task(query.task_id, Viewer::default()).await?.filter(|task| task.project_id == query.project_id);
-    let states = task.as_ref().map(TaskState::of).unwrap_or_default();
+    let mut states = task.as_ref().map(TaskState::of).unwrap_or_default();
+    if let (Some(task), Some(prover)) = (&task, &app.ports.prover) {
+        let told = prover.states(task.project_id, task.number).await;
+        states.extend(told.into_iter().map(|told| TaskState { state: told.state, time: told.time }));
+    }
     Ok(axum::Json(TaskStates { project_id: query.project_id.0, task_id: query.task_id_text, states }))
 }

@@ -11,6 +11,7 @@ use lockstep_identity::{DeviceRequest, Did, TaskRequest};
 use lockstep_types::{
     Address, ContentId, ExportPage, Height, MessageId, ProjectId, Proof, Sequence, TaskId, TaskNumber,
 };
+use serde::Serialize;
 
 use crate::viewer::Viewer;
 use crate::views::{
@@ -31,6 +32,8 @@ pub struct Ports {
     pub registry: Arc<dyn Registry>,
     /// Tells readers what has become final.
     pub feed: Arc<dyn Feed>,
+    /// Says what became of tasks where they are proved, if this node knows whom to ask.
+    pub prover: Option<Arc<dyn ProverStates>>,
 }
 
 /// Why a device that encrypts gets no answer.
@@ -105,6 +108,26 @@ pub trait Registry: Send + Sync {
     async fn devices(&self, project: ProjectId, from: Address, limit: usize) -> Result<DevicesView, ReadError>;
 }
 
+/// What a coordinator says of a task. The words and times are its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ProverState {
+    /// `dispatched`, `proved`, `outputted` or `failed`.
+    pub state: String,
+    /// When, in RFC 3339.
+    pub time: String,
+    /// Why, where there is something to say.
+    pub comment: String,
+    /// What came out.
+    pub result: String,
+}
+
+/// Knows what became of tasks where they are proved.
+#[async_trait]
+pub trait ProverStates: Send + Sync {
+    /// The states of a task, in order. Whatever goes wrong, it ends within a second or so, and then knows of none.
+    async fn states(&self, project: ProjectId, task: TaskNumber) -> Vec<ProverState>;
+}
+
 /// A message has its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
@@ -129,6 +152,8 @@ pub enum Sender {
     Project,
     /// The address that the request came from.
     Address,
+    /// The gateway that sent the bundle.
+    Gateway,
 }
 
 impl fmt::Display for Sender {
@@ -137,6 +162,7 @@ impl fmt::Display for Sender {
             Self::Device => "this device",
             Self::Project => "this project",
             Self::Address => "this address",
+            Self::Gateway => "this gateway",
         })
     }
 }

@@ -89,9 +89,14 @@ pub(crate) struct App {
     pub(crate) stop: CancellationToken,
 }
 
-pub(crate) fn router(options: Options, ports: Ports, stop: CancellationToken) -> Router {
-    let (admission, callers) = (Admission::new(&options), Callers::new(&options));
-    let app = Arc::new(App { ports, admission, callers, options, stop });
+impl App {
+    pub(crate) fn new(options: Options, ports: Ports, stop: CancellationToken) -> Self {
+        let (admission, callers) = (Admission::new(&options), Callers::new(&options));
+        Self { ports, admission, callers, options, stop }
+    }
+}
+
+pub(crate) fn router(app: Arc<App>) -> Router {
     // tonic's own `Routes` brings a fallback of its own, which cannot be merged with the one for unknown paths.
     let sequencer = SequencerServer::new(grpc::Service::new(Arc::clone(&app)))
         .max_decoding_message_size(app.options.body_bytes_max);

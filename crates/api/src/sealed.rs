@@ -16,7 +16,7 @@ use lockstep_identity::sprout::{parse_token_request, token_of};
 use lockstep_types::MessageId;
 use serde::Serialize;
 
-use crate::ports::{Read, ReadError, SealedError};
+use crate::ports::{ProverState, ProverStates, Read, ReadError, SealedError};
 use crate::problem::Problem;
 use crate::routes::App;
 use crate::time::rfc3339;
@@ -77,21 +77,13 @@ pub(crate) async fn submit(app: &App, token: &str, envelope: Bytes) -> Result<Re
 pub struct MessageStates {
     #[serde(rename = "messageID")]
     message_id: String,
-    states: Vec<MessageState>,
-}
-
-#[derive(Debug, Serialize)]
-struct MessageState {
-    state: String,
-    time: String,
-    comment: String,
-    result: String,
+    states: Vec<ProverState>,
 }
 
 impl MessageStates {
     /// The states of a message by the name that was asked for, and of its task; none of a message that is not known.
     pub fn of(message_id: String, message: Option<&MessageView>, task: Option<&TaskView>) -> Self {
-        let state = |state: &str, time| MessageState {
+        let state = |state: &str, time| ProverState {
             state: state.to_owned(),
             time: rfc3339(time),
             comment: String::new(),
@@ -103,6 +95,14 @@ impl MessageStates {
             std::iter::once(state("packed", task.time_ms)).chain(later)
         });
         Self { message_id, states: received.into_iter().chain(packed).collect() }
+    }
+
+    /// The same with what the coordinator says of the message's task. Where it says nothing, nothing is added.
+    pub async fn with_provers(mut self, prover: Option<&dyn ProverStates>, task: Option<&TaskView>) -> Self {
+        if let (Some(prover), Some(task)) = (prover, task) {
+            self.states.extend(prover.states(task.project_id, task.number).await);
+        }
+        self
     }
 }
 
@@ -134,8 +134,9 @@ pub(crate) async fn message(
         let sealed = app.ports.sealed.states(&token, &id).await.map_err(Problem::of_sealed)?;
         return Ok(answer("application/octet-stream", sealed));
     }
-    let found = find_message(&*app.ports.read, &id).await?;
-    let (message, task) = found.unzip();
-    let states = MessageStates::of(id, message.as_ref(), task.flatten().as_ref());
+    let (message, task) = find_message(&*app.ports.read, &id).await?.unzip();
+    let task = task.flatten();
+    let states = MessageStates::of(id, message.as_ref(), task.as_ref());
+    let states = states.with_provers(app.ports.prover.as_deref(), task.as_ref()).await;
     Ok(answer("application/json", serde_json::to_string(&states).unwrap_or_default()))
 }

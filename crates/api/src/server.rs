@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::connection::Shared;
+use crate::gateway::Bundles;
 use crate::metrics::{self, Dropped};
 use crate::options::Options;
 use crate::ports::Ports;
-use crate::routes;
+use crate::routes::{self, App};
 use crate::tls::{Tls, TlsFiles};
 
 /// Connections that wait to be accepted.
@@ -91,10 +92,34 @@ impl Bound {
     /// Serves until `token` is cancelled; then accepts no more, lets running requests finish within
     /// `drain_timeout_ms`, closes all connections and returns.
     pub async fn run(self, ports: Ports, token: CancellationToken) {
+        self.open(ports, token).run().await;
+    }
+
+    /// The same in two steps, for whoever lets messages in beside HTTP, too.
+    pub fn open(self, ports: Ports, token: CancellationToken) -> Open {
+        let app = App::new(self.options.clone(), ports, token);
+        Open { bound: self, app: Arc::new(app) }
+    }
+}
+
+/// A server that knows whom it serves.
+pub struct Open {
+    bound: Bound,
+    app: Arc<App>,
+}
+
+impl Open {
+    /// The door for bundles, within the same limits on what is under way.
+    pub fn bundles(&self) -> Bundles {
+        Bundles::new(self.app.clone())
+    }
+
+    /// See [`Bound::run`].
+    pub async fn run(self) {
         metrics::describe();
-        let Self { options, listener, local_addr, tls } = self;
-        let connections_max = options.connections_max;
-        let router = routes::router(options.clone(), ports, token.clone());
+        let Self { bound: Bound { options, listener, local_addr, tls }, app } = self;
+        let (connections_max, token) = (options.connections_max, app.stop.clone());
+        let router = routes::router(app);
         let connections = TaskTracker::new();
         tracing::info!(addr = %local_addr, tls = tls.is_some(), "serving HTTP and gRPC");
         let watching = tls.clone().map(|tls| tokio::spawn(tls.watch(token.clone())));

@@ -3,9 +3,10 @@
 //!
 //! [`ChainReader::next_range`] reads the next blocks that have enough others on top; [`ChainReader::range`] reads
 //! the same blocks again, on any node and at any time, and [`Range::digest`] is then the same. Nothing here
-//! keeps a cursor: that lies in the log. [`Documents`] fetches what a device's URI names, from one gateway only.
+//! keeps a cursor: that lies in the log. [`Documents`] fetches what a device's URI names, from one gateway only, and [`Service`] asks
+//! a coordinator.
 //!
-//! `abi`, `log`, `event` and `uri` decide and never wait; `rpc`, `reader` and `documents` ask.
+//! `abi`, `log`, `event` and `uri` decide and never wait; `rpc`, `reader`, `documents` and `service` ask.
 
 mod abi;
 mod documents;
@@ -16,6 +17,7 @@ mod failures;
 mod log;
 mod reader;
 mod rpc;
+mod service;
 mod source;
 mod uri;
 
@@ -30,4 +32,5 @@ pub use event::{EVENTS_MAX, Event, Range, TaskState, TaskStates, URI_BYTES_MAX};
 pub use failures::FAILURES_MAX;
 pub use reader::{ChainReader, LOGS_MAX};
 pub use rpc::{ANSWER_BYTES_MAX, LOGS_BYTES_MAX, RPC_TIMEOUT, Rpc};
+pub use service::{Service, ServiceError};
 pub use source::{CONFIRMATIONS_DEFAULT, ChainSource, RANGE_BLOCKS_MAX, SPAN_MAX_DEFAULT, SourceError};

@@ -360,6 +360,13 @@ pub struct Submit {
     /// time it stays for the next run. Put a time or counter into the data: equal ones that wait are refused.
     #[arg(long, value_name = "FILE")]
     pub outbox: Option<PathBuf>,
+    /// Submit as a gateway over the peer-to-peer port of --peer, with the key in this file (64 hex digits; --new-key makes
+    /// it if it is not there). The node's operator has to admit the key in config.toml.
+    #[arg(long, value_name = "FILE", requires = "peer", conflicts_with = "outbox")]
+    pub gateway_key: Option<PathBuf>,
+    /// The node's address for that (with /p2p/<peer id> its key is checked too).
+    #[arg(long, value_name = "MULTIADDR", requires = "gateway_key")]
+    pub peer: Option<String>,
     /// The message.
     #[command(flatten)]
     pub message: Message,

@@ -91,6 +91,9 @@ pub fn node(options: &NodeArgs) -> anyhow::Result<(Config, MemberOptions, Option
         raft: RaftConfig::default(),
         upgrade: UpgradeConfig::default(),
         chain: None,
+        coordinator: None,
+        devices: Default::default(),
+        gateways: Vec::new(),
         outputs: vec![OutputConfig {
             name: "tasks".parse()?,
             scope: Scope::Node,

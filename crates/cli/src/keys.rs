@@ -3,9 +3,10 @@
 use std::fs;
 
 use anyhow::{Context as _, bail};
-use lockstep_identity::{Curve, ServerIdentity, ServerSecret};
+use lockstep_identity::{ServerIdentity, ServerSecret};
 use lockstep_node::Home;
-use lockstep_node::secrets::{SERVER_SECRET_FILE, SERVER_SECRET_OLD_FILE};
+use lockstep_node::devices::SecretCurve;
+use lockstep_node::secrets::{SERVER_SECRET_FILE, SERVER_SECRET_OLD_FILE, parse_secret, secret_text};
 use lockstep_types::SigningKey;
 use zeroize::Zeroizing;
 
@@ -17,16 +18,18 @@ const TASK_KEY_OLD_FILE: &str = "task.key.old";
 pub fn run(command: KeysCommand) -> anyhow::Result<()> {
     match command {
         KeysCommand::Show { home } => show(&Home::at(home)),
-        KeysCommand::Rotate(RotateCommand::Server { home, file }) => {
+        KeysCommand::Rotate(RotateCommand::Server { home, file, curve }) => {
             let home = Home::at(home);
+            let usual = home.config()?.devices.server_secret_curve;
+            let curve = curve.map_or(usual, SecretCurve::from);
             let secret = match file {
                 Some(file) => {
                     let text = Zeroizing::new(fs::read_to_string(&file).with_context(|| file.display().to_string())?);
-                    ServerSecret::from_base64(&text, Curve::Secp256k1).with_context(|| file.display().to_string())?
+                    parse_secret(&text, curve).with_context(|| file.display().to_string())?
                 }
-                None => ServerSecret::generate(Curve::Secp256k1, &mut random()?),
+                None => ServerSecret::generate(curve.into(), &mut random()?),
             };
-            let text = Zeroizing::new(format!("{}\n", *secret.to_base64()));
+            let text = secret_text(&secret, usual);
             replace(&home, SERVER_SECRET_FILE, SERVER_SECRET_OLD_FILE, &text)?;
             println!("server   {}", ServerIdentity::new(secret).did());
             println!("restart the node; it takes tokens and messages for the secret before this one, too");
@@ -79,9 +82,10 @@ fn replace(home: &Home, name: &str, old: &str, text: &str) -> anyhow::Result<()>
 }
 
 fn show(home: &Home) -> anyhow::Result<()> {
+    let usual = home.config()?.devices.server_secret_curve;
     for (what, name) in [("server", SERVER_SECRET_FILE), ("server, before", SERVER_SECRET_OLD_FILE)] {
         if let Ok(text) = fs::read_to_string(home.path().join(name)) {
-            let secret = ServerSecret::from_base64(&Zeroizing::new(text), Curve::Secp256k1).context(name)?;
+            let secret = parse_secret(&Zeroizing::new(text), usual).context(name)?;
             println!("{what}: {}", ServerIdentity::new(secret).did());
         }
     }

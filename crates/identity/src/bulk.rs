@@ -21,6 +21,22 @@ pub fn parse_bulk(body: &[u8], messages_max: usize) -> Result<Vec<Result<DeviceR
     }
 }
 
+/// Reads the body of one request or of many, told apart by what stands there: one JSON object is one message, also over
+/// several lines; anything else is read as [`parse_bulk`] does.
+///
+/// # Errors
+/// As [`parse_bulk`].
+pub fn parse_bundle(
+    body: &[u8],
+    messages_max: usize,
+) -> Result<Vec<Result<DeviceRequest, RequestError>>, RequestError> {
+    let is_object = body.iter().find(|b| !b.is_ascii_whitespace()) == Some(&b'{');
+    if is_object && check_single(body).is_ok() {
+        return Ok(vec![parse(body)]);
+    }
+    parse_bulk(body, messages_max)
+}
+
 fn lines(body: &[u8], messages_max: usize) -> Result<Vec<&[u8]>, RequestError> {
     let lines = body.split(|b| *b == b'\n').map(<[u8]>::trim_ascii).filter(|line| !line.is_empty());
     let mut messages = Vec::new();
@@ -60,6 +76,17 @@ mod tests {
     #[test]
     fn two_messages_in_one_line_are_refused_and_not_taken_for_one() {
         assert_eq!(read(&format!("{ONE}{ONE}\n{ONE} ")).unwrap(), [false, true]);
+    }
+
+    #[test]
+    fn a_bundle_is_one_object_over_several_lines_or_many() {
+        let read = |body: &str| -> Result<Vec<bool>, RequestError> {
+            Ok(parse_bundle(body.as_bytes(), 3)?.iter().map(Result::is_ok).collect())
+        };
+        assert_eq!(read(&ONE.replace(',', ",\n")).unwrap(), [true]);
+        assert_eq!(read(&format!("{ONE}\n{{}}\n{ONE}")).unwrap(), [true, false, true]);
+        assert_eq!(read(&format!("[{ONE},{ONE}]")).unwrap(), [true, true]);
+        assert_eq!(read("7"), Err(RequestError::NotABulk));
     }
 
     #[test]

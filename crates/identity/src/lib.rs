@@ -24,7 +24,7 @@ pub mod task_v1;
 pub mod token;
 
 pub use apinode::{DeviceRequest, TaskQuery, sign_body, signed_body};
-pub use bulk::parse_bulk;
+pub use bulk::{parse_bulk, parse_bundle};
 pub use device::DeviceIdentity;
 pub use did::{Did, DidError, KeyNumber, Kid};
 pub use document::{Document, DocumentError};

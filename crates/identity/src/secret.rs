@@ -67,6 +67,11 @@ impl PartySecret {
         Self::new(MasterKey::generate(curve, random), AgreementKey::generate(random))
     }
 
+    /// The curve of the master key.
+    pub fn curve(&self) -> Curve {
+        self.master.public().curve()
+    }
+
     /// The text that [`PartySecret::from_base64`] reads, for writing a key file.
     pub fn to_base64(&self) -> Zeroizing<String> {
         let mut bytes = Zeroizing::new([0; SECRET_BYTES]);

@@ -1,4 +1,5 @@
-//! Asking to join, from outside: one connection, one request, one answer. Needs no running network.
+//! Asking to join, from outside: one connection, one request, one answer. Needs no running network. Gateways ask in the
+//! same way (`gateway_client`).
 
 use std::time::Duration;
 
@@ -54,8 +55,8 @@ pub enum AskError {
     },
     /// The node does not speak the protocol, or not yet.
     #[error(
-        "the node at {0} does not take requests to join: it is still starting, or its version is too old. Try again in \
-         a minute, or ask another member"
+        "the node at {0} does not take such requests: it is still starting, or its version is too old. Try again in a \
+         minute, or ask another member"
     )]
     NotServed(String),
     /// The node's sentence.
@@ -92,22 +93,21 @@ pub enum AskError {
 
 /// Pings are answered because a member that asks is pinged as one.
 #[derive(NetworkBehaviour)]
-struct Asking {
+pub(crate) struct Asking {
     ping: ping::Behaviour,
-    streams: libp2p_stream::Behaviour,
+    pub streams: libp2p_stream::Behaviour,
 }
 
 /// Asks the node at `address`, a multiaddress with or without `/p2p/<peer id>`, and returns its answer. With a peer id
 /// the node's key is checked. `key` is what the node will know the asker by. Needs a tokio runtime; nothing is left
 /// running when it returns or is dropped.
 pub async fn ask(key: &SigningKey, address: &str, request: Bytes, timeout: Duration) -> Result<Bytes, AskError> {
-    let parsed: Multiaddr = address.parse().map_err(|_| AskError::Address(address.to_owned()))?;
     let bytes = request.len() as u64;
     if bytes > JOIN_REQUEST_BYTES_MAX {
         return Err(AskError::TooLarge(bytes));
     }
     let asking = Ask { address: address.to_owned() };
-    let answer = asking.run(key, parsed, request);
+    let answer = asking.run(key, request);
     match tokio::time::timeout(timeout, answer).await {
         Ok(result) => result,
         Err(_) => Err(AskError::Timeout { address: address.to_owned(), timeout }),
@@ -115,12 +115,15 @@ pub async fn ask(key: &SigningKey, address: &str, request: Bytes, timeout: Durat
 }
 
 /// Where it is asked, for the errors.
-struct Ask {
-    address: String,
+pub(crate) struct Ask {
+    pub address: String,
 }
 
 impl Ask {
-    async fn run(&self, key: &SigningKey, address: Multiaddr, request: Bytes) -> Result<Bytes, AskError> {
+    /// Connects to the node, whose key is checked where the address has one. Whoever drives the swarm keeps the
+    /// connection.
+    pub async fn connect(&self, key: &SigningKey) -> Result<(Swarm<Asking>, PeerId), AskError> {
+        let address: Multiaddr = self.address.parse().map_err(|_| AskError::Address(self.address.clone()))?;
         let mut swarm = swarm(key)?;
         let (address, expected) = split_peer(address);
         let dial = match expected {
@@ -129,6 +132,11 @@ impl Ask {
         };
         swarm.dial(dial).map_err(|error| self.not_dialed(&error))?;
         let peer = self.connected(&mut swarm).await?;
+        Ok((swarm, peer))
+    }
+
+    async fn run(&self, key: &SigningKey, request: Bytes) -> Result<Bytes, AskError> {
+        let (mut swarm, peer) = self.connect(key).await?;
         let mut talk = std::pin::pin!(self.talk(swarm.behaviour().streams.new_control(), peer, request));
         let closed = tokio::select! {
             biased;
@@ -203,7 +211,7 @@ fn swarm(key: &SigningKey) -> Result<Swarm<Asking>, AskError> {
 }
 
 /// Drives the swarm until its connection is gone.
-async fn closed(swarm: &mut Swarm<Asking>) -> String {
+pub(crate) async fn closed(swarm: &mut Swarm<Asking>) -> String {
     loop {
         if let SwarmEvent::ConnectionClosed { cause, .. } = swarm.select_next_some().await {
             return cause.map_or_else(|| "closed".into(), |cause| cause.to_string());

@@ -8,11 +8,11 @@ use libp2p::{PeerId, Swarm, SwarmBuilder, gossipsub, identify, ping};
 use crate::directory::SharedDirectory;
 use crate::doors::Doors;
 use crate::gossip;
-use crate::hello::Identity;
-use crate::join_streams::{self, Sink};
-use crate::limits::{CONNECT_TIMEOUT, PING_INTERVAL, SILENCE_MAX};
+use crate::hello::{GATEWAY_PROTOCOL, Identity, JOIN_PROTOCOL};
+use crate::limits::{CONNECT_TIMEOUT, GATEWAY_STREAMS_MAX, JOIN_STREAMS_MAX, PING_INTERVAL, SILENCE_MAX};
 use crate::lookup::Lookup;
 use crate::members_only::MembersOnly;
+use crate::open_streams::{self, Kind, Sink};
 use crate::options::{NetworkError, Options, keypair, peer_id};
 use crate::transport;
 
@@ -25,7 +25,9 @@ pub(crate) struct Behaviour {
     pub doors: Doors,
     /// For strangers too: a newcomer takes a connection on which nobody answers pings for broken.
     ping: ping::Behaviour,
-    join: join_streams::Behaviour,
+    join: open_streams::Behaviour,
+    /// For whoever asks, so that one that is not admitted is told so.
+    gateways: open_streams::Behaviour,
     members: MembersOnly<Protocols>,
 }
 
@@ -60,19 +62,35 @@ fn protocols(options: &Options, identity: &Identity, members: &[PeerId]) -> Resu
     })
 }
 
+/// Where the streams go that others than members may open.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Sinks {
+    pub join: Sink,
+    pub gateways: Sink,
+}
+
 /// Builds the swarm; nothing listens or dials yet. Needs a tokio runtime.
 pub(crate) fn swarm(
     options: &Options,
     identity: &Identity,
     members: &[PeerId],
     directory: &SharedDirectory,
-    join: Sink,
+    sinks: &Sinks,
 ) -> Result<Swarm<Behaviour>, NetworkError> {
     let failed = |error: &dyn std::fmt::Display| NetworkError::Transport(error.to_string());
     let behaviour = Behaviour {
         doors: Doors::new(directory.clone()),
         ping: ping::Behaviour::new(ping::Config::new().with_interval(PING_INTERVAL).with_timeout(SILENCE_MAX)),
-        join: join_streams::Behaviour::new(join),
+        join: open_streams::Behaviour::new(Kind {
+            protocol: JOIN_PROTOCOL,
+            sink: sinks.join.clone(),
+            waiting_max: JOIN_STREAMS_MAX,
+        }),
+        gateways: open_streams::Behaviour::new(Kind {
+            protocol: GATEWAY_PROTOCOL,
+            sink: sinks.gateways.clone(),
+            waiting_max: GATEWAY_STREAMS_MAX,
+        }),
         members: MembersOnly::new(protocols(options, identity, members)?, directory.clone()),
     };
     let mut swarm = SwarmBuilder::with_existing_identity(keypair(&options.key))

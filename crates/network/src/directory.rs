@@ -1,22 +1,24 @@
 //! Which node has which key and store: written by the swarm task, read by streams.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use libp2p::PeerId;
-use lockstep_types::NodeId;
+use lockstep_types::{Address, NodeId};
 use parking_lot::RwLock;
 
-use crate::options::Member;
+use crate::options::{Member, public_key};
 
 /// The directory as the swarm task, its behaviours and the streams share it. Only the swarm task writes to it.
 pub(crate) type SharedDirectory = Arc<RwLock<Directory>>;
 
-/// The other members, found by node id and by peer id. Each node id has one peer id and the other way round.
+/// The other members, found by node id and by peer id. Each node id has one peer id and the other way round. Beside
+/// them the gateways that this node's operator admits, by the addresses of their keys.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     members: HashMap<NodeId, Member>,
     nodes: HashMap<PeerId, NodeId>,
+    gateways: HashSet<Address>,
 }
 
 impl Directory {
@@ -26,6 +28,21 @@ impl Directory {
             directory.set(member.clone());
         }
         directory
+    }
+
+    /// The same directory, which admits these gateways for good.
+    pub fn with_gateways(mut self, gateways: &[Address]) -> Self {
+        self.gateways = gateways.iter().copied().collect();
+        self
+    }
+
+    /// The address of a gateway's key, if the peer is a gateway that is admitted.
+    pub fn gateway(&self, peer: &PeerId) -> Option<Address> {
+        // Mostly there are none: no need to look at the key.
+        if self.gateways.is_empty() {
+            return None;
+        }
+        self.gateways.get(&public_key(peer)?.address()).copied()
     }
 
     pub fn get(&self, node: NodeId) -> Option<&Member> {

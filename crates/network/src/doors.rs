@@ -1,4 +1,4 @@
-//! Who may connect, and how many: members in plenty, strangers a few and only inwards.
+//! Who may connect, and how many: members in plenty, gateways and strangers a few and only inwards.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::convert::Infallible;
@@ -16,8 +16,8 @@ use libp2p::{Multiaddr, PeerId};
 
 use crate::directory::SharedDirectory;
 use crate::limits::{
-    CONNECTIONS_MAX, CONNECTIONS_PER_PEER_MAX, PENDING_INBOUND_MAX, PENDING_INBOUND_PER_ADDRESS_MAX,
-    PENDING_OUTBOUND_MAX, STRANGERS_MAX,
+    CONNECTIONS_MAX, CONNECTIONS_PER_GATEWAY_MAX, CONNECTIONS_PER_PEER_MAX, PENDING_INBOUND_MAX,
+    PENDING_INBOUND_PER_ADDRESS_MAX, PENDING_OUTBOUND_MAX, STRANGERS_MAX,
 };
 use crate::options::public_key;
 
@@ -34,6 +34,8 @@ pub(crate) enum TurnedAway {
     Members,
     #[error("{CONNECTIONS_PER_PEER_MAX} connections of this member are open already")]
     Member,
+    #[error("{CONNECTIONS_PER_GATEWAY_MAX} connections of this gateway are open already")]
+    Gateway,
     #[error("{STRANGERS_MAX} connections of strangers are open already")]
     Strangers,
     #[error("its key is not a secp256k1 key")]
@@ -42,13 +44,22 @@ pub(crate) enum TurnedAway {
     NotDialed,
 }
 
+/// Whose places a connection takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Member,
+    Gateway,
+    Stranger,
+}
+
 #[derive(Debug)]
 struct Open {
     peer: PeerId,
-    member: bool,
+    kind: Kind,
 }
 
-/// Counts connections and turns away those that are too many. Strangers have places of their own.
+/// Counts connections and turns away those that are too many. Strangers have places of their own, and
+/// so has each gateway.
 pub(crate) struct Doors {
     directory: SharedDirectory,
     pending_inbound: HashMap<ConnectionId, Option<IpAddr>>,
@@ -76,9 +87,9 @@ impl Doors {
         self.wake();
     }
 
-    /// Closes the connections that a key opened while it was a stranger: they lack the protocols of members.
+    /// Closes the connections that a key opened while it was no member: they lack the protocols of members.
     pub fn close_strange(&mut self, peer: PeerId) {
-        let strange = self.open.iter().filter(|(_, open)| open.peer == peer && !open.member);
+        let strange = self.open.iter().filter(|(_, open)| open.peer == peer && open.kind != Kind::Member);
         self.to_close.extend(strange.map(|(id, _)| (peer, CloseConnection::One(*id))));
         self.wake();
     }
@@ -93,21 +104,27 @@ impl Doors {
         self.directory.read().is_member(peer)
     }
 
+    fn kind(&self, peer: &PeerId) -> Kind {
+        let directory = self.directory.read();
+        match directory.is_member(peer) {
+            true => Kind::Member,
+            false if directory.gateway(peer).is_some() => Kind::Gateway,
+            false => Kind::Stranger,
+        }
+    }
+
     fn admit(&self, peer: &PeerId) -> Result<(), TurnedAway> {
         let count = |of: &dyn Fn(&Open) -> bool| self.open.values().filter(|open| of(open)).count();
-        if self.is_member(peer) {
-            if count(&|open| open.peer == *peer) >= CONNECTIONS_PER_PEER_MAX {
-                return Err(TurnedAway::Member);
-            }
-            if count(&|open| open.member) >= CONNECTIONS_MAX {
-                return Err(TurnedAway::Members);
-            }
-        } else if public_key(peer).is_none() {
-            return Err(TurnedAway::Key);
-        } else if count(&|open| !open.member) >= STRANGERS_MAX {
-            return Err(TurnedAway::Strangers);
+        let all = |kind: Kind| count(&|open| open.kind == kind);
+        let of_peer = || count(&|open| open.peer == *peer);
+        match self.kind(peer) {
+            Kind::Member if of_peer() >= CONNECTIONS_PER_PEER_MAX => Err(TurnedAway::Member),
+            Kind::Member if all(Kind::Member) >= CONNECTIONS_MAX => Err(TurnedAway::Members),
+            Kind::Gateway if of_peer() >= CONNECTIONS_PER_GATEWAY_MAX => Err(TurnedAway::Gateway),
+            Kind::Stranger if public_key(peer).is_none() => Err(TurnedAway::Key),
+            Kind::Stranger if all(Kind::Stranger) >= STRANGERS_MAX => Err(TurnedAway::Strangers),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn knock(&mut self, id: ConnectionId, from: Option<IpAddr>) -> Result<(), TurnedAway> {
@@ -197,8 +214,8 @@ impl NetworkBehaviour for Doors {
     fn on_swarm_event(&mut self, event: FromSwarm) {
         match event {
             FromSwarm::ConnectionEstablished(event) => {
-                let member = self.is_member(&event.peer_id);
-                self.open.insert(event.connection_id, Open { peer: event.peer_id, member });
+                let kind = self.kind(&event.peer_id);
+                self.open.insert(event.connection_id, Open { peer: event.peer_id, kind });
             }
             FromSwarm::ConnectionClosed(event) => {
                 self.open.remove(&event.connection_id);
@@ -240,6 +257,10 @@ mod tests {
     }
 
     fn doors(members: &[u8]) -> Doors {
+        doors_with(members, &[])
+    }
+
+    fn doors_with(members: &[u8], gateways: &[u8]) -> Doors {
         let member = |n: &u8| Member {
             node: NodeId(u64::from(*n)),
             name: String::new(),
@@ -248,12 +269,14 @@ mod tests {
             incarnation: Incarnation([*n; 16]),
         };
         let members: Vec<Member> = members.iter().map(member).collect();
-        Doors::new(RwLock::new(Directory::new(&members)).into())
+        let address = |n: &u8| SigningKey::from_bytes([*n; 32]).unwrap().address();
+        let gateways: Vec<_> = gateways.iter().map(address).collect();
+        Doors::new(RwLock::new(Directory::new(&members).with_gateways(&gateways)).into())
     }
 
     fn open(doors: &mut Doors, id: usize, peer: PeerId) {
-        let member = doors.is_member(&peer);
-        doors.open.insert(ConnectionId::new_unchecked(id), Open { peer, member });
+        let kind = doors.kind(&peer);
+        doors.open.insert(ConnectionId::new_unchecked(id), Open { peer, kind });
     }
 
     #[test]
@@ -272,6 +295,21 @@ mod tests {
         doors.close_strange(peer(100));
         assert!(matches!(doors.to_close.pop_front(), Some((_, CloseConnection::One(_)))));
         assert!(doors.to_close.is_empty());
+    }
+
+    #[test]
+    fn a_gateway_has_places_of_its_own_and_gets_no_more() {
+        let mut doors = doors_with(&[1], &[2, 3]);
+        for n in 0..STRANGERS_MAX {
+            open(&mut doors, n, peer(n as u8 + 100));
+        }
+        for n in 0..CONNECTIONS_PER_GATEWAY_MAX {
+            assert_eq!(doors.admit(&peer(2)), Ok(()));
+            open(&mut doors, 1000 + n, peer(2));
+        }
+        assert_eq!(doors.admit(&peer(2)), Err(TurnedAway::Gateway));
+        assert_eq!((doors.admit(&peer(3)), doors.admit(&peer(1))), (Ok(()), Ok(())));
+        assert_eq!(doors.dial(ConnectionId::new_unchecked(1), Some(peer(3))), Err(TurnedAway::NotDialed));
     }
 
     #[test]

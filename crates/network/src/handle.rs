@@ -12,12 +12,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::behaviour::Sinks;
 use crate::client::Client;
 use crate::directory::SharedDirectory;
+use crate::gateway::{self, GatewayService};
 use crate::hello::{Channel, Identity};
 use crate::join::{self, JoinService};
-use crate::join_streams::Sink;
-use crate::limits::{COMPLAINT_INTERVAL, CONTROL_BYTES_MAX, JOIN_STREAMS_MAX, SNAPSHOT_BYTES_MAX};
+use crate::limits::{COMPLAINT_INTERVAL, CONTROL_BYTES_MAX, GATEWAY_STREAMS_MAX, JOIN_STREAMS_MAX, SNAPSHOT_BYTES_MAX};
 use crate::log_view::LogView;
 use crate::metrics;
 use crate::options::{Member, NetworkError, Peer};
@@ -61,7 +62,7 @@ pub(crate) struct Shared {
     pub peers: watch::Sender<Arc<[PeerState]>>,
     /// Written by the swarm task when it learns something.
     pub addresses: Mutex<KnownAddresses>,
-    pub join: Sink,
+    pub sinks: Sinks,
     pub raft_bytes_max: u64,
     pub bundle_bytes_max: u64,
     pub gossip_bytes_max: u64,
@@ -153,8 +154,16 @@ impl Handle {
     /// Answers requests to join, of strangers too, until the network stops.
     pub fn serve_join<S: JoinService>(&self, service: S) -> Result<(), ServeError> {
         let (sink, streams) = mpsc::channel(JOIN_STREAMS_MAX);
-        self.shared.join.set(sink).map_err(|_| ServeError::AlreadyServed("join"))?;
+        self.shared.sinks.join.set(sink).map_err(|_| ServeError::AlreadyServed("join"))?;
         self.shared.tasks.spawn(join::accept(self.shared.clone(), streams, service));
+        Ok(())
+    }
+
+    /// Answers bundles of gateways, and refuses those of others, until the network stops.
+    pub fn serve_gateways<S: GatewayService>(&self, service: S) -> Result<(), ServeError> {
+        let (sink, streams) = mpsc::channel(GATEWAY_STREAMS_MAX);
+        self.shared.sinks.gateways.set(sink).map_err(|_| ServeError::AlreadyServed("gateway"))?;
+        self.shared.tasks.spawn(gateway::accept(self.shared.clone(), streams, service));
         Ok(())
     }
 

@@ -14,6 +14,8 @@ use crate::options::Member;
 pub(crate) const WIRE_VERSION: u32 = 2;
 /// Protocol id of requests to join. Without the network's id, which a newcomer does not know yet.
 pub(crate) const JOIN_PROTOCOL: StreamProtocol = StreamProtocol::new("/lockstep/join/1");
+/// Protocol id of bundles of gateways. Without the network's id as well: a gateway knows a node by its key.
+pub(crate) const GATEWAY_PROTOCOL: StreamProtocol = StreamProtocol::new("/lockstep/gateway/1");
 
 /// A kind of stream between members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -8,10 +8,12 @@
 //!   ([`Handle::set_log_view`]), because a member with too short a log is refused.
 //! * **Gossip.** [`Handle::publish`] sends a hint to all members. Nothing may depend on its arrival.
 //! * **Joining.** [`Handle::serve_join`] answers whoever asks, and [`ask`] asks.
+//! * **Gateways.** [`Handle::serve_gateways`] answers bundles of the keys that the operator admits, and [`Gateway`] sends
+//!   them.
 //!
 //! Frames never pass through the swarm task: a stream is read and written by the task that uses it, so a busy swarm
-//! does not delay an append. Whoever is not a member, by the key that the connection proves, may ask to join and
-//! nothing else; a member speaks on a stream only after it has said which network, epoch, node id and store it is, and
+//! does not delay an append. Whoever is not a member, by the key that the connection proves, may ask to join, or
+//! be a gateway, and nothing else; a member speaks on a stream only after it has said which network, epoch, node id and store it is, and
 //! where its log ends (docs/formats.md). Each queue, frame and stream count has its bound in [`limits`].
 //!
 //! A member is dialed at every address that is known for it: from the member list, the configuration, an address book,
@@ -27,12 +29,13 @@ mod client;
 mod directory;
 mod doors;
 mod frame;
+mod gateway;
+mod gateway_client;
 mod gossip;
 mod handle;
 mod hello;
 mod hints;
 mod join;
-mod join_streams;
 mod lifetime;
 pub mod limits;
 mod links;
@@ -42,12 +45,15 @@ mod lookup;
 mod members_only;
 pub mod metrics;
 mod network;
+mod open_streams;
 mod options;
 mod server;
 mod transport;
 
 pub use ask::{AskError, ask};
 pub use client::{CallError, Client};
+pub use gateway::{GatewayRefusal, GatewayService};
+pub use gateway_client::{Gateway, GatewayError};
 pub use gossip::{GossipInbox, GossipMessage, GossipTicket};
 pub use handle::{Handle, PeerState, StoppedError};
 pub use hello::Channel;

@@ -1,4 +1,4 @@
-//! Ends connections for certain: a stranger's after its time, and any that does not close in an orderly way. The
+//! Ends connections for certain: a stranger's after its time (but not a gateway's), and any that does not close in an orderly way. The
 //! swarm's own close waits for a peer that may never read again, and would keep its place for as long.
 
 use std::io;
@@ -36,7 +36,9 @@ impl Bounded {
     fn poll_trial(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.trial.as_mut().is_some_and(|trial| trial.as_mut().poll(cx).is_ready()) {
             self.trial = None;
-            if self.began_strange || !self.directory.read().is_member(&self.peer) {
+            let directory = self.directory.read();
+            let strange = self.began_strange || !directory.is_member(&self.peer);
+            if strange && directory.gateway(&self.peer).is_none() {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "a stranger's time is over"));
             }
         }
@@ -76,12 +78,12 @@ mod tests {
     use std::time::Duration;
 
     use libp2p::core::muxing::SubstreamBox;
-    use lockstep_types::{Incarnation, NodeId};
+    use lockstep_types::{Address, Incarnation, NodeId, SigningKey};
     use parking_lot::RwLock;
 
     use super::*;
     use crate::directory::Directory;
-    use crate::options::Member;
+    use crate::options::{Member, peer_id};
 
     /// A connection to a peer that never does anything.
     struct Stuck;
@@ -108,10 +110,14 @@ mod tests {
     }
 
     fn bounded(member: bool) -> (Bounded, PeerId) {
-        let peer = PeerId::random();
+        bounded_of(PeerId::random(), member, &[])
+    }
+
+    fn bounded_of(peer: PeerId, member: bool, gateways: &[Address]) -> (Bounded, PeerId) {
         let node = NodeId(2);
         let entry = Member { node, name: String::new(), peer, address: None, incarnation: Incarnation([2; 16]) };
-        let directory = RwLock::new(Directory::new(if member { std::slice::from_ref(&entry) } else { &[] }));
+        let members = if member { std::slice::from_ref(&entry) } else { &[] };
+        let directory = RwLock::new(Directory::new(members).with_gateways(gateways));
         (Bounded::new(StreamMuxerBox::new(Stuck), peer, directory.into()), peer)
     }
 
@@ -126,7 +132,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_member_outlives_the_trial() {
+    async fn only_a_member_or_gateway_outlives_the_trial() {
+        let key = |n: u8| SigningKey::from_bytes([n; 32]).unwrap();
+        let of = |n: u8| bounded_of(peer_id(&key(n).public()), false, &[key(1).address()]).0;
+        assert_eq!(after_trial(&mut of(1)).await, None);
+        assert_eq!(after_trial(&mut of(2)).await, Some(io::ErrorKind::TimedOut));
         assert_eq!(after_trial(&mut bounded(true).0).await, None);
         assert_eq!(after_trial(&mut bounded(false).0).await, Some(io::ErrorKind::TimedOut));
         let (mut removed, _) = bounded(true);

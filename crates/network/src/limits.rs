@@ -58,6 +58,24 @@ pub const JOIN_INTERVAL: Duration = Duration::from_secs(1);
 /// [`JOIN_INTERVAL`]; one more is refused.
 pub const JOIN_KEYS_MAX: usize = 256;
 
+/// Gateways that a node may admit; more are an error at start.
+pub const GATEWAYS_MAX: usize = 256;
+/// Connections that one gateway may hold, half-dead ones among them; one more is denied.
+pub const CONNECTIONS_PER_GATEWAY_MAX: usize = 4;
+/// Largest bundle of a gateway; a larger one is refused.
+pub const GATEWAY_REQUEST_BYTES_MAX: u64 = 8 << 20;
+/// Largest answer to one; a larger one becomes a refusal.
+pub const GATEWAY_ANSWER_BYTES_MAX: u64 = 4 << 20;
+/// Bundles of one gateway that are answered at a time; one more is refused.
+pub const GATEWAY_STREAMS_PER_PEER_MAX: usize = 4;
+/// Bundles of all gateways that are answered at a time; one more is refused. With [`GATEWAY_REQUEST_BYTES_MAX`] this
+/// bounds what gateways can make a node hold: 256 MiB.
+pub const GATEWAY_STREAMS_MAX: usize = 32;
+/// Refusals of bundles that are being written; beyond it a stream is dropped without a word.
+pub const GATEWAY_REFUSALS_MAX: usize = 32;
+/// Time for a bundle, from the stream's beginning to the answer's last byte; then the stream ends.
+pub const GATEWAY_TIME_MAX: Duration = Duration::from_secs(30);
+
 /// Addresses kept for one member, its place in the member list among them; beyond it the least trusted is forgotten.
 pub const ADDRESSES_MAX: usize = 6;
 /// Addresses taken from one message of a member about itself; the rest is not looked at.

@@ -2,7 +2,7 @@
 
 /// Gauge: members with at least one connection.
 pub const MEMBERS_CONNECTED: &str = "lockstep_network_members_connected";
-/// Counter: connections that came or went, by `event`: `opened`, `stranger` (opened by one), `closed`, `silent`,
+/// Counter: connections that came or went, by `event`: `opened`, `stranger`, `gateway` (opened by one), `closed`, `silent`,
 /// `dial_failed`, `inbound_failed`.
 pub const CONNECTIONS: &str = "lockstep_network_connections_total";
 /// Counter: messages given to gossip, by `result`: `sent`, `no_peers`, `duplicate`, `queue_full`, `too_large`, `failed`.

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::addresses::{Origin, at_host_of};
-use crate::behaviour::{self, Behaviour, BehaviourEvent, Protocols, ProtocolsEvent};
+use crate::behaviour::{self, Behaviour, BehaviourEvent, Protocols, ProtocolsEvent, Sinks};
 use crate::directory::Directory;
 use crate::gossip::{self, Deliveries, GossipInbox, Verdict};
 use crate::handle::{Command, Complaints, Handle, PeerState, Refusals, Shared};
@@ -59,9 +59,9 @@ impl Network {
         let addresses = listen_addresses(&options.listen)?;
         let hints = Hints::new(&options)?;
         let peers: Vec<PeerId> = members.iter().map(|member| member.peer).collect();
-        let directory = Arc::new(RwLock::new(Directory::new(&members)));
-        let join = Arc::new(OnceLock::new());
-        let swarm = behaviour::swarm(&options, &identity, &peers, &directory, join.clone())?;
+        let directory = Arc::new(RwLock::new(Directory::new(&members).with_gateways(&options.gateways)));
+        let sinks = Sinks::default();
+        let swarm = behaviour::swarm(&options, &identity, &peers, &directory, &sinks)?;
         let (inbox, deliveries, verdicts) = gossip::inbox(options.gossip_bytes_max);
         let (commands, commands_out) = mpsc::channel(COMMANDS_MAX);
         let (publish, publish_out) = mpsc::channel(PUBLISH_QUEUE_MAX);
@@ -72,7 +72,7 @@ impl Network {
             log: OnceLock::new(),
             refusals: Refusals::default(),
             addresses: Mutex::default(),
-            join,
+            sinks,
             peers: watch::Sender::new(Arc::from([])),
             raft_bytes_max: options.raft_bytes_max,
             bundle_bytes_max: options.bundle_bytes_max,
@@ -257,7 +257,9 @@ impl Network {
             BehaviourEvent::Ping(ping::Event { peer, connection, result }) => {
                 return self.on_ping(peer, connection, result);
             }
-            BehaviourEvent::Doors(never) | BehaviourEvent::Join(never) => match never {},
+            BehaviourEvent::Doors(never) | BehaviourEvent::Join(never) | BehaviourEvent::Gateways(never) => {
+                match never {}
+            }
         };
         match event {
             ProtocolsEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
@@ -320,8 +322,9 @@ impl Network {
 
     fn on_opened(&mut self, peer: PeerId, connection: ConnectionId, endpoint: ConnectedPoint) {
         let Some(node) = self.node_of(&peer) else {
-            metrics::connection("stranger");
-            tracing::debug!(%peer, remote = %endpoint.get_remote_address(), "a stranger connected");
+            let gateway = self.shared.directory.read().gateway(&peer).is_some();
+            metrics::connection(if gateway { "gateway" } else { "stranger" });
+            tracing::debug!(%peer, gateway, remote = %endpoint.get_remote_address(), "no member connected");
             return;
         };
         metrics::connection("opened");
@@ -339,7 +342,13 @@ impl Network {
     }
 
     fn on_ping(&mut self, peer: PeerId, connection: ConnectionId, result: Result<Duration, ping::Failure>) {
-        let Some(node) = self.node_of(&peer) else { return };
+        let Some(node) = self.node_of(&peer) else {
+            // A stranger's time is over soon, a gateway's never: a dead connection must not keep its place.
+            if result.is_err() && self.shared.directory.read().gateway(&peer).is_some() {
+                self.swarm.close_connection(connection);
+            }
+            return;
+        };
         match result {
             Ok(rtt) => {
                 self.links.heard(node, connection, rtt, Instant::now());

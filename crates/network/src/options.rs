@@ -3,10 +3,10 @@
 use libp2p::identity::{self, secp256k1};
 use libp2p::multiaddr::Protocol;
 use libp2p::{Multiaddr, PeerId};
-use lockstep_types::{Epoch, Incarnation, NetworkId, NodeId, PublicKey, SigningKey};
+use lockstep_types::{Address, Epoch, Incarnation, NetworkId, NodeId, PublicKey, SigningKey};
 
 use crate::handle::StoppedError;
-use crate::limits::{self, BOOTSTRAP_MAX};
+use crate::limits::{self, BOOTSTRAP_MAX, GATEWAYS_MAX};
 
 /// Everything that [`Network::bind`](crate::Network::bind) needs.
 #[derive(Debug, Clone)]
@@ -34,6 +34,8 @@ pub struct Options {
     /// What [`Handle::known_addresses`](crate::Handle::known_addresses) told before the last stop. What cannot be
     /// read is left aside.
     pub address_book: Vec<(NodeId, Vec<String>)>,
+    /// Addresses of the keys of gateways that may send bundles to this node.
+    pub gateways: Vec<Address>,
     /// Largest gossip message in bytes.
     pub gossip_bytes_max: u64,
     /// Largest frame on the raft channel in bytes, below 2 GiB.
@@ -56,6 +58,7 @@ impl Options {
             advertise: Vec::new(),
             bootstrap: Vec::new(),
             address_book: Vec::new(),
+            gateways: Vec::new(),
             gossip_bytes_max: limits::GOSSIP_BYTES_MAX,
             raft_bytes_max: limits::RAFT_BYTES_MAX,
             bundle_bytes_max: limits::BUNDLE_BYTES_MAX,
@@ -202,6 +205,9 @@ impl Options {
             } else {
                 others.push(member);
             }
+        }
+        if self.gateways.len() > GATEWAYS_MAX {
+            return Err(NetworkError::Options(format!("more than {GATEWAYS_MAX} gateways")));
         }
         for (name, bytes) in [
             ("raft_bytes_max", self.raft_bytes_max),

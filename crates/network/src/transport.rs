@@ -31,7 +31,7 @@ where
     Ok(tcp.map(move |(peer, connection), _| (peer, settle(peer, connection))).boxed())
 }
 
-/// The transport of a node: strangers get few streams and little time.
+/// The transport of a node: strangers get few streams and little time, gateways few streams.
 ///
 /// A stream's window starts at 256 KiB. For members it doubles while a transfer fills it, up to 1 GiB over all streams
 /// of a connection. QUIC has one bound for everyone's streams and windows, so with it strangers may hold more.

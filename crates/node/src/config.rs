@@ -8,8 +8,11 @@ use lockstep_ledger::{PoolLimits, RULES_FIRST, RULES_NEWEST};
 use lockstep_types::OutputName;
 use serde::{Deserialize, Serialize};
 
+use crate::coordinator::CoordinatorConfig;
+use crate::devices::DevicesConfig;
 use crate::doors::{LimitsConfig, TlsConfig};
 use crate::error::NodeError;
+use crate::gateways::GatewayConfig;
 
 /// The file. Paths are relative to the node's home.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,13 +37,22 @@ pub struct Config {
     /// How far the network may be taken.
     #[serde(default)]
     pub upgrade: UpgradeConfig,
+    /// Devices that encrypt.
+    #[serde(default, skip_serializing_if = "DevicesConfig::is_default")]
+    pub devices: DevicesConfig,
     /// Where this node reads the chain of the network's devices, if the network has one. Without it the node has no
     /// opinion about the chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain: Option<ChainConfig>,
+    /// Who is asked what became of tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coordinator: Option<CoordinatorConfig>,
     /// Stores that this node feeds.
     #[serde(default, rename = "output", skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputConfig>,
+    /// Gateways that may send bundles of messages to this node's peer-to-peer port.
+    #[serde(default, rename = "gateway", skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<GatewayConfig>,
 }
 
 /// HTTP and gRPC.
@@ -340,6 +352,8 @@ impl Config {
             return Err(bad("limits must be at least 1".into()));
         }
         config.chain.as_ref().map_or(Ok(()), ChainConfig::check).map_err(bad)?;
+        config.coordinator.as_ref().map_or(Ok(()), CoordinatorConfig::check).map_err(bad)?;
+        GatewayConfig::check(&config.gateways).map_err(bad)?;
         for (i, output) in config.outputs.iter().enumerate() {
             if config.outputs[..i].iter().any(|other| other.name == output.name) {
                 return Err(bad(format!("two outputs are named {}", output.name)));
@@ -378,6 +392,7 @@ mod tests {
             tls: Some(TlsConfig { cert: "cert.pem".into(), key: "key.pem".into() }),
             raft: RaftConfig::default(),
             upgrade: UpgradeConfig::default(),
+            devices: DevicesConfig { server_secret_curve: crate::devices::SecretCurve::P256 },
             chain: Some(ChainConfig {
                 rpc_file: "chain.rpc".into(),
                 gateway: Some("https://gateway.example/ipfs".into()),
@@ -385,6 +400,7 @@ mod tests {
                 span_max: 500,
                 poll_ms: 2_000,
             }),
+            coordinator: Some(CoordinatorConfig { url: None, url_file: Some("coordinator.url".into()) }),
             outputs: vec![
                 OutputConfig {
                     name: "tasks".parse().unwrap(),
@@ -397,6 +413,11 @@ mod tests {
                     kind: OutputKind::Postgres { dsn_file: "postgres.dsn".into(), schema: "public".into() },
                 },
             ],
+            gateways: vec![GatewayConfig {
+                name: "barn".into(),
+                address: format!("0x{}", "5a".repeat(20)).try_into().unwrap(),
+                projects: Some([lockstep_types::ProjectId(7)].into()),
+            }],
         }
     }
 
@@ -414,6 +435,9 @@ mod tests {
         assert!(error(&text.replace("per_second = 1000", "per_second = -1")).contains("per_second"));
         assert!(error(&text.replace("cert = ", "certs = ")).contains("certs"));
         assert!(error(&text.replace("10.0.0.1/32", "nowhere")).contains("nowhere"));
+        assert!(error(&text.replace("0x5a", "0x")).contains("40 hex digits"));
+        assert!(error(&text.replace("projects = [7]", "projects = []")).contains("gateway barn"));
+        assert!(error(&text.replace("url_file", "url = \"http://a\"\nurl_file")).contains("one of"));
         assert!(error("[http").contains("config.toml"));
         assert!(error(&text.replace("span_max = 500", "span_max = 0")).contains("span_max"));
         assert!(error(&text.replace("poll_ms = 2000", "poll_ms = 1")).contains("poll_ms"));

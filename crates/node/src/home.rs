@@ -401,6 +401,15 @@ impl Home {
         Ok((node, member, Vec::new()))
     }
 
+    /// Reads `config.toml`.
+    ///
+    /// # Errors
+    /// A sentence that names the line or the setting.
+    pub fn config(&self) -> Result<Config, NodeError> {
+        Config::parse(&self.read("config.toml")?)
+            .map_err(|e| NodeError::Config(format!("{}: {e}", self.path.display())))
+    }
+
     /// Reads everything and checks that it belongs together.
     ///
     /// # Errors
@@ -414,8 +423,7 @@ impl Home {
             let hint = "a recovery was interrupted; finish it with `lockstep recover --unsafe`";
             return Err(config_error(&self.path, hint));
         }
-        let config = Config::parse(&self.read("config.toml")?)
-            .map_err(|e| NodeError::Config(format!("{}: {e}", self.path.display())))?;
+        let config = self.config()?;
         let (node_key, task_key) = (self.read_key("node.key")?, self.read_key("task.key")?);
         if !self.file("genesis.json").exists() {
             let hint = "there is no genesis yet; exchange member.json with the other operators, then run `lockstep init --home DIR --network NAME --member FILE …`";
@@ -464,7 +472,10 @@ mod tests {
             raft: RaftConfig::default(),
             upgrade: Default::default(),
             chain: None,
+            coordinator: None,
+            devices: Default::default(),
             outputs: Vec::new(),
+            gateways: Vec::new(),
         }
     }
 

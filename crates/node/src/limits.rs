@@ -110,6 +110,18 @@ pub const CHAIN_BACKOFF_MAX: Duration = Duration::from_secs(30);
 pub const CHAIN_ATTEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// When enough voters have attested, the others have this long to object.
 pub const CHAIN_OBJECTION_TIME: Duration = Duration::from_secs(2);
+/// Time for the coordinator to say what became of a task; then the answer goes without it.
+pub const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(1);
+/// Largest answer of the coordinator; a larger one counts as none.
+pub const COORDINATOR_ANSWER_BYTES_MAX: usize = 64 << 10;
+/// States of one task that are taken from the coordinator; the rest is left out.
+pub const COORDINATOR_STATES_MAX: usize = 64;
+/// Questions to the coordinator at a time; one more is answered without it.
+pub const COORDINATOR_QUESTIONS_MAX: usize = 16;
+/// How long the coordinator's word, or its silence, is kept.
+pub const COORDINATOR_CACHE_TTL: Duration = Duration::from_secs(1);
+/// Tasks whose states are kept for that; those of one more are not.
+pub const COORDINATOR_CACHE_MAX: usize = 64;
 /// Bytes of fetched documents that are kept; beyond it the oldest go.
 pub const DOCUMENTS_BYTES_MAX: usize = 16 << 20;
 /// States of tasks on the chain that a node keeps; beyond it the oldest go.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use lockstep_api::{Feed, Ports, Read};
+use lockstep_api::{Feed, Ports, ProverStates, Read};
 use lockstep_consensus::rebuild::fetch_state;
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
 use lockstep_ledger::{Members, Projects};
@@ -24,12 +24,14 @@ use crate::clock_guard::ClockGuard;
 use crate::config::Scope;
 use crate::conflicts::Conflicts;
 use crate::control::ControlService;
+use crate::coordinator::Coordinator;
 use crate::documents::Documents;
 use crate::doors::bind_api;
 use crate::error::NodeError;
 use crate::evidence::EvidenceQueue;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::gaps::{GapWatch, Seen};
+use crate::gateways::{GatewayConfig, Gateways};
 use crate::home::{Home, Opened};
 use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
 use crate::ingress::{Ingress, IngressParts};
@@ -95,6 +97,7 @@ struct Parts {
     chain_poll: Duration,
     task_states: TaskStates,
     documents: Arc<Documents>,
+    prover: Option<Arc<dyn ProverStates>>,
     clock_off: watch::Sender<Option<i64>>,
 }
 
@@ -161,6 +164,7 @@ async fn bind_network(
     options.listen = opened.config.p2p.listen.clone();
     options.advertise = opened.config.p2p.advertise.clone();
     options.bootstrap = opened.config.p2p.bootstrap.clone();
+    options.gateways = opened.config.gateways.iter().map(GatewayConfig::address).collect();
     options.address_book = peers::read_book(&home.address_book());
     Ok(Network::bind(options).await?)
 }
@@ -196,7 +200,10 @@ impl Node {
         let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
         supervisor.spawn("metrics", run_upkeep(upkeep, supervisor.token()));
         let ports = parts.ports(&Arc::new(parts.reader(outputs, prometheus)))?;
-        let api = tokio::spawn(bound.run(ports, api_stop.clone()));
+        let open = bound.open(ports, api_stop.clone());
+        let gateways = Gateways::new(open.bundles(), &parts.opened.config.gateways);
+        parts.network.serve_gateways(gateways).expect("a node serves each channel once");
+        let api = tokio::spawn(open.run());
         tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
         let (node, key, members) = (parts.opened.node, parts.opened.node_key.clone(), parts.tracker.members());
         let Parts { consensus, network, ingress, verify_threads, .. } = parts;
@@ -316,6 +323,8 @@ impl Node {
             next_block: tracker.next_block(),
         });
         let no_gateway = |e| NodeError::Config(format!("config.toml: chain.gateway: {e}"));
+        let coordinator = Coordinator::open(home, opened.config.coordinator.as_ref())?;
+        let prover = coordinator.map(|coordinator| Arc::new(coordinator) as Arc<dyn ProverStates>);
         let documents = Arc::new(Documents::new(state.clone(), access.gateway).map_err(no_gateway)?);
         let home = home.clone();
         Ok(Parts {
@@ -336,6 +345,7 @@ impl Node {
             chain_poll: access.poll,
             task_states,
             documents,
+            prover,
             clock_off: watch::Sender::new(None),
         })
     }
@@ -619,15 +629,18 @@ impl Parts {
     fn ports(&self, reader: &Arc<Reader>) -> Result<Ports, NodeError> {
         let (read, feed): (Arc<dyn Read>, Arc<dyn Feed>) = (reader.clone(), reader.clone());
         let sealing = Sealing {
-            secrets: ServerSecrets::read(self.home.path())?.map(Arc::new),
+            secrets: ServerSecrets::read(self.home.path(), self.opened.config.devices.server_secret_curve)?
+                .map(Arc::new),
             ingress: self.ingress.clone(),
             state: self.state.clone(),
             documents: self.documents.clone(),
             verifier: self.verifier.clone(),
             read: read.clone(),
+            prover: self.prover.clone(),
         };
         let registry = Arc::new(self.orders()?);
-        Ok(Ports { submit: self.ingress.clone(), read, sealed: Arc::new(sealing), registry, feed })
+        let prover = self.prover.clone();
+        Ok(Ports { submit: self.ingress.clone(), read, sealed: Arc::new(sealing), registry, feed, prover })
     }
 
     fn reader(&self, outputs: Vec<RunningOutput>, prometheus: PrometheusHandle) -> Reader {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use lockstep_api::{Accepted, MessageStates, Read, Sealed, SealedError, find_message};
+use lockstep_api::{Accepted, MessageStates, ProverStates, Read, Sealed, SealedError, find_message};
 use lockstep_consensus::StateStore;
 use lockstep_identity::sprout::message_answer;
 use lockstep_identity::{Did, Document, SproutRequest, Token};
@@ -27,6 +27,7 @@ pub(crate) struct Sealing {
     pub documents: Arc<Documents>,
     pub verifier: Verifier,
     pub read: Arc<dyn Read>,
+    pub prover: Option<Arc<dyn ProverStates>>,
 }
 
 /// A device that is who it says, and the document that answers are encrypted by.
@@ -105,8 +106,10 @@ impl Sealing {
         if message.as_ref().is_some_and(|message| message.device != Some(device)) {
             return Err(SealedError::Denied("the message is another device's".into()));
         }
-        serde_json::to_string(&MessageStates::of(id, message.as_ref(), task.flatten().as_ref()))
-            .map_err(|e| SealedError::Unavailable(e.to_string()))
+        let task = task.flatten();
+        let states = MessageStates::of(id, message.as_ref(), task.as_ref());
+        let states = states.with_provers(self.prover.as_deref(), task.as_ref()).await;
+        serde_json::to_string(&states).map_err(|e| SealedError::Unavailable(e.to_string()))
     }
 }
 

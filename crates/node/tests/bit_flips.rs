@@ -31,7 +31,10 @@ fn make_home(path: &Path) -> Home {
         raft: RaftConfig::default(),
         upgrade: Default::default(),
         chain: None,
+        coordinator: None,
+        devices: Default::default(),
         outputs: Vec::new(),
+        gateways: Vec::new(),
     };
     let options = MemberOptions {
         name: "a".into(),

@@ -333,8 +333,14 @@ pub fn start_with(options: Options, fake: Fake) -> Running {
 pub fn run(bound: Bound, fake: Fake) -> Running {
     let fake = Arc::new(fake);
     let (addr, stop) = (bound.local_addr(), CancellationToken::new());
-    let ports =
-        Ports { submit: fake.clone(), read: fake.clone(), sealed: fake.clone(), registry: fake.clone(), feed: fake };
+    let ports = Ports {
+        submit: fake.clone(),
+        read: fake.clone(),
+        sealed: fake.clone(),
+        registry: fake.clone(),
+        feed: fake,
+        prover: None,
+    };
     Running { addr, stop: stop.clone(), served: tokio::spawn(bound.run(ports, stop)) }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use lockstep_node::devices::SecretCurve;
 use lockstep_types::message::PROJECT_ID_MAX;
 use lockstep_types::{Address, DevicePolicy, Digest, ProjectId};
 
@@ -247,6 +248,10 @@ pub enum RotateCommand {
         /// is made if not given.
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Curve of its master key, `p256` for the secret of an older deployment; what config.toml says
+        /// (devices.server_secret_curve) if not given.
+        #[arg(long, value_name = "CURVE")]
+        curve: Option<CurveArg>,
     },
     /// The key that tasks are signed with.
     Task {
@@ -257,4 +262,22 @@ pub enum RotateCommand {
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
+}
+
+/// The curve of a server's master key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CurveArg {
+    /// That of new deployments.
+    Secp256k1,
+    /// That of older ones.
+    P256,
+}
+
+impl From<CurveArg> for SecretCurve {
+    fn from(curve: CurveArg) -> Self {
+        match curve {
+            CurveArg::Secp256k1 => Self::Secp256k1,
+            CurveArg::P256 => Self::P256,
+        }
+    }
 }

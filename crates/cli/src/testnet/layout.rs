@@ -79,7 +79,10 @@ fn config(http: u16, p2p: u16, dsn: bool) -> anyhow::Result<Config> {
         raft: RaftConfig::default(),
         upgrade: Default::default(),
         chain: None,
+        coordinator: None,
+        devices: Default::default(),
         outputs,
+        gateways: Vec::new(),
     })
 }
 

@@ -5,10 +5,12 @@
 mod by_hand;
 mod chain;
 mod conflicts;
+mod coordinator;
 mod epochs;
 mod failover;
 mod feeds;
 mod full_disk;
+mod gateways;
 mod grpc;
 mod hostile;
 mod idle;

@@ -7,8 +7,9 @@ use std::process::Command;
 use lockstep_identity::{
     AgreementKey, Curve, DeviceIdentity, Document, KeyNumber, MasterKey, PartySecret, TaskContent, sign_task,
 };
-use lockstep_testkit::cluster::{Cluster, ClusterOptions};
+use lockstep_testkit::cluster::{Cluster, ClusterOptions, change_config};
 use lockstep_testkit::http::{Answer, get, post_message, request, send};
+use lockstep_testkit::process::run;
 use lockstep_testkit::wait::eventually;
 use lockstep_types::{NetworkParams, ProjectId, ProjectSettings, SigningKey};
 use rand::SeedableRng as _;
@@ -23,7 +24,7 @@ fn owner() -> SigningKey {
 }
 
 /// A network whose projects belong to [`owner`] and take registered devices.
-fn options(projects: impl IntoIterator<Item = u64>) -> ClusterOptions {
+pub fn options(projects: impl IntoIterator<Item = u64>) -> ClusterOptions {
     let projects: Vec<ProjectId> = projects.into_iter().map(ProjectId).collect();
     let params = NetworkParams {
         projects: projects.iter().map(|id| (*id, ProjectSettings::default())).collect(),
@@ -34,7 +35,7 @@ fn options(projects: impl IntoIterator<Item = u64>) -> ClusterOptions {
     ClusterOptions::of(3).with_params(params)
 }
 
-fn case(number: usize) -> Value {
+pub fn case(number: usize) -> Value {
     let vectors = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../identity/tests/vectors/ioconnect");
     let text = std::fs::read_to_string(vectors.join(format!("case_{number:02}.json"))).unwrap();
     serde_json::from_str(&text).unwrap()
@@ -45,7 +46,7 @@ fn scalar(key: &Value) -> [u8; 32] {
 }
 
 /// The device of a case, with its keys.
-fn device(case: &Value) -> DeviceIdentity {
+pub fn device(case: &Value) -> DeviceIdentity {
     let device = &case["device"];
     let number = |key: &Value| KeyNumber::new(u32::try_from(key["key_id"].as_u64().unwrap()).unwrap()).unwrap();
     let secret = PartySecret::new(
@@ -55,7 +56,7 @@ fn device(case: &Value) -> DeviceIdentity {
     DeviceIdentity::with_numbers(secret, number(&device["master"]), number(&device["key_agreement"]))
 }
 
-async fn sealed(address: SocketAddr, method: &str, path: &str, token: &str, body: &str) -> Answer {
+pub async fn sealed(address: SocketAddr, method: &str, path: &str, token: &str, body: &str) -> Answer {
     let text = format!(
         "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
@@ -78,12 +79,12 @@ fn order(cluster: &Cluster, node: usize, what: [&str; 2], project: ProjectId, re
 }
 
 /// Orders are known once every member knows the rules for them.
-async fn register(cluster: &Cluster, project: ProjectId, device: &str) {
+pub async fn register(cluster: &Cluster, project: ProjectId, device: &str) {
     eventually("the device is registered", SOON, async || order(cluster, 1, ["devices", "add"], project, &[device]))
         .await;
 }
 
-fn document_file(cluster: &Cluster, text: &str) -> String {
+pub fn document_file(cluster: &Cluster, text: &str) -> String {
     let file = cluster.directory().join("did.json");
     std::fs::write(&file, text).unwrap();
     file.display().to_string()
@@ -98,7 +99,7 @@ async fn applied(cluster: &Cluster, node: usize, at_least: u64) {
     assert_eq!(get(cluster.node(node).address(), &path).await.status, 200);
 }
 
-fn random() -> rand::rngs::StdRng {
+pub fn random() -> rand::rngs::StdRng {
     rand::rngs::StdRng::seed_from_u64(7)
 }
 
@@ -183,45 +184,97 @@ async fn a_device_that_encrypts_is_served_by_every_node_until_its_token_is_revok
     cluster.assert_no_panics();
 }
 
+/// What devices sent to the server of a case.
+fn to_server(case: &Value) -> Vec<Value> {
+    let messages = case["messages"].as_array().unwrap().iter();
+    messages.filter(|message| message["direction"] == "device_to_server").cloned().collect()
+}
+
+fn project_of(message: &Value) -> Option<u64> {
+    serde_json::from_str::<Value>(message["plaintext"].as_str().unwrap()).ok()?["projectID"].as_u64()
+}
+
+fn projects_of(cases: &[Value]) -> Vec<u64> {
+    cases.iter().flat_map(to_server).filter_map(|message| project_of(&message)).chain([7]).collect()
+}
+
+/// Wants that a node which has the server's secret answers every request of a case as the reference did.
+async fn all_answered(cluster: &Cluster, node: usize, case: &Value) {
+    let (device, token) = (device(case), case["token"]["token"].as_str().unwrap());
+    let file = document_file(cluster, case["device"]["did_doc"].as_str().unwrap());
+    for message in to_server(case) {
+        let wanted = project_of(&message).map_or(PROJECT, ProjectId);
+        register(cluster, wanted, &file).await;
+        let jwe = message["jwe"].as_str().unwrap();
+        eventually("the message is answered", SOON, async || {
+            let answer = sealed(cluster.node(node).address(), "POST", "/message", token, jwe).await;
+            match (answer.status, project_of(&message)) {
+                (400, None) => Ok(()),
+                (200, Some(_)) => device.decrypt_answer(answer.text().as_bytes()).map(drop).map_err(|e| e.to_string()),
+                (status, _) => Err(format!("{}: {status} {}", message["name"], answer.text())),
+            }
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn every_encrypted_request_of_the_vectors_is_answered() {
-    // The eighth server has a master key on P-256, which nodes do not take.
     for numbers in [[1, 2, 3], [4, 5, 6], [7, 7, 7]] {
         let cases: Vec<Value> = numbers.iter().map(|number| case(*number)).collect();
-        let to_server = |case: &Value| -> Vec<Value> {
-            let messages = case["messages"].as_array().unwrap().iter();
-            messages.filter(|message| message["direction"] == "device_to_server").cloned().collect()
-        };
-        let plaintext = |message: &Value| serde_json::from_str::<Value>(message["plaintext"].as_str().unwrap()).ok();
-        let project = |message: &Value| plaintext(message)?["projectID"].as_u64();
-        let projects: Vec<u64> = cases.iter().flat_map(to_server).filter_map(|m| project(&m)).chain([7]).collect();
-        let mut cluster = Cluster::prepare(binary(), options(projects));
+        let mut cluster = Cluster::prepare(binary(), options(projects_of(&cases)));
         for (node, case) in cases.iter().enumerate() {
             let secret = case["server"]["jwk_secret_base64"].as_str().unwrap();
             std::fs::write(cluster.node(node).process.home().join("server.secret"), secret).unwrap();
         }
         cluster.start_all().await;
         for (node, case) in cases.iter().enumerate() {
-            let (device, token) = (device(case), case["token"]["token"].as_str().unwrap());
-            let file = document_file(&cluster, case["device"]["did_doc"].as_str().unwrap());
-            for message in to_server(case) {
-                let wanted = project(&message).map_or(PROJECT, ProjectId);
-                register(&cluster, wanted, &file).await;
-                let jwe = message["jwe"].as_str().unwrap();
-                eventually("the message is answered", SOON, async || {
-                    let answer = sealed(cluster.node(node).address(), "POST", "/message", token, jwe).await;
-                    match (answer.status, project(&message)) {
-                        (400, None) => Ok(()),
-                        (200, Some(_)) => {
-                            device.decrypt_answer(answer.text().as_bytes()).map(drop).map_err(|e| e.to_string())
-                        }
-                        (status, _) => Err(format!("{}: {status} {}", message["name"], answer.text())),
-                    }
-                })
-                .await;
-            }
+            all_answered(&cluster, node, case).await;
         }
     }
+}
+
+/// A server of an older deployment, whose master key is on P-256.
+#[tokio::test]
+async fn a_secret_on_p256_is_taken_where_the_node_is_told_so() {
+    let case = case(8);
+    let mut cluster = Cluster::prepare(binary(), options(projects_of(std::slice::from_ref(&case))));
+    let master = MasterKey::from_scalar(Curve::P256, &scalar(&case["server"]["master"])).unwrap();
+    let agreement = AgreementKey::from_scalar(&scalar(&case["server"]["key_agreement"])).unwrap();
+    let secret = PartySecret::new(master, agreement).to_base64();
+    let file = cluster.directory().join("old.secret");
+    std::fs::write(&file, &*secret).unwrap();
+    let home = |node: usize| cluster.node(node).process.home().to_owned();
+    let rotate = |node: usize, rest: &[&str]| {
+        let place = home(node).display().to_string();
+        let mut command = Command::new(binary());
+        let output = command.args(["keys", "rotate", "server", "--home", &place]).args(rest).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let p256 = |text: &str| format!("{text}\n[devices]\nserver_secret_curve = \"p256\"\n");
+    // The first is told by its configuration, the second by the command that takes the secret over, and the third has the
+    // secret from before a new one of the usual kind.
+    change_config(&home(0), p256);
+    std::fs::write(home(0).join("server.secret"), &*secret).unwrap();
+    let did = case["server"]["did"].as_str().unwrap();
+    assert!(rotate(1, &["--file", file.to_str().unwrap(), "--curve", "p256"]).contains(did));
+    change_config(&home(2), p256);
+    std::fs::write(home(2).join("server.secret"), &*secret).unwrap();
+    assert!(!rotate(2, &["--curve", "secp256k1"]).contains(did));
+    for (node, line) in [(0, "server: "), (1, "server: "), (2, "server, before: ")] {
+        let shown = run(binary(), ["keys", "show", "--home", home(node).to_str().unwrap()]);
+        assert!(shown.contains(&format!("{line}{did}")), "{shown}");
+    }
+    cluster.start_all().await;
+    for node in 0..3 {
+        all_answered(&cluster, node, &case).await;
+    }
+    for node in [0, 1] {
+        let document = get(cluster.node(node).address(), "/didDoc").await.text();
+        assert_eq!(document, case["server"]["did_doc"].as_str().unwrap());
+    }
+    cluster.assert_no_panics();
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Takes in the one kind of stream that strangers may open, and hands it to the task that answers.
+//! Takes in a kind of stream that others than members may open, and hands it to the task that answers.
 //!
 //! `libp2p_stream`, which members' streams use, remembers every connection it ever saw: too much to offer strangers.
 
@@ -18,24 +18,29 @@ use libp2p::swarm::{
 use libp2p::{Multiaddr, PeerId, Stream, StreamProtocol};
 use tokio::sync::mpsc;
 
-use crate::hello::JOIN_PROTOCOL;
-use crate::limits::JOIN_STREAMS_MAX;
-
-/// Where streams go; empty until requests to join are served, and until then the protocol is not offered.
+/// Where streams go; empty until the protocol is served, and until then it is not offered.
 pub(crate) type Sink = Arc<OnceLock<mpsc::Sender<(PeerId, Stream)>>>;
+
+/// What is offered, where its streams go, and how many of one connection wait to go there; beyond, one is dropped.
+#[derive(Clone)]
+pub(crate) struct Kind {
+    pub protocol: StreamProtocol,
+    pub sink: Sink,
+    pub waiting_max: usize,
+}
 
 /// Offers the protocol on every connection.
 pub(crate) struct Behaviour {
-    sink: Sink,
+    kind: Kind,
 }
 
 impl Behaviour {
-    pub fn new(sink: Sink) -> Self {
-        Self { sink }
+    pub fn new(kind: Kind) -> Self {
+        Self { kind }
     }
 
     fn handler(&self) -> Handler {
-        Handler { sink: self.sink.clone(), streams: VecDeque::new() }
+        Handler { kind: self.kind.clone(), streams: VecDeque::new() }
     }
 }
 
@@ -68,7 +73,7 @@ impl NetworkBehaviour for Behaviour {
 
     fn on_connection_handler_event(&mut self, peer: PeerId, _id: ConnectionId, stream: THandlerOutEvent<Self>) {
         // Without room the stream is dropped, which resets it.
-        if let Some(sink) = self.sink.get() {
+        if let Some(sink) = self.kind.sink.get() {
             let _ = sink.try_send((peer, stream));
         }
     }
@@ -80,7 +85,7 @@ impl NetworkBehaviour for Behaviour {
 
 /// One connection's part.
 pub(crate) struct Handler {
-    sink: Sink,
+    kind: Kind,
     streams: VecDeque<Stream>,
 }
 
@@ -93,7 +98,7 @@ impl ConnectionHandler for Handler {
     type OutboundOpenInfo = ();
 
     fn listen_protocol(&self) -> SubstreamProtocol<Offer> {
-        SubstreamProtocol::new(Offer(self.sink.get().map(|_| JOIN_PROTOCOL)), ())
+        SubstreamProtocol::new(Offer(self.kind.sink.get().map(|_| self.kind.protocol.clone())), ())
     }
 
     fn on_behaviour_event(&mut self, event: Infallible) {
@@ -110,7 +115,7 @@ impl ConnectionHandler for Handler {
 
     fn on_connection_event(&mut self, event: ConnectionEvent<Offer, DeniedUpgrade>) {
         if let ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, .. }) = event
-            && self.streams.len() < JOIN_STREAMS_MAX
+            && self.streams.len() < self.kind.waiting_max
         {
             self.streams.push_back(protocol);
         }
