@@ -33,14 +33,15 @@ pub(crate) struct RunningOutput {
 /// Opens the store that a configuration names. Nothing is connected yet.
 pub(crate) fn open(config: &OutputConfig, home: &Home, owner: Owner) -> Result<Arc<dyn Output>, NodeError> {
     match &config.kind {
-        OutputKind::Sqlite { path } => {
-            Ok(Arc::new(SqliteOutput::new(SqliteOptions::new(home.path().join(path)), owner)))
+        OutputKind::Sqlite { path, layout } => {
+            let options = SqliteOptions { layout: *layout, ..SqliteOptions::new(home.path().join(path)) };
+            Ok(Arc::new(SqliteOutput::new(options, owner)))
         }
-        OutputKind::Postgres { dsn_file, schema } => {
+        OutputKind::Postgres { dsn_file, schema, layout } => {
             let path = home.path().join(dsn_file);
             let dsn = std::fs::read_to_string(&path)
                 .map_err(|e| NodeError::Config(format!("output {}: {}: {e}", config.name, path.display())))?;
-            let options = PostgresOptions { schema: schema.clone(), ..PostgresOptions::new(dsn.trim()) };
+            let options = PostgresOptions { layout: *layout, ..PostgresOptions::in_schema(dsn.trim(), schema) };
             let output = PostgresOutput::new(options, owner)
                 .map_err(|e| NodeError::Config(format!("output {}: {e}", config.name)))?;
             Ok(Arc::new(output))
@@ -149,7 +150,7 @@ impl<F: FnMut(Sequence) -> Result<Option<Batch>, ReadError>> TaskReader<F> {
                 None => self.earlier(*sequence)?,
             };
             look(message);
-            messages.push(FinalMessage { sequence: *sequence, data: message.message.data.clone() });
+            messages.push(FinalMessage { sequence: *sequence, id: message.id, data: message.message.data.clone() });
         }
         Ok(UnsignedTask {
             number: task.number,
