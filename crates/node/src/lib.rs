@@ -25,6 +25,7 @@ mod error;
 mod evidence;
 mod forward;
 mod gaps;
+pub mod grants;
 pub mod home;
 mod inbound;
 pub mod ingress;

@@ -17,7 +17,9 @@ mod tables;
 pub use aside::{Refusals, RefusedTask, SetAside};
 pub use layout::Layout;
 pub use output::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError, Owner, Receipt};
-pub use postgres::{PostgresOptions, PostgresOptionsError, PostgresOutput};
+pub use postgres::{
+    PostgresOptions, PostgresOptionsError, PostgresOutput, ReaderAccess, ReaderError, ReaderPassword, set_up_reader,
+};
 pub use publisher::{Handle, Options, Publisher, State, Status};
 pub use source::{ProgressSink, SourceError, TaskSigner, TaskSource, UnsignedTask};
 pub use sqlite::{SqliteOptions, SqliteOutput};

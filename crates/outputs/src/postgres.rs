@@ -8,6 +8,7 @@ mod aside;
 mod columns;
 mod ddl;
 mod options;
+mod reader;
 mod schema;
 mod session;
 mod statements;
@@ -18,6 +19,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio_postgres::Config;
 
 pub use self::options::{PostgresOptions, PostgresOptionsError, PostgresTimeouts};
+pub use self::reader::{ReaderAccess, ReaderError, ReaderPassword, set_up_reader};
 use self::session::{CallError, Session, Step};
 use crate::aside::SetAside;
 use crate::layout::Layout;
@@ -48,6 +50,19 @@ impl PostgresOutput {
         let config = options.config()?;
         let ours = Ours { owner, layout: options.layout };
         Ok(Self { options, config, ours, session: Mutex::new(None) })
+    }
+
+    /// Makes a role for a reader of this output, and its tables and views where they are missing: see [`set_up_reader`].
+    ///
+    /// # Errors
+    /// See [`ReaderError`].
+    pub async fn set_up_reader(
+        &self,
+        role: &str,
+        password: Option<&ReaderPassword>,
+    ) -> Result<ReaderAccess, ReaderError> {
+        self.last().await.map_err(|error| ReaderError::Server(error.to_string()))?;
+        set_up_reader(&self.options, role, password).await
     }
 
     /// Takes the session out, so that an error or a dropped future leaves no half-used one behind.

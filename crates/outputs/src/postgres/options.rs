@@ -151,7 +151,7 @@ impl fmt::Debug for PostgresOptions {
     }
 }
 
-fn check_schema(name: &str) -> Result<(), PostgresOptionsError> {
+pub(super) fn check_schema(name: &str) -> Result<(), PostgresOptionsError> {
     let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
     let good = (1..=SCHEMA_BYTES_MAX).contains(&name.len())
         && name.bytes().all(allowed)

@@ -345,8 +345,13 @@ fn retryable(error: &Error) -> OutputError {
     OutputError::Retryable(describe(error))
 }
 
+/// Whether the user of the connection may not do this.
+pub(super) fn is_denied(error: &Error) -> bool {
+    error.as_db_error().is_some_and(|database| database.code().code() == "42501")
+}
+
 /// The server's sentence without its details, which quote rows, and so payloads.
-fn describe(error: &Error) -> String {
+pub(super) fn describe(error: &Error) -> String {
     if let Some(database) = error.as_db_error() {
         return format!("{} (SQLSTATE {})", database.message(), database.code().code());
     }

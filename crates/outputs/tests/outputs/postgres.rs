@@ -1,5 +1,6 @@
 //! PostgreSQL: the suite, an outage, and the rate.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -7,7 +8,10 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use futures::future::BoxFuture;
 use lockstep_outputs::publisher::State;
-use lockstep_outputs::{FinalTask, Layout, Output, OutputError, Owner, PostgresOptions, PostgresOutput};
+use lockstep_outputs::{
+    FinalTask, Layout, Output, OutputError, Owner, PostgresOptions, PostgresOutput, ReaderError, ReaderPassword,
+    set_up_reader,
+};
 use lockstep_testkit::postgres::Postgres;
 use lockstep_types::MessageId;
 use tokio_postgres::types::ToSql;
@@ -178,6 +182,91 @@ async fn assert_signed_order(store: &Schema<'_>) {
         let expected: Vec<Vec<u8>> = task.messages.iter().map(|m| m.data.to_vec()).collect();
         assert_eq!(store.read_as_w3bstream(task, 7).await, expected);
     }
+}
+
+/// A server that asks everybody but us for a password, and writes all that it is told into its log.
+fn server_with_passwords() -> (tempfile::TempDir, Postgres) {
+    let directory = tempfile::tempdir().unwrap();
+    // The server runs as another user.
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let file = directory.path().join("hba.conf");
+    let rules = "local all all trust\nhost all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
+    std::fs::write(&file, rules).unwrap();
+    let server = Postgres::start_with(&[("hba_file", file.to_str().unwrap()), ("log_statement", "all")]);
+    (directory, server)
+}
+
+async fn log_in(server: &Postgres, user: &str, password: &str) -> Result<Client, tokio_postgres::Error> {
+    let dsn = format!("host=127.0.0.1 port={} user={user} password={password} dbname=postgres", server.port());
+    let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_readers_role_sees_the_signed_order_and_may_make_tables_of_its_own() {
+    let (_directory, server) = server_with_passwords();
+    for (layout, role) in [(Layout::Apinode, "prover"), (Layout::Sprout, "coordinator")] {
+        let store = Schema::new(&server, layout);
+        let output = PostgresOutput::new(store.options.clone(), owner()).unwrap();
+        let password = ReaderPassword::new("hunter2 'ü").unwrap();
+        assert!(matches!(set_up_reader(&store.options, role, None).await, Err(ReaderError::NoViews { .. })));
+        let access = output.set_up_reader(role, Some(&password)).await.unwrap();
+        assert_eq!((&access.role[..], &access.database[..]), (role, "postgres"));
+        output.publish(&tasks(FIRST..=40), None).await.unwrap();
+        // Again, with and without a password.
+        assert_eq!(output.set_up_reader(role, None).await.unwrap(), access);
+        assert!(log_in(&server, role, "hunter3").await.is_err());
+        assert_eq!(
+            set_up_reader(&store.options, role, Some(&ReaderPassword::new("hunter3").unwrap())).await.unwrap(),
+            access
+        );
+        assert!(log_in(&server, role, "'hunter2 \\'ü'").await.is_err());
+        let reader = log_in(&server, role, "hunter3").await.unwrap();
+        // The writer's tables lose their order: an update, and a plan that goes by an index.
+        store
+            .connect()
+            .await
+            .batch_execute("UPDATE messages SET updated_at = now() WHERE id % 4 IN (1, 2)")
+            .await
+            .unwrap();
+        for plan in ["SET enable_seqscan = off; SET enable_bitmapscan = off", "RESET ALL"] {
+            reader.batch_execute(plan).await.unwrap();
+            for task in tasks(FIRST..=40) {
+                let expected: Vec<Vec<u8>> = task.messages.iter().map(|m| m.data.to_vec()).collect();
+                assert_eq!(payloads(&reader, layout, &task, 7).await, expected);
+            }
+        }
+        // As the reference's migration makes tables of its own.
+        let own = "CREATE TABLE \"scanned_block_number\" (\"id\" bigserial PRIMARY KEY, \"number\" bigint); \
+                   INSERT INTO scanned_block_number (number) VALUES (7)";
+        reader.batch_execute(own).await.unwrap();
+        let there = "SELECT count(*) FROM information_schema.tables WHERE table_schema = CURRENT_SCHEMA() \
+                     AND table_name = 'scanned_block_number' AND table_type = 'BASE TABLE'";
+        assert_eq!(reader.query_one(there, &[]).await.unwrap().get::<_, i64>(0), 1);
+        output.set_up_reader(role, None).await.unwrap();
+        let (tables, views) = (&store.options.schema, &store.options.reader_schema);
+        for denied in [
+            format!("SELECT * FROM {tables}.tasks"),
+            format!("SELECT * FROM {tables}.lockstep_cursor"),
+            "INSERT INTO tasks (project_id) VALUES (7)".to_owned(),
+            "DELETE FROM messages".to_owned(),
+            format!("CREATE VIEW {views}.more AS SELECT 1"),
+            format!("CREATE TABLE {tables}.more (id bigint)"),
+        ] {
+            let error = reader.batch_execute(&denied).await.unwrap_err();
+            let code = error.as_db_error().map(|database| database.code().code().to_owned());
+            assert_eq!(code.as_deref(), Some("42501"), "{denied}");
+        }
+        assert!(matches!(output.set_up_reader("postgres", None).await, Err(ReaderError::Unfit { .. })));
+        assert!(matches!(output.set_up_reader("a\"b", None).await, Err(ReaderError::Role(_))));
+        // Who may not make roles is told what is missing.
+        let dsn = format!("{} password=hunter3", server.dsn().replace("user=postgres", &format!("user={role}")));
+        let denied = set_up_reader(&PostgresOptions { dsn, ..store.options.clone() }, "another", None).await;
+        assert!(matches!(&denied, Err(ReaderError::Denied(_))), "{denied:?}");
+    }
+    assert!(server.log().contains("ALTER ROLE \"prover\" PASSWORD 'SCRAM-SHA-256$"));
+    assert!(!server.log().contains("hunter"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
