@@ -314,6 +314,8 @@ pub enum OutputsCommand {
         #[arg(long, value_name = "PLACE")]
         from: BackupLocation,
     },
+    /// Make a role that may read an output in PostgreSQL.
+    Reader(crate::output_reader::OutputReader),
 }
 
 /// Show how a node is.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use lockstep_node::config::{
-    HttpConfig, OutputConfig, OutputKind, P2pConfig, PoolConfig, RaftConfig, Scope, UpgradeConfig,
+    HttpConfig, Layout, OutputConfig, OutputKind, P2pConfig, PoolConfig, RaftConfig, Scope, UpgradeConfig,
 };
 use lockstep_node::home::{JoinFile, MemberOptions};
 use lockstep_node::{Config, Home, NodeError, ask_to_join};
@@ -97,7 +97,7 @@ pub fn node(options: &NodeArgs) -> anyhow::Result<(Config, MemberOptions, Option
         outputs: vec![OutputConfig {
             name: "tasks".parse()?,
             scope: Scope::Node,
-            kind: OutputKind::Sqlite { path: "tasks.sqlite".into() },
+            kind: OutputKind::Sqlite { path: "tasks.sqlite".into(), layout: Layout::default() },
         }],
     };
     let task_key = options.task_key_file.as_deref().map(key).transpose()?;

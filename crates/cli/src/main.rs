@@ -7,6 +7,7 @@ mod device;
 mod init;
 mod keys;
 mod members;
+mod output_reader;
 mod outputs;
 mod recover;
 mod registry;

@@ -11,6 +11,7 @@ use lockstep_node::refill::RefillProgress;
 use lockstep_types::OutputName;
 
 use crate::args::OutputsCommand;
+use crate::output_reader;
 use crate::shown::Shown;
 
 /// How often a running refill is looked at.
@@ -20,6 +21,7 @@ pub async fn run(command: OutputsCommand) -> anyhow::Result<()> {
     match command {
         OutputsCommand::Adopt { home, name, accept_ahead } => adopt(home, name, accept_ahead).await,
         OutputsCommand::Refill { home, name, from } => refill(home, name, from).await,
+        OutputsCommand::Reader(options) => output_reader::run(options).await,
     }
 }
 

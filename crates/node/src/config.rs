@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use lockstep_consensus::CompactionOptions;
 use lockstep_ledger::{PoolLimits, RULES_FIRST, RULES_NEWEST};
+pub use lockstep_outputs::Layout;
 use lockstep_types::OutputName;
 use serde::{Deserialize, Serialize};
 
@@ -264,6 +265,8 @@ pub enum OutputKind {
     Sqlite {
         /// The file.
         path: PathBuf,
+        /// Which readers it is for.
+        layout: Layout,
     },
     /// A PostgreSQL server.
     Postgres {
@@ -271,6 +274,8 @@ pub enum OutputKind {
         dsn_file: PathBuf,
         /// Schema of the tables.
         schema: String,
+        /// Which readers it is for.
+        layout: Layout,
     },
 }
 
@@ -287,6 +292,12 @@ struct OutputTable {
     dsn_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     schema: Option<String>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    layout: Layout,
+}
+
+fn is_default(layout: &Layout) -> bool {
+    *layout == Layout::default()
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -302,15 +313,19 @@ impl TryFrom<OutputTable> for OutputConfig {
     type Error = String;
 
     fn try_from(table: OutputTable) -> Result<Self, String> {
-        let name = &table.name;
+        let (name, layout) = (&table.name, table.layout);
         let kind = match (table.kind, table.path, table.dsn_file, table.schema) {
-            (KindName::Sqlite, Some(path), None, None) => OutputKind::Sqlite { path },
-            (KindName::Sqlite, ..) => return Err(format!("output {name}: kind sqlite takes `path`, and nothing else")),
+            (KindName::Sqlite, Some(path), None, None) => OutputKind::Sqlite { path, layout },
+            (KindName::Sqlite, ..) => {
+                return Err(format!("output {name}: kind sqlite takes `path` and, if need be, `layout`"));
+            }
             (KindName::Postgres, None, Some(dsn_file), schema) => {
-                OutputKind::Postgres { dsn_file, schema: schema.unwrap_or_else(|| DEFAULT_SCHEMA.into()) }
+                OutputKind::Postgres { dsn_file, schema: schema.unwrap_or_else(|| DEFAULT_SCHEMA.into()), layout }
             }
             (KindName::Postgres, ..) => {
-                return Err(format!("output {name}: kind postgres takes `dsn_file` and, if need be, `schema`"));
+                return Err(format!(
+                    "output {name}: kind postgres takes `dsn_file` and, if need be, `schema` and `layout`"
+                ));
             }
         };
         Ok(Self { name: table.name, scope: table.scope, kind })
@@ -319,11 +334,21 @@ impl TryFrom<OutputTable> for OutputConfig {
 
 impl From<OutputConfig> for OutputTable {
     fn from(config: OutputConfig) -> Self {
-        let (kind, path, dsn_file, schema) = match config.kind {
-            OutputKind::Sqlite { path } => (KindName::Sqlite, Some(path), None, None),
-            OutputKind::Postgres { dsn_file, schema } => (KindName::Postgres, None, Some(dsn_file), Some(schema)),
-        };
-        Self { name: config.name, scope: config.scope, kind, path, dsn_file, schema }
+        let OutputConfig { name, scope, kind } = config;
+        match kind {
+            OutputKind::Sqlite { path, layout } => {
+                Self { name, scope, kind: KindName::Sqlite, path: Some(path), dsn_file: None, schema: None, layout }
+            }
+            OutputKind::Postgres { dsn_file, schema, layout } => Self {
+                name,
+                scope,
+                kind: KindName::Postgres,
+                path: None,
+                dsn_file: Some(dsn_file),
+                schema: Some(schema),
+                layout,
+            },
+        }
     }
 }
 
@@ -405,12 +430,16 @@ mod tests {
                 OutputConfig {
                     name: "tasks".parse().unwrap(),
                     scope: Scope::Node,
-                    kind: OutputKind::Sqlite { path: "tasks.sqlite".into() },
+                    kind: OutputKind::Sqlite { path: "tasks.sqlite".into(), layout: Layout::Apinode },
                 },
                 OutputConfig {
                     name: "w3bstream".parse().unwrap(),
                     scope: Scope::Network,
-                    kind: OutputKind::Postgres { dsn_file: "postgres.dsn".into(), schema: "public".into() },
+                    kind: OutputKind::Postgres {
+                        dsn_file: "postgres.dsn".into(),
+                        schema: "public".into(),
+                        layout: Layout::Sprout,
+                    },
                 },
             ],
             gateways: vec![GatewayConfig {

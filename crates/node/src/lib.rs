@@ -29,6 +29,7 @@ mod feed;
 mod forward;
 mod gaps;
 pub mod gateways;
+pub mod grants;
 pub mod home;
 mod inbound;
 pub mod ingress;

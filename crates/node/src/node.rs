@@ -546,6 +546,7 @@ impl Parts {
         let owner = self.opened.owner()?;
         let leads = follow_role(supervisor, &self.consensus);
         let always = watch::channel(true).1;
+        let never = watch::channel(false).1;
         let mut running = Vec::new();
         for config in &self.opened.config.outputs {
             let sink: Arc<dyn ProgressSink> = match config.scope {
@@ -566,6 +567,8 @@ impl Parts {
                 signer: TaskSigner::new(self.opened.task_key.clone()),
                 newest: self.tracker.newest_task(),
                 active: if config.scope == Scope::Network { leads.clone() } else { always.clone() },
+                paused: never.clone(),
+                projects: None,
                 recorded: self.tracker.progress().get(&config.name).copied(),
             });
             supervisor.spawn("a publisher", publisher.run(supervisor.token()));

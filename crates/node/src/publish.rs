@@ -1,6 +1,7 @@
 //! Joins the outputs to the node: where final tasks come from, where progress goes, and which stores there are.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -33,19 +34,25 @@ pub(crate) struct RunningOutput {
 /// Opens the store that a configuration names. Nothing is connected yet.
 pub(crate) fn open(config: &OutputConfig, home: &Home, owner: Owner) -> Result<Arc<dyn Output>, NodeError> {
     match &config.kind {
-        OutputKind::Sqlite { path } => {
-            Ok(Arc::new(SqliteOutput::new(SqliteOptions::new(home.path().join(path)), owner)))
+        OutputKind::Sqlite { path, layout } => {
+            let options = SqliteOptions { layout: *layout, ..SqliteOptions::new(home.path().join(path)) };
+            Ok(Arc::new(SqliteOutput::new(options, owner)))
         }
-        OutputKind::Postgres { dsn_file, schema } => {
-            let path = home.path().join(dsn_file);
-            let dsn = std::fs::read_to_string(&path)
-                .map_err(|e| NodeError::Config(format!("output {}: {}: {e}", config.name, path.display())))?;
-            let options = PostgresOptions { schema: schema.clone(), ..PostgresOptions::new(dsn.trim()) };
+        OutputKind::Postgres { dsn_file, schema, layout } => {
+            let dsn = read_dsn(config, home, dsn_file)?;
+            let options = PostgresOptions { layout: *layout, ..PostgresOptions::in_schema(dsn.trim(), schema) };
             let output = PostgresOutput::new(options, owner)
                 .map_err(|e| NodeError::Config(format!("output {}: {e}", config.name)))?;
             Ok(Arc::new(output))
         }
     }
+}
+
+/// Reads a file with a connection string.
+pub(crate) fn read_dsn(config: &OutputConfig, home: &Home, file: &Path) -> Result<String, NodeError> {
+    let path = home.path().join(file);
+    std::fs::read_to_string(&path)
+        .map_err(|e| NodeError::Config(format!("output {}: {}: {e}", config.name, path.display())))
 }
 
 /// Final tasks out of the node's state.
@@ -149,7 +156,7 @@ impl<F: FnMut(Sequence) -> Result<Option<Batch>, ReadError>> TaskReader<F> {
                 None => self.earlier(*sequence)?,
             };
             look(message);
-            messages.push(FinalMessage { sequence: *sequence, data: message.message.data.clone() });
+            messages.push(FinalMessage { sequence: *sequence, id: message.id, data: message.message.data.clone() });
         }
         Ok(UnsignedTask {
             number: task.number,

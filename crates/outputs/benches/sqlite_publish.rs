@@ -5,7 +5,7 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use lockstep_outputs::{FinalMessage, FinalTask, Output, Owner, SqliteOptions, SqliteOutput};
 use lockstep_types::{
-    Address, Epoch, NetworkId, ProjectId, Sequence, Signature, TaskId, TaskNumber, TimeMs, keccak256,
+    Address, Epoch, MessageId, NetworkId, ProjectId, Sequence, Signature, TaskId, TaskNumber, TimeMs, keccak256,
 };
 
 const BATCH: u64 = 512;
@@ -18,7 +18,11 @@ fn tasks(first: u64) -> Vec<FinalTask> {
         project_version: "v1.0.0".to_owned(),
         device: Address([2; 20]),
         time_ms: TimeMs(1_790_000_000_000),
-        messages: vec![FinalMessage { sequence: Sequence(number), data: Bytes::from_static(&[b'x'; 256]) }],
+        messages: vec![FinalMessage {
+            sequence: Sequence(number),
+            id: MessageId(keccak256(&[b"message", &number.to_be_bytes()])),
+            data: Bytes::from_static(&[b'x'; 256]),
+        }],
         signature: Signature([3; 65]),
     };
     (first..first + BATCH).map(task).collect()

@@ -1,19 +1,25 @@
 //! Publishing final tasks to the stores that readers already use.
 //!
 //! [`output`] has the promise that every store keeps, [`Output`]; [`postgres`] and [`sqlite`] keep it with the tables of
-//! W3bstream's apinode generation ([`apinode`]). [`publisher`] reads final tasks from its [`source`], signs them and hands
+//! one of W3bstream's generations of readers ([`layout`]), and set [`aside`] what they cannot take. [`publisher`] reads final tasks from its [`source`], signs them and hands
 //! them on, in order, for ever. It holds no truth of its own: what was published is what the store says
 //! ([`Output::last`]), so that a new leader, a restart or a restored store goes on at the right place.
 
-pub mod apinode;
+pub mod aside;
+pub mod layout;
 pub mod output;
 pub mod postgres;
 pub mod publisher;
 pub mod source;
 pub mod sqlite;
+mod tables;
 
+pub use aside::{Refusals, RefusedTask, SetAside};
+pub use layout::Layout;
 pub use output::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError, Owner, Receipt};
-pub use postgres::{PostgresOptions, PostgresOptionsError, PostgresOutput};
+pub use postgres::{
+    PostgresOptions, PostgresOptionsError, PostgresOutput, ReaderAccess, ReaderError, ReaderPassword, set_up_reader,
+};
 pub use publisher::{Handle, Options, Publisher, State, Status};
 pub use source::{ProgressSink, SourceError, TaskSigner, TaskSource, UnsignedTask};
 pub use sqlite::{SqliteOptions, SqliteOutput};

@@ -3,14 +3,19 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use lockstep_types::{
-    Address, Epoch, NetworkId, ProjectId, Sequence, Signature, TaskId, TaskNumber, TimeMs, w3bstream,
+    Address, Epoch, MessageId, NetworkId, ProjectId, Sequence, Signature, TaskId, TaskNumber, TimeMs,
 };
+
+use crate::aside::SetAside;
+use crate::layout::Layout;
 
 /// A message as readers get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FinalMessage {
     /// Its place in the order.
     pub sequence: Sequence,
+    /// Its name; zeros where it was read from a store that does not keep it (layout apinode).
+    pub id: MessageId,
     /// Its payload.
     pub data: Bytes,
 }
@@ -32,15 +37,14 @@ pub struct FinalTask {
     pub time_ms: TimeMs,
     /// Its messages, by ascending sequence, at least one. Sequences of different tasks may interleave.
     pub messages: Vec<FinalMessage>,
-    /// Signature of the task key over [`FinalTask::digest`].
+    /// Signature of the task key over [`FinalTask::digest`] in the store's layout.
     pub signature: Signature,
 }
 
 impl FinalTask {
-    /// What the signature is over: the text that W3bstream's readers check.
-    pub fn digest(&self) -> lockstep_types::Hash32 {
-        let payloads = self.messages.iter().map(|m| &m.data[..]);
-        w3bstream::task_digest(&self.id, self.project_id, &self.project_version, &self.device, payloads)
+    /// What the signature is over: what W3bstream's readers of a layout check.
+    pub fn digest(&self, layout: Layout) -> lockstep_types::Hash32 {
+        layout.digest(self)
     }
 }
 
@@ -107,7 +111,8 @@ pub enum OutputError {
         /// Number of the last task that is present.
         actual_last: Option<TaskNumber>,
     },
-    /// Nothing was written: this task can never be stored. The tasks before it can.
+    /// This task can never be stored. The tasks before it can, and may have been by this call; it and those behind it
+    /// were not.
     #[error("task {task} cannot be stored: {reason}")]
     Refused {
         /// The first task that does not fit.
@@ -135,30 +140,58 @@ pub enum OutputError {
 /// Published tasks become visible to readers all at once per call, in ascending order of their numbers, and never change
 /// afterwards; only what is filled in ([`Output::fill`]) comes behind greater numbers. What a receipt confirms is durable. Several nodes may use one store at a time: a call that does not
 /// follow what is there changes nothing. Dropping a call's future leaves either all of its tasks or none.
+///
+/// The caller vouches that it gives every task that is meant for the store: a number between two tasks, or between
+/// `expected_last` and the first of them, that it does not give, is not for this store and no gap.
 #[async_trait]
 pub trait Output: Send + Sync {
-    /// Appends `tasks`, which are ascending, without gaps, at least one, and follow `expected_last`, the number of the
-    /// last task in the store (`None`: it is empty). The same tasks again change nothing and give an equal receipt.
+    /// Which readers it is for: what its tasks are signed as.
+    fn layout(&self) -> Layout {
+        Layout::Apinode
+    }
+
+    /// Where it remembers tasks that it cannot take; `None` where it cannot, and such a task stops everything.
+    fn aside(&self) -> Option<&dyn SetAside> {
+        None
+    }
+
+    /// Appends `tasks`, which are ascending, at least one, and behind `expected_last`, the number of the last task in the
+    /// store (`None`: it is empty). The same tasks again change nothing and give an equal receipt, or
+    /// [`OutputError::Moved`] where some of them were not written but set aside.
     async fn publish(&self, tasks: &[FinalTask], expected_last: Option<TaskNumber>) -> Result<Receipt, OutputError>;
 
     /// Notes that the tasks after `expected_last` up to `last` never come, because the network has forgotten them: what
-    /// is published next follows `last`. Already there or beyond: nothing changes.
+    /// is published next follows `last`, and they are a gap. Already there or beyond: nothing changes.
     async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError>;
 
-    /// Inserts tasks that were skipped and were found again. They are ascending, without gaps, at least one, and none is
-    /// above [`Output::last`], which stays where it is ([`OutputError::Moved`] otherwise). Those that are there already
-    /// change nothing. Every one of them is in the store whole or not at all, also where the call breaks off half-way.
+    /// As [`Output::skip`], but of tasks that are not for this store: they are no gap.
+    async fn pass(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {
+        self.skip(last, expected_last).await
+    }
+
+    /// Inserts tasks that were skipped and were found again, or were refused and can be stored now. They are ascending,
+    /// at least one, and none is above [`Output::last`], which stays where it is ([`OutputError::Moved`] otherwise).
+    /// Those that are there already change nothing. Every one of them is in the store whole or not at all, also where the
+    /// call breaks off half-way. Readers of the layout sprout never look back: what is filled in is there for other
+    /// readers and for audits.
     async fn fill(&self, tasks: &[FinalTask]) -> Result<(), OutputError>;
 
-    /// The first run of numbers from `first` to `last` without a task in the store. Its cost grows with the numbers that
-    /// have one, so ask for a bounded range.
+    /// The first run of numbers from `first` to `last` that were skipped and have no task in the store. Its cost grows
+    /// with the numbers that have one, so ask for a bounded range.
     async fn first_gap(
         &self,
         first: TaskNumber,
         last: TaskNumber,
     ) -> Result<Option<(TaskNumber, TaskNumber)>, OutputError>;
 
-    /// Number of the last task that is present, or that was skipped. It is the truth; cursors elsewhere are hints.
+    /// Notes that of the tasks from `first` to `last` those meant for this store were filled in: there is no gap any
+    /// more. Needed only where some of them are not meant for it.
+    async fn complete(&self, _first: TaskNumber, _last: TaskNumber) -> Result<(), OutputError> {
+        Ok(())
+    }
+
+    /// Number of the last task that is present, or that was skipped or set aside. It is the truth; cursors elsewhere are
+    /// hints.
     async fn last(&self) -> Result<Option<TaskNumber>, OutputError>;
 
     /// Takes a store of an earlier epoch of the same network over into the owner's: from then on only tasks of that

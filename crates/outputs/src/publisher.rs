@@ -2,11 +2,13 @@
 
 mod backoff;
 mod progress;
+mod retry;
 mod work;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lockstep_types::{OutputName, TaskNumber};
+use lockstep_types::{OutputName, ProjectId, TaskNumber};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +40,11 @@ pub struct Options {
     /// Whether this node publishes: the leader for an output of the network, always for one of the node. When it turns
     /// false, the call under way is given up.
     pub active: watch::Receiver<bool>,
+    /// Whether an operator holds it up. When it turns true, the call under way is given up.
+    pub paused: watch::Receiver<bool>,
+    /// Projects whose tasks are for this store; `None`: all. Those of others are passed over. It has to be the same on
+    /// all nodes that feed the store, and what was passed over does not come when it is changed.
+    pub projects: Option<BTreeSet<ProjectId>>,
     /// What the sink was last told, by this node or any other, so that an idle network writes nothing.
     pub recorded: Option<TaskNumber>,
 }
@@ -48,6 +55,8 @@ pub enum State {
     /// Another node publishes.
     #[default]
     Standby,
+    /// An operator holds it up.
+    Paused,
     /// Tasks are on their way.
     Publishing,
     /// Every final task is in the store.
@@ -71,6 +80,11 @@ pub struct Status {
     pub last_error: Option<String>,
     /// The newest gap that this node had to leave: first and last task that never came.
     pub newest_gap: Option<(TaskNumber, TaskNumber)>,
+    /// The first tasks that the store refused and why, as this node saw them last: at most
+    /// [`crate::aside::REFUSED_PER_ANSWER_MAX`]. In the layout sprout each halts its project.
+    pub refused: Vec<(TaskNumber, String)>,
+    /// How many there are in all.
+    pub refused_count: u64,
 }
 
 /// A view on a running publisher.
@@ -79,6 +93,7 @@ pub struct Handle {
     status: watch::Receiver<Status>,
     newest: watch::Receiver<Option<TaskNumber>>,
     owner: Owner,
+    retry: Arc<watch::Sender<u64>>,
 }
 
 impl Handle {
@@ -90,6 +105,15 @@ impl Handle {
         Status { lag: missing, ..status }
     }
 
+    /// Tries refused tasks again, soon. `false`: this node does not publish now, so ask the one that does.
+    pub fn retry(&self) -> bool {
+        let publishes = !matches!(self.status.borrow().state, State::Standby | State::Paused);
+        if publishes {
+            self.retry.send_modify(|count| *count += 1);
+        }
+        publishes
+    }
+
     /// Waits for a change of the state, the last task or the error. `false`: the publisher has ended.
     pub async fn changed(&mut self) -> bool {
         self.status.changed().await.is_ok()
@@ -98,43 +122,78 @@ impl Handle {
 
 /// The service that feeds one output.
 pub struct Publisher {
-    active: watch::Receiver<bool>,
+    turn: Turn,
     work: Work,
+}
+
+/// Whether it is ours to publish.
+#[derive(Clone)]
+struct Turn {
+    active: watch::Receiver<bool>,
+    paused: watch::Receiver<bool>,
+}
+
+impl Turn {
+    /// What to do until it is; `None`: it is.
+    fn rest(&self) -> Option<State> {
+        match (*self.paused.borrow(), *self.active.borrow()) {
+            (true, _) => Some(State::Paused),
+            (false, false) => Some(State::Standby),
+            (false, true) => None,
+        }
+    }
+
+    /// Waits for a change. Where the owner of a value has gone that stays as it is.
+    async fn changed(&mut self) {
+        tokio::select! {
+            () = changed(&mut self.active) => {}
+            () = changed(&mut self.paused) => {}
+        }
+    }
+
+    async fn end(&mut self) {
+        while self.rest().is_none() {
+            self.changed().await;
+        }
+    }
+}
+
+async fn changed(value: &mut watch::Receiver<bool>) {
+    if value.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 impl Publisher {
     /// A publisher, to be run, and a view on it.
     pub fn new(options: Options) -> (Self, Handle) {
         let (status, receiver) = watch::channel(Status::default());
-        let active = options.active.clone();
-        let handle = Handle { status: receiver, newest: options.newest.clone(), owner: options.owner };
-        (Self { active, work: Work::new(options, status) }, handle)
+        let (retry, asked) = watch::channel(0);
+        let turn = Turn { active: options.active.clone(), paused: options.paused.clone() };
+        let (newest, owner, retry) = (options.newest.clone(), options.owner, Arc::new(retry));
+        let handle = Handle { status: receiver, newest, owner, retry };
+        (Self { turn, work: Work::new(options, status, asked) }, handle)
     }
 
     /// Publishes until `token` is cancelled. Nothing is lost by stopping at any point: the store says where to go on.
     pub async fn run(mut self, token: CancellationToken) {
         loop {
-            self.work.stand_by();
-            tokio::select! {
-                biased;
-                () = token.cancelled() => return,
-                () = until(&mut self.active, true) => {}
+            while let Some(state) = self.turn.rest() {
+                self.work.rest(state);
+                tokio::select! {
+                    biased;
+                    () = token.cancelled() => return,
+                    () = self.turn.changed() => {}
+                }
             }
-            let mut active = self.active.clone();
+            let mut turn = self.turn.clone();
             tokio::select! {
                 biased;
                 () = token.cancelled() => return,
-                () = until(&mut active, false) => {}
+                () = turn.end() => {}
                 // Dropped at an await point, it leaves all of a call's tasks in the store or none.
                 never = self.work.run() => match never {},
             }
         }
-    }
-}
-
-/// Waits until the value is `wanted`. Where its owner has gone it stays as it is.
-async fn until(value: &mut watch::Receiver<bool>, wanted: bool) {
-    if value.wait_for(|value| *value == wanted).await.is_err() {
-        std::future::pending::<()>().await;
     }
 }

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use lockstep_types::{Address, OutputName, ProjectId, SigningKey, TaskId, TaskNumber, TimeMs, w3bstream};
+use lockstep_types::{Address, OutputName, ProjectId, Signature, SigningKey, TaskId, TaskNumber, TimeMs};
 
+use crate::layout::Layout;
 use crate::output::{FinalMessage, FinalTask};
 
 /// A task of a final batch, before it is signed. Fields as in [`FinalTask`].
@@ -70,12 +71,13 @@ impl TaskSigner {
         Self(Arc::new(key))
     }
 
-    /// Signs a task. Every node that holds the key makes the same signature. Costs about 25 µs.
-    pub fn sign(&self, task: UnsignedTask) -> FinalTask {
+    /// Signs a task as the readers of `layout` want it. Every node that holds the key makes the same signature. Costs about
+    /// 25 µs.
+    pub fn sign(&self, task: UnsignedTask, layout: Layout) -> FinalTask {
         let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages } = task;
-        let payloads = messages.iter().map(|m| &m.data[..]);
-        let digest = w3bstream::task_digest(&id, project_id, &project_version, &device, payloads);
-        let signature = self.0.sign(&digest);
-        FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature }
+        let signature = Signature([0; 65]);
+        let mut task = FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature };
+        task.signature = self.0.sign(&layout.digest(&task));
+        task
     }
 }

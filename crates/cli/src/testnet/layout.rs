@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
-use lockstep_node::config::{HttpConfig, OutputConfig, OutputKind, P2pConfig, PoolConfig, RaftConfig, Scope};
+use lockstep_node::config::{
+    HttpConfig, Layout as TableLayout, OutputConfig, OutputKind, P2pConfig, PoolConfig, RaftConfig, Scope,
+};
 use lockstep_node::home::{MemberOptions, random_key, random_server_secret};
 use lockstep_node::secrets::SERVER_SECRET_FILE;
 use lockstep_node::{Config, Home};
@@ -64,10 +66,11 @@ fn config(http: u16, p2p: u16, dsn: bool) -> anyhow::Result<Config> {
     let mut outputs = vec![OutputConfig {
         name: "tasks".parse()?,
         scope: Scope::Network,
-        kind: OutputKind::Sqlite { path: "../tasks.sqlite".into() },
+        kind: OutputKind::Sqlite { path: "../tasks.sqlite".into(), layout: TableLayout::default() },
     }];
     if dsn {
-        let kind = OutputKind::Postgres { dsn_file: "../postgres.dsn".into(), schema: "public".into() };
+        let (schema, layout) = ("public".into(), TableLayout::default());
+        let kind = OutputKind::Postgres { dsn_file: "../postgres.dsn".into(), schema, layout };
         outputs.push(OutputConfig { name: "w3bstream".parse()?, scope: Scope::Network, kind });
     }
     Ok(Config {

@@ -285,6 +285,7 @@ impl Inner {
         self.note(|progress| progress.fetching = None);
         let history = BackupHistory::new(borrowed.state.clone(), known);
         let tasks = (candidate.tasks.0.max(history.oldest_task()?), candidate.tasks.1);
+        let layout = filled.output.layout();
         for (first, last) in missing.iter().filter_map(|range| overlap(*range, tasks)) {
             let mut next = first;
             while next <= last {
@@ -295,7 +296,7 @@ impl Inner {
                 let end = last.min(TaskNumber(stretch.next_task.0 - 1));
                 let mut chunk = Chunk::default();
                 history.tasks(&stretch, (next, end), |task| -> Result<(), RefillError> {
-                    chunk.add(self.parts.signer.sign(task));
+                    chunk.add(self.parts.signer.sign(task, layout));
                     if chunk.is_full() { self.fill(filled, &mut chunk) } else { Ok(()) }
                 })?;
                 self.fill(filled, &mut chunk)?;

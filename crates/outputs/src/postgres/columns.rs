@@ -4,8 +4,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio_postgres::types::ToSql;
 
-use crate::apinode;
+use crate::layout::Layout;
 use crate::output::FinalTask;
+use crate::tables::id_column;
 
 /// See the module's documentation.
 pub(super) struct Columns<'a> {
@@ -16,6 +17,7 @@ pub(super) struct Columns<'a> {
     version: Vec<&'a str>,
     message_task: Vec<&'a [u8]>,
     data: Vec<&'a [u8]>,
+    message_name: Vec<&'a [u8]>,
     task_id: Vec<i64>,
     task_at: Vec<SystemTime>,
     task_name: Vec<&'a [u8]>,
@@ -29,7 +31,7 @@ fn time(task: &FinalTask) -> SystemTime {
 }
 
 impl<'a> Columns<'a> {
-    pub(super) fn of(tasks: &[&'a FinalTask]) -> Self {
+    pub(super) fn of(tasks: &[&'a FinalTask], layout: Layout) -> Self {
         // By sequence over all tasks, so that rows lie in ascending order also where tasks interleave.
         let with_task = |task: &&'a FinalTask| {
             let task = *task;
@@ -38,24 +40,29 @@ impl<'a> Columns<'a> {
         let mut messages: Vec<_> = tasks.iter().flat_map(with_task).collect();
         messages.sort_unstable_by_key(|(_, message)| message.sequence);
         Self {
-            message_id: messages.iter().map(|(_, m)| apinode::id_column(m.sequence.0)).collect(),
+            message_id: messages.iter().map(|(_, m)| id_column(m.sequence.0)).collect(),
             message_at: messages.iter().map(|(t, _)| time(t)).collect(),
             device: messages.iter().map(|(t, _)| &t.device.0[..]).collect(),
-            message_project: messages.iter().map(|(t, _)| apinode::id_column(t.project_id.0)).collect(),
+            message_project: messages.iter().map(|(t, _)| id_column(t.project_id.0)).collect(),
             version: messages.iter().map(|(t, _)| &t.project_version[..]).collect(),
             message_task: messages.iter().map(|(t, _)| &t.id.0[..]).collect(),
             data: messages.iter().map(|(_, m)| &m.data[..]).collect(),
-            task_id: tasks.iter().map(|t| apinode::id_column(t.number.0)).collect(),
+            // One layout only has a column for it.
+            message_name: match layout {
+                Layout::Apinode => Vec::new(),
+                Layout::Sprout => messages.iter().map(|(_, m)| &m.id.0[..]).collect(),
+            },
+            task_id: tasks.iter().map(|t| id_column(t.number.0)).collect(),
             task_at: tasks.iter().map(|t| time(t)).collect(),
             task_name: tasks.iter().map(|t| &t.id.0[..]).collect(),
-            task_project: tasks.iter().map(|t| apinode::id_column(t.project_id.0)).collect(),
-            message_ids: tasks.iter().map(|t| apinode::message_ids(t)).collect(),
+            task_project: tasks.iter().map(|t| id_column(t.project_id.0)).collect(),
+            message_ids: tasks.iter().map(|t| layout.message_ids(t)).collect(),
             signature: tasks.iter().map(|t| &t.signature.0[..]).collect(),
         }
     }
 
-    /// The columns in the order of the statements' parameters: seven of messages, six of tasks.
-    pub(super) fn values(&self) -> [&(dyn ToSql + Sync); 13] {
+    /// The columns in the order of the statements' parameters: eight of messages, six of tasks.
+    pub(super) fn values(&self) -> [&(dyn ToSql + Sync); 14] {
         [
             &self.message_id,
             &self.message_at,
@@ -64,6 +71,7 @@ impl<'a> Columns<'a> {
             &self.version,
             &self.message_task,
             &self.data,
+            &self.message_name,
             &self.task_id,
             &self.task_at,
             &self.task_name,

@@ -6,8 +6,12 @@ use std::time::Duration;
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
+use crate::layout::Layout;
+
 /// Longest name of a schema: PostgreSQL cuts longer ones silently.
 const SCHEMA_BYTES_MAX: usize = 63;
+
+const PUBLIC: &str = "public";
 
 /// Limits on time. The server's end what a partitioned or paused leader left open, ours end what a silent server holds up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +49,8 @@ pub struct PostgresOptions {
     pub schema: String,
     /// Schema of the ordered views; made when missing. A reader's role gets it as its `search_path`.
     pub reader_schema: String,
+    /// Which readers it is for.
+    pub layout: Layout,
     /// Limits on time.
     pub timeouts: PostgresTimeouts,
 }
@@ -73,10 +79,21 @@ impl PostgresOptions {
     pub fn new(dsn: impl Into<String>) -> Self {
         Self {
             dsn: dsn.into(),
-            schema: "public".to_owned(),
+            schema: PUBLIC.to_owned(),
             reader_schema: "lockstep_reader".to_owned(),
+            layout: Layout::default(),
             timeouts: PostgresTimeouts::default(),
         }
+    }
+
+    /// The usual schemas and limits, with the tables in `schema`. Each but `public` has a schema of views of its own, so
+    /// that outputs can share a database.
+    pub fn in_schema(dsn: impl Into<String>, schema: &str) -> Self {
+        let mut options = Self::new(dsn);
+        if schema != PUBLIC {
+            (options.schema, options.reader_schema) = (schema.to_owned(), format!("{schema}_reader"));
+        }
+        options
     }
 
     /// Checks everything that can be checked without a server.
@@ -128,12 +145,13 @@ impl fmt::Debug for PostgresOptions {
             .field("dsn", &"<not shown>")
             .field("schema", &self.schema)
             .field("reader_schema", &self.reader_schema)
+            .field("layout", &self.layout)
             .field("timeouts", &self.timeouts)
             .finish()
     }
 }
 
-fn check_schema(name: &str) -> Result<(), PostgresOptionsError> {
+pub(super) fn check_schema(name: &str) -> Result<(), PostgresOptionsError> {
     let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
     let good = (1..=SCHEMA_BYTES_MAX).contains(&name.len())
         && name.bytes().all(allowed)

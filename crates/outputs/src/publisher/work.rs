@@ -10,8 +10,9 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::backoff::Backoff;
 use super::progress::Progress;
 use super::{BYTES_PER_PUBLISH_MAX, Options, State, Status, TASKS_PER_PUBLISH_MAX};
-use crate::output::{FinalTask, OutputError, Receipt};
-use crate::source::SourceError;
+use crate::aside::RefusedTask;
+use crate::output::{FinalTask, OutputError};
+use crate::source::{SourceError, UnsignedTask};
 
 /// How often a store or source that needs an operator is looked at again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(10);
@@ -20,31 +21,54 @@ const RECORD_DEADLINE: Duration = Duration::from_millis(250);
 
 /// Why publishing stopped for now.
 #[derive(Debug, PartialEq, thiserror::Error)]
-enum Problem {
+pub(super) enum Problem {
     #[error(transparent)]
     Output(#[from] OutputError),
     #[error(transparent)]
     Source(#[from] SourceError),
 }
 
+/// Tasks on their way to the store.
+struct Chunk {
+    tasks: Vec<FinalTask>,
+    /// Up to which number nothing else is for this store.
+    end: TaskNumber,
+}
+
+/// What became of a chunk.
+struct Advance {
+    /// Number of the store's last task.
+    last: TaskNumber,
+    /// Whether that is all of it.
+    whole: bool,
+    /// A task was set aside.
+    refused: bool,
+    /// A task that would have been, had the store a place for it.
+    stuck: Option<OutputError>,
+}
+
 pub(super) struct Work {
-    options: Options,
+    pub(super) options: Options,
     status: watch::Sender<Status>,
     progress: Progress,
     backoff: Backoff,
     /// Whether the last attempt also ended with the store elsewhere: two who publish must not chase each other.
     moved: bool,
+    /// Changes when refused tasks are to be tried again.
+    retry: watch::Receiver<u64>,
 }
 
 impl Work {
-    pub(super) fn new(options: Options, status: watch::Sender<Status>) -> Self {
+    pub(super) fn new(options: Options, status: watch::Sender<Status>, retry: watch::Receiver<u64>) -> Self {
         let progress = Progress::new(options.recorded);
-        Self { options, status, progress, backoff: Backoff::default(), moved: false }
+        Self { options, status, progress, backoff: Backoff::default(), moved: false, retry }
     }
 
-    pub(super) fn stand_by(&mut self) {
-        self.set(|status| (status.state, status.last_error) = (State::Standby, None));
+    /// Does nothing, and says so.
+    pub(super) fn rest(&mut self, state: State) {
+        self.set(|status| (status.state, status.last_error) = (state, None));
         self.backoff.reset();
+        self.retry.mark_unchanged();
     }
 
     /// Publishes for ever. May be dropped at any await.
@@ -52,7 +76,11 @@ impl Work {
         loop {
             let Err(problem) = self.follow().await;
             let rest = self.judge(&problem);
-            sleep(rest).await;
+            let mut retry = self.retry.clone();
+            tokio::select! {
+                () = sleep(rest) => {}
+                Ok(()) = retry.changed() => {}
+            }
         }
     }
 
@@ -60,13 +88,20 @@ impl Work {
     async fn follow(&mut self) -> Result<Infallible, Problem> {
         let mut last = self.options.output.last().await?;
         self.set(|status| status.last_published = last);
+        let mut resume = self.look_at_refused().await?;
         let mut prefetched = None;
         loop {
+            // A retry that was broken off is taken up by whoever publishes.
+            if std::mem::take(&mut resume) || self.retry.has_changed().unwrap_or(false) {
+                self.retry.mark_unchanged();
+                self.retry_refused(last).await?;
+            }
             if !self.is_final_after(last) {
                 self.wait_for_more(last).await;
+                continue;
             }
             let chunk = match prefetched.take() {
-                Some(chunk) => chunk,
+                Some(chunk) => Some(chunk),
                 None => match self.prepare(last).await {
                     Err(SourceError::Forgotten(until)) => {
                         last = self.skip(until, last).await?;
@@ -75,7 +110,7 @@ impl Work {
                     chunk => chunk?,
                 },
             };
-            let Some(end) = chunk.last().map(|task| task.number) else {
+            let Some(chunk) = chunk else {
                 let next = self.options.owner.next(last);
                 return Err(SourceError::Unavailable(format!("task {next} is final, but not there")).into());
             };
@@ -85,15 +120,18 @@ impl Work {
                     status.state = State::Publishing;
                 }
             });
-            let (published, ahead) = tokio::join!(self.publish(&chunk, last), self.prepare_ahead(end));
-            let (receipt, refused) = published?;
-            last = Some(receipt.last);
+            let (advance, ahead) = tokio::join!(self.publish(&chunk, last), self.prepare_ahead(chunk.end));
+            let advance = advance?;
+            last = Some(advance.last);
             self.note_published(last).await;
-            if let Some(refused) = refused {
-                return Err(refused.into());
+            if advance.refused {
+                self.look_at_refused().await?;
+            }
+            if let Some(stuck) = advance.stuck {
+                return Err(stuck.into());
             }
             // A failed look ahead is repeated in its turn, and its error reported then.
-            prefetched = ahead.ok().filter(|chunk| !chunk.is_empty());
+            prefetched = ahead.ok().flatten().filter(|_| advance.whole);
         }
     }
 
@@ -107,51 +145,84 @@ impl Work {
         Ok(Some(until))
     }
 
-    /// Publishes `chunk`, or what stands before the first task that is refused, which is then told too.
-    async fn publish(
-        &self,
-        chunk: &[FinalTask],
-        last: Option<TaskNumber>,
-    ) -> Result<(Receipt, Option<OutputError>), OutputError> {
-        match self.options.output.publish(chunk, last).await {
-            Ok(receipt) => Ok((receipt, None)),
-            Err(OutputError::Refused { task, reason }) => {
-                let fit = chunk.partition_point(|t| t.number < task);
-                let refused = OutputError::Refused { task, reason };
-                if fit == 0 || fit == chunk.len() {
-                    return Err(refused);
-                }
-                Ok((self.options.output.publish(&chunk[..fit], last).await?, Some(refused)))
+    /// Publishes `chunk`, up to a task that is refused, which is set aside.
+    async fn publish(&self, chunk: &Chunk, last: Option<TaskNumber>) -> Result<Advance, OutputError> {
+        let (output, tasks) = (&self.options.output, &chunk.tasks);
+        let whole = Advance { last: chunk.end, whole: true, refused: false, stuck: None };
+        if tasks.is_empty() {
+            output.pass(chunk.end, last).await?;
+            return Ok(whole);
+        }
+        let (number, reason) = match output.publish(tasks, last).await {
+            Ok(_) => return Ok(whole),
+            Err(OutputError::Refused { task, reason }) => (task, reason),
+            Err(error) => return Err(error),
+        };
+        let fit = tasks.partition_point(|task| task.number < number);
+        let refused = OutputError::Refused { task: number, reason: reason.clone() };
+        let Some(task) = tasks.get(fit).filter(|task| task.number == number) else { return Err(refused) };
+        let mut before = last;
+        if fit > 0 {
+            before = Some(output.publish(&tasks[..fit], last).await?.last);
+        }
+        match (output.aside(), before) {
+            (Some(aside), _) => {
+                let name = self.options.name.as_str();
+                tracing::error!(output = name, task = %number, %reason, "the store refuses this task: it is set aside");
+                let refused = RefusedTask { number, id: Some(task.id), project_id: task.project_id, reason };
+                aside.refuse(&refused, before).await?;
+                Ok(Advance { last: number, whole: fit + 1 == tasks.len(), refused: true, stuck: None })
             }
-            Err(error) => Err(error),
+            (None, Some(last)) if fit > 0 => Ok(Advance { last, whole: false, refused: false, stuck: Some(refused) }),
+            (None, _) => Err(refused),
         }
     }
 
     /// Reads and signs what follows `last`.
-    async fn prepare(&self, last: Option<TaskNumber>) -> Result<Vec<FinalTask>, SourceError> {
-        let tasks = self.options.source.tasks_after(last, TASKS_PER_PUBLISH_MAX, BYTES_PER_PUBLISH_MAX).await?;
+    async fn prepare(&self, last: Option<TaskNumber>) -> Result<Option<Chunk>, SourceError> {
+        let mut tasks = self.options.source.tasks_after(last, TASKS_PER_PUBLISH_MAX, BYTES_PER_PUBLISH_MAX).await?;
+        // The store takes our word for it that nothing is missing.
+        let mut expected = self.options.owner.next(last);
+        for task in &tasks {
+            if task.number != expected {
+                return Err(SourceError::Unavailable(format!("task {expected} is missing")));
+            }
+            expected = expected.next();
+        }
+        let Some(mut end) = tasks.last().map(|task| task.number) else { return Ok(None) };
+        if let Some(projects) = &self.options.projects {
+            tasks.retain(|task| projects.contains(&task.project_id));
+            // What is passed over at the end is so with the next chunk, unless there is nothing else.
+            end = tasks.last().map_or(end, |task| task.number);
+        }
+        Ok(Some(Chunk { tasks: self.sign(tasks).await?, end }))
+    }
+
+    /// Signs tasks off the threads that others wait for.
+    pub(super) async fn sign(&self, tasks: Vec<UnsignedTask>) -> Result<Vec<FinalTask>, SourceError> {
         if tasks.is_empty() {
             return Ok(Vec::new());
         }
-        let signer = self.options.signer.clone();
-        let signing = tokio::task::spawn_blocking(move || tasks.into_iter().map(|task| signer.sign(task)).collect());
+        let (signer, layout) = (self.options.signer.clone(), self.options.output.layout());
+        let sign = move || tasks.into_iter().map(|task| signer.sign(task, layout)).collect();
+        let signing = tokio::task::spawn_blocking(sign);
         signing.await.map_err(|_| SourceError::Unavailable("the signer stopped".to_owned()))
     }
 
     /// As [`Work::prepare`], but without asking the source for what is not final yet.
-    async fn prepare_ahead(&self, last: TaskNumber) -> Result<Vec<FinalTask>, SourceError> {
-        if self.is_final_after(Some(last)) { self.prepare(Some(last)).await } else { Ok(Vec::new()) }
+    async fn prepare_ahead(&self, last: TaskNumber) -> Result<Option<Chunk>, SourceError> {
+        if self.is_final_after(Some(last)) { self.prepare(Some(last)).await } else { Ok(None) }
     }
 
     fn is_final_after(&self, last: Option<TaskNumber>) -> bool {
         *self.options.newest.borrow() > last
     }
 
-    /// Everything is published: says so, once, and waits.
+    /// Everything is published: says so, once, and waits for more, or for a retry.
     async fn wait_for_more(&mut self, last: Option<TaskNumber>) {
         self.succeeded();
         self.set(|status| (status.state, status.last_error) = (State::CaughtUp, None));
-        let mut newest = self.options.newest.clone();
+        let (mut newest, mut retry) = (self.options.newest.clone(), self.retry.clone());
         loop {
             let due = self.progress.due(last, Instant::now());
             let record = async {
@@ -168,6 +239,7 @@ impl Work {
             };
             tokio::select! {
                 () = more => return,
+                Ok(()) = retry.changed() => return,
                 () = record => self.record(last).await,
             }
         }
@@ -227,7 +299,7 @@ impl Work {
     }
 
     /// Changes the status, waking watchers only for a difference.
-    fn set(&self, change: impl FnOnce(&mut Status)) {
+    pub(super) fn set(&self, change: impl FnOnce(&mut Status)) {
         self.status.send_if_modified(|status| {
             let before = status.clone();
             change(status);

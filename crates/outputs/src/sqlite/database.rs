@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use lockstep_types::{TaskId, TaskNumber};
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 
-use super::SqliteOptions;
-use crate::apinode::{self, Admission, Cursor, LAYOUT, MessageRow, TaskRow};
-use crate::output::{Adopted, Adoption, FinalTask, OutputError, Owner, Receipt};
+use super::ddl::ddl;
+use super::rows::{self, Writer};
+use super::{SqliteOptions, aside};
+use crate::output::{Adopted, Adoption, FinalTask, OutputError, Receipt};
+use crate::tables::{self, Admission, Cursor, Ours};
 
 /// Room for every statement of this file.
-const CACHED_STATEMENTS_MAX: usize = 16;
+const CACHED_STATEMENTS_MAX: usize = 32;
 /// Page cache in KiB. Task ids are hashes, so inserts touch index pages all over the file.
 const CACHE_KIB: i64 = 16 << 10;
 /// Pages of 4 KiB in the write-ahead log before it is copied into the file: many calls change the same index pages, which
@@ -20,64 +22,24 @@ const CHECKPOINT_PAGES: i64 = 16_384;
 /// Between two tries to change the journal mode, for which SQLite does not wait by itself.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
-/// The reference's tables and indexes, in the types that its own library gives them in SQLite.
-const DDL: &str = r#"
-CREATE TABLE IF NOT EXISTS "messages" ("id" integer PRIMARY KEY, "created_at" datetime, "updated_at" datetime,
-  "deleted_at" datetime, "device_id" blob, "project_id" integer, "project_version" text, "task_id" blob, "data" blob);
-CREATE INDEX IF NOT EXISTS "task_id" ON "messages" ("task_id");
-CREATE INDEX IF NOT EXISTS "message_fetch" ON "messages" ("device_id", "project_id", "project_version");
-CREATE INDEX IF NOT EXISTS "idx_messages_deleted_at" ON "messages" ("deleted_at");
-CREATE TABLE IF NOT EXISTS "tasks" ("id" integer PRIMARY KEY, "created_at" datetime, "updated_at" datetime,
-  "deleted_at" datetime, "task_id" blob, "project_id" integer, "message_ids" JSON NOT NULL, "signature" blob NOT NULL);
-CREATE UNIQUE INDEX IF NOT EXISTS "task_uniq" ON "tasks" ("task_id", "project_id");
-CREATE INDEX IF NOT EXISTS "idx_tasks_deleted_at" ON "tasks" ("deleted_at");
-CREATE TABLE IF NOT EXISTS "assigned_tasks" ("id" integer PRIMARY KEY, "created_at" datetime, "updated_at" datetime,
-  "deleted_at" datetime, "task_id" blob, "project_id" integer, "prover" blob);
-CREATE UNIQUE INDEX IF NOT EXISTS "assigned_task_uniq" ON "assigned_tasks" ("task_id", "project_id");
-CREATE INDEX IF NOT EXISTS "idx_assigned_tasks_deleted_at" ON "assigned_tasks" ("deleted_at");
-CREATE TABLE IF NOT EXISTS "settled_tasks" ("id" integer PRIMARY KEY, "created_at" datetime, "updated_at" datetime,
-  "deleted_at" datetime, "task_id" blob, "project_id" integer, "tx" blob NOT NULL);
-CREATE UNIQUE INDEX IF NOT EXISTS "settled_task_uniq" ON "settled_tasks" ("task_id", "project_id");
-CREATE INDEX IF NOT EXISTS "idx_settled_tasks_deleted_at" ON "settled_tasks" ("deleted_at");
-CREATE TABLE IF NOT EXISTS "lockstep_cursor" ("only_row" integer PRIMARY KEY CHECK ("only_row" = 1),
-  "layout" text NOT NULL, "network" blob NOT NULL, "epoch" integer NOT NULL,
-  "last_task" integer, "last_task_id" blob);
-CREATE VIEW IF NOT EXISTS "reader_messages" AS SELECT * FROM "messages" ORDER BY "id";
-CREATE VIEW IF NOT EXISTS "reader_tasks" AS SELECT * FROM "tasks" ORDER BY "id";
-"#;
-
 const CURSOR: &str = r#"SELECT "layout", "network", "epoch", "last_task" FROM "lockstep_cursor""#;
-const INSERT_MESSAGE: &str = r#"
-INSERT INTO "messages" ("id", "created_at", "updated_at", "device_id", "project_id", "project_version", "task_id", "data")
-VALUES (?1, ?2, ?2, ?3, ?4, ?5, ?6, ?7)"#;
-const INSERT_TASK: &str = r#"
-INSERT INTO "tasks" ("id", "created_at", "updated_at", "task_id", "project_id", "message_ids", "signature")
-VALUES (?1, ?2, ?2, ?3, ?4, ?5, ?6)"#;
 const MOVE_CURSOR: &str = r#"UPDATE "lockstep_cursor" SET "last_task" = ?1, "last_task_id" = ?2"#;
 const MOVE_EPOCH: &str = r#"UPDATE "lockstep_cursor" SET "epoch" = ?1"#;
-/// The form that the reference's library writes and reads, in UTC.
-const TIME_TEXT: &str = "SELECT strftime('%Y-%m-%d %H:%M:%f+00:00', ?1 / 1000.0, 'unixepoch')";
-const IDS: &str = r#"SELECT "id", "task_id" FROM "tasks" WHERE "id" BETWEEN ?1 AND ?2 ORDER BY "id""#;
 const NEXT_ID: &str = r#"SELECT min("id") FROM "tasks" WHERE "id" BETWEEN ?1 AND ?2"#;
 /// The last number of the run of tasks that begins with the first of a range.
 const END_OF_RUN: &str = r#"
 SELECT "id" FROM "tasks" WHERE "id" BETWEEN ?1 AND ?2
   AND NOT EXISTS (SELECT 1 FROM "tasks" AS "next" WHERE "next"."id" = "tasks"."id" + 1)
 ORDER BY "id" LIMIT 1"#;
-const TASK: &str = r#"
-SELECT "id", "project_id", CAST(round(unixepoch("created_at", 'subsec') * 1000) AS integer), "message_ids", "signature"
-FROM "tasks" WHERE "task_id" = ?1"#;
-const MESSAGES: &str = r#"
-SELECT "id", "project_version", "device_id", "data" FROM "messages" WHERE "task_id" = ?1 ORDER BY "id""#;
 
 #[derive(Debug)]
 pub(super) struct Database {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
 impl Database {
     /// Opens the file and creates what is missing.
-    pub(super) fn open(options: &SqliteOptions, owner: &Owner) -> Result<Self, OutputError> {
+    pub(super) fn open(options: &SqliteOptions, ours: &Ours) -> Result<Self, OutputError> {
         let mut connection = Connection::open(&options.path).map_err(classify)?;
         connection.set_prepared_statement_cache_capacity(CACHED_STATEMENTS_MAX);
         connection.busy_timeout(options.busy_timeout).map_err(classify)?;
@@ -90,7 +52,7 @@ impl Database {
             .map_err(classify)?;
 
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(classify)?;
-        set_up(&transaction, owner)?;
+        set_up(&transaction, ours)?;
         transaction.commit().map_err(classify)?;
         Ok(Self { connection })
     }
@@ -101,17 +63,23 @@ impl Database {
 
     pub(super) fn publish(
         &mut self,
-        owner: &Owner,
+        ours: &Ours,
         tasks: &[FinalTask],
         expected_last: Option<TaskNumber>,
     ) -> Result<Receipt, OutputError> {
-        let receipt = apinode::check_tasks(tasks, owner, expected_last)?;
+        let receipt = tables::check_tasks(tasks, &ours.owner, expected_last)?;
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(classify)?;
-        match cursor(&transaction)?.admit(owner, tasks, expected_last)? {
-            Admission::Compare => apinode::compare(tasks, &ids(&transaction, &receipt).map_err(classify)?)?,
+        let cursor = cursor(&transaction)?;
+        match cursor.admit(ours, tasks, expected_last)? {
+            Admission::Compare => {
+                let found = ids(&transaction, ours, &receipt).map_err(classify)?;
+                tables::compare(tasks, &found, ours.layout, cursor.last)?;
+            }
             Admission::Append => {
-                insert(&transaction, tasks).map_err(classify)?;
+                let halts = aside::halts(&transaction, ours)?;
+                let goes_on = |task: &&FinalTask| !halts.iter().any(|(project, _)| *project == task.project_id);
+                insert(&transaction, ours, tasks.iter().filter(goes_on))?;
                 move_cursor(&transaction, receipt.last, Some(&receipt.last_id)).map_err(classify)?;
                 transaction.commit().map_err(classify)?;
             }
@@ -119,46 +87,68 @@ impl Database {
         Ok(receipt)
     }
 
-    pub(super) fn skip(
+    /// Moves the cursor over tasks that do not come; `skipped`: that should have.
+    pub(super) fn move_over(
         &mut self,
-        owner: &Owner,
+        ours: &Ours,
         last: TaskNumber,
         expected_last: Option<TaskNumber>,
+        skipped: bool,
     ) -> Result<(), OutputError> {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(classify)?;
-        if cursor(&transaction)?.may_skip(owner, last, expected_last)? {
+        if cursor(&transaction)?.may_skip(ours, last, expected_last)? {
+            if skipped {
+                let [first, last] = [ours.owner.next(expected_last), last].map(|n| tables::id_column(n.0));
+                aside::note_gap(&transaction, first, last).map_err(classify)?;
+            }
             move_cursor(&transaction, last, None).map_err(classify)?;
             transaction.commit().map_err(classify)?;
         }
         Ok(())
     }
 
-    pub(super) fn fill(&mut self, owner: &Owner, tasks: &[FinalTask]) -> Result<(), OutputError> {
-        let range = apinode::check_fill(tasks, owner)?;
+    pub(super) fn fill(&mut self, ours: &Ours, tasks: &[FinalTask]) -> Result<(), OutputError> {
+        let range = tables::check_fill(tasks, &ours.owner)?;
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(classify)?;
-        let found = ids(&transaction, &range).map_err(classify)?;
-        let absent = cursor(&transaction)?.may_fill(owner, tasks, &found)?;
-        insert(&transaction, absent).map_err(classify)?;
+        let found = ids(&transaction, ours, &range).map_err(classify)?;
+        let halts = aside::halts(&transaction, ours)?;
+        let absent = cursor(&transaction)?.may_fill(ours, tasks, &found, &halts)?;
+        insert(&transaction, ours, absent.iter().copied())?;
+        aside::forget(&transaction, ours, &absent).map_err(classify)?;
         transaction.commit().map_err(classify)
     }
 
     pub(super) fn first_gap(
         &self,
-        owner: &Owner,
+        ours: &Ours,
         first: TaskNumber,
         last: TaskNumber,
     ) -> Result<Option<(TaskNumber, TaskNumber)>, OutputError> {
-        cursor(&self.connection)?.check_owner(owner)?;
-        if first > last {
-            return Ok(None);
+        cursor(&self.connection)?.check_owner(ours)?;
+        let mut next = first;
+        while let Some((from, to)) = self.next_skipped(next, last)? {
+            let (from, to) = (from.max(next), to.min(last));
+            if let Some(gap) = self.first_absent(from, to)? {
+                return Ok(Some(gap));
+            }
+            next = to.next();
         }
+        Ok(None)
+    }
+
+    /// The first run of numbers without a task.
+    fn first_absent(
+        &self,
+        first: TaskNumber,
+        last: TaskNumber,
+    ) -> Result<Option<(TaskNumber, TaskNumber)>, OutputError> {
         let ask = |sql: &str, from: TaskNumber| -> Result<Option<TaskNumber>, OutputError> {
-            let range = [from, last].map(|number| apinode::id_column(number.0));
+            let range = [from, last].map(|number| tables::id_column(number.0));
             let mut statement = self.connection.prepare_cached(sql).map_err(classify)?;
             let found = statement.query_row(range, |row| row.get(0)).optional().map_err(classify)?.flatten();
-            Ok(found.map(apinode::id_from_column).transpose()?.map(TaskNumber))
+            Ok(found.map(tables::id_from_column).transpose()?.map(TaskNumber))
         };
         let (mut start, mut next) = (first, ask(NEXT_ID, first)?);
         if next == Some(first) {
@@ -171,26 +161,26 @@ impl Database {
         Ok(Some((start, next.map_or(last, |next| TaskNumber(next.0 - 1)))))
     }
 
-    pub(super) fn adopt(&mut self, owner: &Owner, adoption: &Adoption) -> Result<Adopted, OutputError> {
+    pub(super) fn adopt(&mut self, ours: &Ours, adoption: &Adoption) -> Result<Adopted, OutputError> {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(classify)?;
-        let adopted = cursor(&transaction)?.adopt(owner, adoption)?;
-        if adopted.from != owner.epoch {
-            transaction.execute(MOVE_EPOCH, [apinode::epoch_column(owner.epoch)]).map_err(classify)?;
+        let adopted = cursor(&transaction)?.adopt(ours, adoption)?;
+        if adopted.from != ours.owner.epoch {
+            transaction.execute(MOVE_EPOCH, [tables::epoch_column(ours.owner.epoch)]).map_err(classify)?;
             transaction.commit().map_err(classify)?;
         }
         Ok(adopted)
     }
 
-    pub(super) fn read(&mut self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {
+    pub(super) fn read(&mut self, ours: &Ours, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {
         let transaction = self.connection.transaction().map_err(classify)?;
-        let rows = task_rows(&transaction, id).map_err(|error| match error {
+        let rows = rows::read(&transaction, ours.layout, id).map_err(|error| match error {
             rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::IntegralValueOutOfRange(..) => {
-                apinode::damaged("a value of another type")
+                tables::damaged("a value of another type")
             }
             other => classify(other),
         })?;
-        rows.map(|(task, messages)| apinode::assemble(id, task, messages)).transpose()
+        rows.map(|(task, messages)| tables::assemble(ours.layout, id, task, messages)).transpose()
     }
 }
 
@@ -207,21 +197,56 @@ fn use_write_ahead_log(connection: &Connection, patience: Duration) -> Result<()
     }
 }
 
-fn set_up(transaction: &Transaction<'_>, owner: &Owner) -> Result<(), OutputError> {
-    transaction.execute_batch(DDL).map_err(classify)?;
+fn set_up(transaction: &Transaction<'_>, ours: &Ours) -> Result<(), OutputError> {
+    let earlier = check_tables(transaction, ours)?;
+    transaction.execute_batch(&ddl(ours.layout)).map_err(classify)?;
+    let (owner, first) = (&ours.owner, tables::id_column(ours.owner.first_task_number.0));
+    if earlier == Some(false) {
+        // Until now any number without a task was a gap.
+        let gap =
+            r#"INSERT INTO "lockstep_gaps" SELECT ?1, "last_task" FROM "lockstep_cursor" WHERE "last_task" >= ?1"#;
+        transaction.execute(gap, [first]).map_err(classify)?;
+    }
     let enter = r#"INSERT INTO "lockstep_cursor" VALUES (1, ?1, ?2, ?3, NULL, NULL) ON CONFLICT DO NOTHING"#;
-    let network = apinode::network_column(&owner.network);
-    let entered =
-        transaction.execute(enter, params![LAYOUT, network, apinode::epoch_column(owner.epoch)]).map_err(classify)?;
+    let network = tables::network_column(&owner.network);
+    let values = params![ours.layout.name(), network, tables::epoch_column(owner.epoch)];
+    let entered = transaction.execute(enter, values).map_err(classify)?;
     let occupied = r#"SELECT EXISTS (SELECT 1 FROM "messages") OR EXISTS (SELECT 1 FROM "tasks" WHERE "id" >= ?1)"#;
-    let first = apinode::id_column(owner.first_task_number.0);
     if entered == 1 && transaction.query_row(occupied, [first], |row| row.get(0)).map_err(classify)? {
-        return Err(apinode::occupied());
+        return Err(tables::occupied());
     }
     Ok(())
 }
 
-fn cursor(connection: &Connection) -> Result<Cursor, OutputError> {
+/// Refuses tables of other readers, before anything is made of them. `None`: there is no cursor yet; else whether what
+/// was skipped is remembered.
+fn check_tables(transaction: &Transaction<'_>, ours: &Ours) -> Result<Option<bool>, OutputError> {
+    let has = |table: &str| -> Result<bool, OutputError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?1)";
+        transaction.query_row(sql, [table], |row| row.get(0)).map_err(classify)
+    };
+    let mut gaps = None;
+    if has("lockstep_cursor")? {
+        let layout = transaction.query_row(r#"SELECT "layout" FROM "lockstep_cursor""#, [], |row| row.get(0));
+        let layout: Option<String> = layout.optional().map_err(classify)?;
+        if let Some(layout) = layout.filter(|layout| layout != ours.layout.name()) {
+            return Err(tables::other_layout(&layout, ours.layout));
+        }
+        gaps = Some(has("lockstep_gaps")?);
+    }
+    for table in ["tasks", "messages"] {
+        let marked = "SELECT EXISTS (SELECT 1 FROM pragma_table_info(?1) WHERE name = ?2)";
+        let marked = || transaction.query_row(marked, [table, ours.layout.marker()], |row| row.get::<_, bool>(0));
+        if has(table)? && !marked().map_err(classify)? {
+            let wanted = ours.layout.name();
+            let reason = format!("its table {table:?} is not of the layout {wanted:?}; give it a file of its own");
+            return Err(OutputError::Foreign(reason));
+        }
+    }
+    Ok(gaps)
+}
+
+pub(super) fn cursor(connection: &Connection) -> Result<Cursor, OutputError> {
     let mut statement = connection.prepare_cached(CURSOR).map_err(classify)?;
     let row = statement.query_row([], |row| {
         Ok((
@@ -230,74 +255,37 @@ fn cursor(connection: &Connection) -> Result<Cursor, OutputError> {
         ))
     });
     let (cursor, last) = row.map_err(classify)?;
-    Ok(Cursor { last: last.map(apinode::id_from_column).transpose()?.map(TaskNumber), ..cursor })
+    Ok(Cursor { last: last.map(tables::id_from_column).transpose()?.map(TaskNumber), ..cursor })
 }
 
-fn move_cursor(transaction: &Transaction<'_>, last: TaskNumber, id: Option<&TaskId>) -> rusqlite::Result<usize> {
+pub(super) fn move_cursor(
+    transaction: &Transaction<'_>,
+    last: TaskNumber,
+    id: Option<&TaskId>,
+) -> rusqlite::Result<usize> {
     let id = id.map(|id| &id.0[..]);
-    transaction.prepare_cached(MOVE_CURSOR)?.execute(params![apinode::id_column(last.0), id])
+    transaction.prepare_cached(MOVE_CURSOR)?.execute(params![tables::id_column(last.0), id])
 }
 
-fn insert<'a>(transaction: &Transaction<'_>, tasks: impl IntoIterator<Item = &'a FinalTask>) -> rusqlite::Result<()> {
-    let mut insert_message = transaction.prepare_cached(INSERT_MESSAGE)?;
-    let mut insert_task = transaction.prepare_cached(INSERT_TASK)?;
-    let mut time_text = transaction.prepare_cached(TIME_TEXT)?;
-    let (mut time, mut time_ms) = (String::new(), None);
+/// Inserts tasks. One that SQLite can never take is named.
+pub(super) fn insert<'a>(
+    transaction: &Transaction<'_>,
+    ours: &Ours,
+    tasks: impl IntoIterator<Item = &'a FinalTask>,
+) -> Result<(), OutputError> {
+    let mut writer = Writer::new(transaction, ours.layout).map_err(classify)?;
     for task in tasks {
-        // Tasks of one batch have one time.
-        if time_ms != Some(task.time_ms) {
-            time = time_text.query_row([apinode::id_column(task.time_ms.0)], |row| row.get(0))?;
-            time_ms = Some(task.time_ms);
-        }
-        let project = apinode::id_column(task.project_id.0);
-        for message in &task.messages {
-            insert_message.execute(params![
-                apinode::id_column(message.sequence.0),
-                time,
-                &task.device.0[..],
-                project,
-                task.project_version,
-                &task.id.0[..],
-                &message.data[..],
-            ])?;
-        }
-        insert_task.execute(params![
-            apinode::id_column(task.number.0),
-            time,
-            &task.id.0[..],
-            project,
-            apinode::message_ids(task),
-            &task.signature.0[..],
-        ])?;
+        writer.insert(task).map_err(|error| match error.sqlite_error_code() {
+            Some(ErrorCode::TooBig) => OutputError::Refused { task: task.number, reason: error.to_string() },
+            _ => classify(error),
+        })?;
     }
     Ok(())
 }
 
-fn ids(transaction: &Transaction<'_>, range: &Receipt) -> rusqlite::Result<Vec<(i64, Vec<u8>)>> {
-    let mut statement = transaction.prepare_cached(IDS)?;
-    let range = [apinode::id_column(range.first.0), apinode::id_column(range.last.0)];
-    let rows =
-        statement.query_map(range, |row| Ok((row.get(0)?, row.get::<_, Option<Vec<u8>>>(1)?.unwrap_or_default())))?;
-    rows.collect()
-}
-
-fn task_rows(transaction: &Transaction<'_>, id: &TaskId) -> rusqlite::Result<Option<(TaskRow, Vec<MessageRow>)>> {
-    let mut statement = transaction.prepare_cached(TASK)?;
-    let task = statement.query_row([id.as_bytes()], |row| {
-        Ok(TaskRow {
-            number: row.get(0)?,
-            project_id: row.get(1)?,
-            time_ms: row.get(2)?,
-            message_ids: row.get(3)?,
-            signature: row.get(4)?,
-        })
-    });
-    let Some(task) = task.optional()? else { return Ok(None) };
-    let mut statement = transaction.prepare_cached(MESSAGES)?;
-    let rows = statement.query_map([id.as_bytes()], |row| {
-        Ok(MessageRow { sequence: row.get(0)?, project_version: row.get(1)?, device: row.get(2)?, data: row.get(3)? })
-    })?;
-    Ok(Some((task, rows.collect::<Result<_, _>>()?)))
+fn ids(transaction: &Transaction<'_>, ours: &Ours, range: &Receipt) -> rusqlite::Result<Vec<(i64, Vec<u8>)>> {
+    let range = [tables::id_column(range.first.0), tables::id_column(range.last.0)];
+    rows::ids(transaction, ours.layout, range)
 }
 
 fn is_busy(error: &rusqlite::Error) -> bool {
@@ -305,7 +293,7 @@ fn is_busy(error: &rusqlite::Error) -> bool {
 }
 
 /// Rows in the way and a file of another kind need an operator; a lock, a full disk or a missing directory may pass.
-fn classify(error: rusqlite::Error) -> OutputError {
+pub(super) fn classify(error: rusqlite::Error) -> OutputError {
     match error.sqlite_error_code() {
         Some(ErrorCode::ConstraintViolation) => {
             OutputError::Foreign(format!("rows that Lockstep did not write are in the way ({error})"))

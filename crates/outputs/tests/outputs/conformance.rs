@@ -1,18 +1,34 @@
-//! What every store of the apinode layout must do: one suite for all of them.
+//! What every store of tables must do, in either layout: one suite for all of them.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use lockstep_outputs::{Adopted, Adoption, FinalMessage, Output, OutputError, Owner};
-use lockstep_types::{Epoch, NetworkId, Sequence, TaskId, TaskNumber};
+use lockstep_outputs::publisher::State;
+use lockstep_outputs::{Adopted, Adoption, FinalMessage, FinalTask, Layout, Output, OutputError, Owner, RefusedTask};
+use lockstep_types::{Epoch, MessageId, NetworkId, ProjectId, Sequence, TaskId, TaskNumber};
 
-use crate::support::{FIRST, number, owner, tasks};
+use crate::support::{FIRST, Feed, Node, eventually, number, owner, signer, tasks, unsigned};
 
 /// An empty store, and ways around its adapter.
 #[async_trait]
 pub trait Store: Send + Sync {
+    /// Which readers it is for.
+    fn layout(&self) -> Layout;
+
+    /// An adapter of the other layout on the same tables.
+    fn open_other_layout(&self) -> Arc<dyn Output>;
+
+    /// Keeps writers out for as long as the value lives; they give up after half a second.
+    async fn hold(&self) -> Box<dyn std::any::Any + Send>;
+
+    /// The statements refuse this task's rows, with an error of the server's own. `None`: the store has no such errors.
+    async fn refuse_rows_of(&self, task: u64) -> Option<()>;
+
+    /// Rows of this task are fine again.
+    async fn accept_rows(&self);
+
     /// A new adapter, as another node or a restarted one has it.
     fn open(&self, owner: Owner) -> Arc<dyn Output>;
 
@@ -23,10 +39,18 @@ pub trait Store: Send + Sync {
     async fn break_down_at(&self, task: u64, writing: BoxFuture<'static, Result<(), OutputError>>) -> OutputError;
 
     /// Payloads of a task, as the contract's reader gets them, with the reader's own SQL.
-    async fn read_as_w3bstream(&self, id: &TaskId, project_id: i64) -> Vec<Vec<u8>>;
+    async fn read_as_w3bstream(&self, task: &FinalTask, project_id: i64) -> Vec<Vec<u8>>;
 
     /// Puts rows into the messages table that Lockstep has not written.
     async fn write_as_another(&self);
+}
+
+/// A task as it is read back: not every layout keeps its messages' ids.
+fn stored(store: &dyn Store, mut task: FinalTask) -> FinalTask {
+    if store.layout() == Layout::Apinode {
+        task.messages.iter_mut().for_each(|message| message.id = MessageId::ZERO);
+    }
+    task
 }
 
 pub async fn the_same_tasks_again_change_nothing_and_give_an_equal_receipt(store: &dyn Store) {
@@ -42,7 +66,7 @@ pub async fn the_same_tasks_again_change_nothing_and_give_an_equal_receipt(store
     assert_eq!(output.publish(&batch, None).await.unwrap(), receipt);
     assert_eq!(output.last().await.unwrap(), number(22));
     for task in batch {
-        assert_eq!(output.read(&task.id).await.unwrap(), Some(task));
+        assert_eq!(output.read(&task.id).await.unwrap(), Some(stored(store, task)));
     }
     assert_eq!(output.read(&TaskId([0; 32])).await.unwrap(), None);
 }
@@ -107,7 +131,7 @@ pub async fn what_was_skipped_is_filled_in_once_and_the_cursor_stays(store: &dyn
         (FIRST, 9, None),
         (FIRST, 8, None),
         (21, 22, None),
-        (21, 25, Some((23, 25))),
+        (21, 25, None),
         (9, 8, None),
     ] {
         assert_eq!(gap(&output, first, last).await, expected, "{first} to {last}");
@@ -126,9 +150,9 @@ pub async fn what_was_skipped_is_filled_in_once_and_the_cursor_stays(store: &dyn
     }
     assert_eq!((gap(&output, FIRST, 22).await, output.last().await), (None, Ok(number(22))));
     for task in tasks(FIRST..=22) {
-        assert_eq!(output.read(&task.id).await.unwrap(), Some(task));
+        assert_eq!(output.read(&task.id).await.unwrap(), Some(stored(store, task)));
     }
-    assert_eq!(store.rows().await.len(), 1 + 3 * (22 - FIRST as usize + 1));
+    assert_eq!(store.rows().await.len(), 2 + 3 * (22 - FIRST as usize + 1));
     output.publish(&tasks(23..=23), number(22)).await.unwrap();
 }
 
@@ -138,7 +162,7 @@ pub async fn what_does_not_belong_below_the_cursor_is_not_filled_in(store: &dyn 
     let moved = OutputError::Moved { actual_last: number(22) };
     assert_eq!(output.fill(&tasks(23..=24)).await, Err(moved.clone()));
     assert_eq!(output.fill(&tasks(20..=23)).await, Err(moved));
-    for bad in [vec![], [tasks(10..=10), tasks(12..=12)].concat()] {
+    for bad in [vec![], [tasks(12..=12), tasks(10..=10)].concat()] {
         assert!(matches!(output.fill(&bad).await, Err(OutputError::Refused { .. })));
     }
     // Of another history: one of its numbers is taken.
@@ -161,11 +185,11 @@ pub async fn filling_in_that_breaks_down_half_way_leaves_whole_tasks_and_is_done
     store.break_down_at(15, Box::pin(async move { filler.fill(&tasks(10..=20)).await })).await;
     for task in tasks(10..=20) {
         let found = output.read(&task.id).await.unwrap();
-        assert!(found.is_none() || found == Some(task));
+        assert!(found.is_none() || found == Some(stored(store, task)));
     }
     output.fill(&tasks(10..=20)).await.unwrap();
     assert_eq!(gap(&output, FIRST, 22).await, None);
-    assert_eq!(store.rows().await.len(), 1 + 3 * (22 - FIRST as usize + 1));
+    assert_eq!(store.rows().await.len(), 2 + 3 * (22 - FIRST as usize + 1));
 }
 
 pub async fn a_deposed_leaders_late_write_changes_nothing(store: &dyn Store) {
@@ -205,7 +229,7 @@ pub async fn writers_at_the_same_time_write_each_task_once(store: &dyn Store) {
     }
     let output = store.open(owner());
     for task in tasks(FIRST..=60) {
-        assert_eq!(output.read(&task.id).await.unwrap(), Some(task));
+        assert_eq!(output.read(&task.id).await.unwrap(), Some(stored(store, task)));
     }
     assert_eq!(store.rows().await.len(), 1 + 3 * (60 - FIRST as usize + 1));
 }
@@ -270,9 +294,9 @@ pub async fn readers_get_payloads_in_signed_order(store: &dyn Store) {
     output.publish(&tasks(FIRST..=40), None).await.unwrap();
     for task in tasks(FIRST..=40) {
         let expected: Vec<Vec<u8>> = task.messages.iter().map(|m| m.data.to_vec()).collect();
-        assert_eq!(store.read_as_w3bstream(&task.id, 7).await, expected);
+        assert_eq!(store.read_as_w3bstream(&task, 7).await, expected);
     }
-    assert!(store.read_as_w3bstream(&tasks(FIRST..=FIRST)[0].id, 8).await.is_empty());
+    assert!(store.read_as_w3bstream(&tasks(FIRST..=FIRST)[0], 8).await.is_empty());
 }
 
 pub async fn payloads_may_hold_any_bytes(store: &dyn Store) {
@@ -281,10 +305,12 @@ pub async fn payloads_may_hold_any_bytes(store: &dyn Store) {
     task[0].project_version = "'\"\\ ;--\u{1F321}\n\t".to_owned();
     let every: Vec<u8> = (0..=255).collect();
     let payloads = [Bytes::new(), Bytes::from(every), Bytes::from(vec![0; 1 << 20]), Bytes::from_static(b"\\x00")];
-    task[0].messages =
-        (1..).zip(payloads).map(|(s, data)| FinalMessage { sequence: Sequence(s), data }).collect::<Vec<_>>();
+    task[0].messages = (1..)
+        .zip(payloads)
+        .map(|(n, data)| FinalMessage { sequence: Sequence(n), id: MessageId([n as u8; 32]), data })
+        .collect::<Vec<_>>();
     output.publish(&task, None).await.unwrap();
-    assert_eq!(output.read(&task[0].id).await.unwrap().as_ref(), Some(&task[0]));
+    assert_eq!(output.read(&task[0].id).await.unwrap(), Some(stored(store, task[0].clone())));
 }
 
 pub async fn what_cannot_be_stored_is_refused_and_changes_nothing(store: &dyn Store) {
@@ -307,7 +333,7 @@ pub async fn a_large_call_is_whole(store: &dyn Store) {
     assert_eq!(output.publish(&batch, None).await, Ok(receipt));
     assert_eq!(output.last().await, Ok(Some(receipt.last)));
     assert_eq!(store.rows().await.len(), 1 + 30_000);
-    assert_eq!(output.read(&batch[9_000].id).await.unwrap().as_ref(), Some(&batch[9_000]));
+    assert_eq!(output.read(&batch[9_000].id).await.unwrap(), Some(stored(store, batch[9_000].clone())));
 }
 
 pub async fn tables_that_another_program_fills_are_not_adopted(store: &dyn Store) {
@@ -316,6 +342,239 @@ pub async fn tables_that_another_program_fills_are_not_adopted(store: &dyn Store
         let result = store.open(owner()).last().await;
         assert!(matches!(result, Err(OutputError::Foreign(_))), "{result:?}");
     }
+}
+
+pub async fn a_store_of_the_other_readers_is_refused_and_not_touched(store: &dyn Store) {
+    store.open(owner()).publish(&tasks(FIRST..=9), None).await.unwrap();
+    let before = store.rows().await;
+    let other = store.open_other_layout();
+    let result = other.last().await;
+    assert!(matches!(&result, Err(OutputError::Foreign(reason)) if reason.contains("layout")), "{result:?}");
+    assert!(matches!(other.publish(&tasks(10..=10), number(9)).await, Err(OutputError::Foreign(_))));
+    assert_eq!(store.rows().await, before);
+}
+
+pub async fn what_is_for_others_is_passed_over_and_no_gap(store: &dyn Store) {
+    let output = store.open(owner());
+    output.publish(&[tasks(6..=6), tasks(9..=9)].concat(), None).await.unwrap();
+    output.pass(TaskNumber(20), number(9)).await.unwrap();
+    output.skip(TaskNumber(30), number(20)).await.unwrap();
+    assert_eq!((output.last().await.unwrap(), gap(&output, FIRST, 30).await), (number(30), Some((21, 30))));
+    // Late, or a second time.
+    let before = store.rows().await;
+    output.pass(TaskNumber(20), number(9)).await.unwrap();
+    assert_eq!(store.rows().await, before);
+    // Of those that were found again only some are for this store.
+    output.fill(&[tasks(22..=22), tasks(25..=25)].concat()).await.unwrap();
+    output.complete(TaskNumber(21), TaskNumber(26)).await.unwrap();
+    assert_eq!(gap(&output, FIRST, 30).await, Some((27, 30)));
+    output.complete(TaskNumber(29), TaskNumber(29)).await.unwrap();
+    assert_eq!((gap(&output, FIRST, 28).await, gap(&output, 29, 30).await), (Some((27, 28)), Some((30, 30))));
+}
+
+fn refused(task: &FinalTask) -> RefusedTask {
+    let reason = "a test".to_owned();
+    RefusedTask { number: task.number, id: Some(task.id), project_id: task.project_id, reason }
+}
+
+async fn refused_numbers(output: &Arc<dyn Output>) -> Vec<u64> {
+    let refusals = output.aside().unwrap().refused(None).await.unwrap();
+    assert_eq!(refusals.count as usize, refusals.tasks.len());
+    refusals.tasks.iter().map(|task| task.number.0).collect()
+}
+
+pub async fn a_refused_task_is_set_aside_once_and_the_cursor_moves_behind_it(store: &dyn Store) {
+    let (old, output) = (store.open(owner()), store.open(owner()));
+    output.publish(&tasks(FIRST..=9), None).await.unwrap();
+    old.last().await.unwrap();
+    let task = refused(&tasks(10..=10)[0]);
+    let aside = output.aside().unwrap();
+    aside.refuse(&task, number(9)).await.unwrap();
+    assert_eq!(output.last().await, Ok(number(10)));
+    assert_eq!(aside.refused(None).await.unwrap().tasks, [task.clone()]);
+    assert_eq!(aside.refused(number(10)).await.unwrap().tasks, []);
+    // A deposed leader's late word, the same and another.
+    let before = store.rows().await;
+    let late = old.aside().unwrap();
+    late.refuse(&task, number(9)).await.unwrap();
+    let moved = OutputError::Moved { actual_last: number(10) };
+    assert_eq!(late.refuse(&refused(&tasks(11..=11)[0]), number(9)).await, Err(moved.clone()));
+    assert_eq!(old.publish(&tasks(10..=12), number(9)).await, Err(moved.clone()));
+    assert_eq!(old.publish(&tasks(10..=10), number(9)).await, Err(moved));
+    for other in [Owner { epoch: Epoch(3), ..owner() }, Owner { network: NetworkId([1; 32]), ..owner() }] {
+        let other = store.open(other);
+        let aside = other.aside().unwrap();
+        assert!(matches!(aside.refuse(&task, number(10)).await, Err(OutputError::Foreign(_))));
+        assert!(matches!(aside.refused(None).await, Err(OutputError::Foreign(_))));
+    }
+    assert_eq!(store.rows().await, before);
+    assert_eq!(gap(&output, FIRST, 10).await, None);
+}
+
+/// Tasks of which every third is of project 8.
+fn mixed(numbers: std::ops::RangeInclusive<u64>) -> Vec<FinalTask> {
+    let of = |mut task: FinalTask| {
+        task.project_id = if task.number.0.is_multiple_of(3) { ProjectId(8) } else { ProjectId(7) };
+        task
+    };
+    tasks(numbers).into_iter().map(of).collect()
+}
+
+async fn present(output: &Arc<dyn Output>, numbers: std::ops::RangeInclusive<u64>) -> Vec<u64> {
+    let mut out = Vec::new();
+    for task in mixed(numbers) {
+        if output.read(&task.id).await.unwrap().is_some() {
+            out.push(task.number.0);
+        }
+    }
+    out
+}
+
+pub async fn a_refused_task_that_fits_now_is_filled_in_and_forgotten(store: &dyn Store) {
+    if store.layout().halts() {
+        return;
+    }
+    let output = store.open(owner());
+    output.publish(&mixed(FIRST..=9), None).await.unwrap();
+    output.aside().unwrap().refuse(&refused(&mixed(10..=10)[0]), number(9)).await.unwrap();
+    output.publish(&mixed(11..=20), number(10)).await.unwrap();
+    assert_eq!(present(&output, 9..=12).await, [9, 11, 12]);
+    for _ in 0..2 {
+        output.fill(&mixed(10..=10)).await.unwrap();
+        assert_eq!((refused_numbers(&output).await, present(&output, 9..=12).await.len()), (vec![], 4));
+    }
+    assert_eq!(output.last().await, Ok(number(20)));
+}
+
+pub async fn a_refused_task_halts_its_project_until_it_is_resumed_in_order(store: &dyn Store) {
+    if !store.layout().halts() {
+        return;
+    }
+    // One that goes by what it saw at first.
+    let (old, output) = (store.open(owner()), store.open(owner()));
+    old.publish(&mixed(FIRST..=9), None).await.unwrap();
+    let (aside, halt) = (output.aside().unwrap(), refused(&mixed(10..=10)[0]));
+    aside.refuse(&halt, number(9)).await.unwrap();
+    let receipt = old.publish(&mixed(11..=20), number(10)).await.unwrap();
+    assert_eq!(receipt.last, TaskNumber(20));
+    assert_eq!(present(&output, 10..=20).await, [12, 15, 18]);
+    // Another one of the same project waits like the others; one of another project halts that. 21 is for others.
+    aside.refuse(&refused(&mixed(22..=22)[0]), number(20)).await.unwrap();
+    aside.refuse(&refused(&mixed(24..=24)[0]), number(22)).await.unwrap();
+    output.publish(&mixed(25..=30), number(24)).await.unwrap();
+    assert_eq!((refused_numbers(&output).await, present(&output, 20..=30).await), (vec![10, 24], vec![]));
+    assert!(matches!(output.fill(&mixed(10..=10)).await, Err(OutputError::Refused { .. })));
+    // Resumed in two steps, of which the second is late once.
+    let of_seven = |numbers| mixed(numbers).into_iter().filter(|t| t.project_id.0 == 7).collect::<Vec<_>>();
+    let at = |number: u64| RefusedTask { number: TaskNumber(number), id: None, ..halt.clone() };
+    let moved = Err(OutputError::Moved { actual_last: number(30) });
+    assert_eq!(aside.resume(TaskNumber(11), &of_seven(11..=15), &at(16)).await, moved);
+    aside.resume(TaskNumber(10), &of_seven(10..=15), &at(16)).await.unwrap();
+    assert_eq!(aside.resume(TaskNumber(10), &of_seven(10..=15), &at(16)).await, moved);
+    assert_eq!(present(&output, 10..=30).await, [10, 11, 12, 13, 14, 15, 18]);
+    assert_eq!(aside.lift(ProjectId(7), TaskNumber(30)).await, moved);
+    assert_eq!(aside.resume(TaskNumber(16), &of_seven(16..=31), &at(32)).await, moved);
+    aside.resume(TaskNumber(16), &of_seven(16..=30), &at(31)).await.unwrap();
+    old.publish(&mixed(31..=31), number(30)).await.unwrap();
+    assert_eq!(aside.lift(ProjectId(7), TaskNumber(30)).await, Err(OutputError::Moved { actual_last: number(31) }));
+    aside.resume(TaskNumber(31), &of_seven(31..=31), &at(32)).await.unwrap();
+    aside.lift(ProjectId(7), TaskNumber(31)).await.unwrap();
+    // Who still believes that it halts must not leave its tasks out.
+    old.publish(&mixed(32..=33), number(31)).await.unwrap();
+    let expected: Vec<u64> = (10..=33).filter(|n| n % 3 != 0 || *n < 21).collect();
+    assert_eq!((refused_numbers(&output).await, present(&output, 10..=33).await), (vec![24], expected));
+}
+
+pub async fn what_the_server_itself_refuses_is_named(store: &dyn Store) {
+    let output = store.open(owner());
+    output.publish(&tasks(FIRST..=9), None).await.unwrap();
+    if store.refuse_rows_of(15).await.is_none() {
+        return;
+    }
+    let result = output.publish(&tasks(10..=20), number(9)).await;
+    assert!(matches!(result, Err(OutputError::Refused { task: TaskNumber(15), .. })), "{result:?}");
+    // Those before it may have been written by the call.
+    output.publish(&tasks(10..=14), number(9)).await.unwrap();
+    output.aside().unwrap().refuse(&refused(&tasks(15..=15)[0]), number(14)).await.unwrap();
+    output.publish(&tasks(16..=20), number(15)).await.unwrap();
+    let aside = output.aside().unwrap();
+    let to = RefusedTask { number: TaskNumber(21), id: None, ..refused(&tasks(15..=15)[0]) };
+    let retried = async || match store.layout().halts() {
+        true => aside.resume(TaskNumber(15), &tasks(15..=20), &to).await,
+        false => output.fill(&tasks(15..=15)).await,
+    };
+    let again = retried().await;
+    assert!(matches!(again, Err(OutputError::Refused { task: TaskNumber(15), .. })), "{again:?}");
+    store.accept_rows().await;
+    retried().await.unwrap();
+    assert_eq!(present(&output, FIRST..=20).await, (FIRST..=20).collect::<Vec<_>>());
+}
+
+/// All tasks up to `newest` are there, signed for the readers of the layout, each once.
+async fn assert_all(store: &dyn Store, newest: u64) {
+    let output = store.open(owner());
+    for n in FIRST..=newest {
+        let expected = stored(store, signer().sign(unsigned(n), store.layout()));
+        assert_eq!(output.read(&expected.id).await.unwrap(), Some(expected));
+    }
+    assert_eq!(store.rows().await.len() as u64, 1 + 3 * (newest - FIRST + 1));
+}
+
+pub async fn a_store_that_is_away_for_a_while_gets_everything_once(store: &dyn Store) {
+    let feed = Feed::new();
+    let node = Node::start(&feed, store.open(owner()), true, None);
+    feed.finalize(20);
+    node.wait_for("the first tasks", |s| s.last_published == number(20)).await;
+    let held = store.hold().await;
+    feed.finalize(60);
+    let status = node.wait_for("the failure is visible", |s| s.state == State::Retrying).await;
+    assert!(status.last_error.is_some() && status.lag == 40);
+    drop(held);
+    node.wait_for("all tasks", |s| s.last_published == number(60) && s.last_error.is_none()).await;
+    node.stop().await;
+    assert_all(store, 60).await;
+}
+
+pub async fn a_slow_store_gets_everything_once(store: &dyn Store) {
+    let feed = Feed::new();
+    let node = Node::start(&feed, store.open(owner()), true, None);
+    let mut newest = FIRST;
+    feed.finalize(newest);
+    node.wait_for("the first task", |s| s.last_published == number(FIRST)).await;
+    for _ in 0..5 {
+        let held = store.hold().await;
+        newest += 7;
+        feed.finalize(newest);
+        // Shorter than writers wait: a call is only slow.
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        drop(held);
+        let status = node.wait_for("the tasks", |s| s.last_published == number(newest)).await;
+        assert_eq!(status.last_error, None);
+    }
+    node.stop().await;
+    assert_all(store, newest).await;
+}
+
+pub async fn what_is_refused_is_tried_again_when_asked(store: &dyn Store) {
+    let output = store.open(owner());
+    output.last().await.unwrap();
+    if store.refuse_rows_of(15).await.is_none() {
+        return;
+    }
+    let feed = Feed::new();
+    let node = Node::start(&feed, output.clone(), true, None);
+    feed.finalize(2_000);
+    let status = node.wait_for("it goes on behind the task", |s| s.last_published == number(2_000)).await;
+    assert_eq!((status.refused_count, status.refused[0].0, status.last_error), (1, TaskNumber(15), None));
+    assert_eq!(present(&output, 14..=17).await.len(), if store.layout().halts() { 1 } else { 3 });
+    assert!(node.handle.retry());
+    eventually("it was tried and refused again", || async { (feed.asked_from(14) > 0).then_some(()) }).await;
+    store.accept_rows().await;
+    feed.finalize(2_100);
+    assert!(node.handle.retry());
+    node.wait_for("nothing is refused", |s| s.refused_count == 0 && s.last_published == number(2_100)).await;
+    node.stop().await;
+    assert_all(store, 2_100).await;
 }
 
 /// Runs `$claim`s, each on a store that `$new` makes.
@@ -340,6 +599,15 @@ macro_rules! conformance_suite {
             what_cannot_be_stored_is_refused_and_changes_nothing,
             a_large_call_is_whole,
             tables_that_another_program_fills_are_not_adopted,
+            a_store_of_the_other_readers_is_refused_and_not_touched,
+            what_is_for_others_is_passed_over_and_no_gap,
+            a_refused_task_is_set_aside_once_and_the_cursor_moves_behind_it,
+            a_refused_task_that_fits_now_is_filled_in_and_forgotten,
+            a_refused_task_halts_its_project_until_it_is_resumed_in_order,
+            what_the_server_itself_refuses_is_named,
+            a_store_that_is_away_for_a_while_gets_everything_once,
+            a_slow_store_gets_everything_once,
+            what_is_refused_is_tried_again_when_asked,
         );
     };
     ($new:expr; $($claim:ident),* $(,)?) => {

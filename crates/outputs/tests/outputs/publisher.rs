@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lockstep_outputs::publisher::State;
-use lockstep_outputs::{Adopted, Adoption, FinalTask, Output, OutputError, Receipt, SqliteOptions, SqliteOutput};
+use lockstep_outputs::{
+    Adopted, Adoption, FinalTask, Layout, Output, OutputError, Receipt, Refusals, RefusedTask, SetAside, SqliteOptions,
+    SqliteOutput, Status,
+};
 use lockstep_types::signature::recover_address;
-use lockstep_types::{SigningKey, TaskId, TaskNumber};
+use lockstep_types::{MessageId, ProjectId, SigningKey, TaskId, TaskNumber};
 
 use crate::support::{FIRST, Feed, Node, eventually, number, owner, signer, unsigned};
 
@@ -90,7 +93,7 @@ async fn tasks_are_published_in_order_and_signed_with_the_task_key() {
     assert!(store.calls.lock().unwrap().iter().all(|n| *n <= 1024));
     let task = store.read(&unsigned(1_000).id).await.unwrap().unwrap();
     let address = SigningKey::from_bytes([0x11; 32]).unwrap().address();
-    assert_eq!(recover_address(&task.digest(), &task.signature), Ok(address));
+    assert_eq!(recover_address(&task.digest(Layout::Apinode), &task.signature), Ok(address));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,7 +137,8 @@ async fn leaders_that_change_and_overlap_publish_each_task_once_and_in_order() {
     assert!(ids.iter().map(|id| *id as u64).eq(FIRST..=newest), "{ids:?}");
     let store = open();
     for n in FIRST..=newest {
-        let expected = signer().sign(unsigned(n));
+        let mut expected = signer().sign(unsigned(n), Layout::Apinode);
+        expected.messages.iter_mut().for_each(|message| message.id = MessageId::ZERO);
         assert_eq!(store.read(&expected.id).await.unwrap(), Some(expected));
     }
 }
@@ -167,6 +171,193 @@ async fn a_refused_task_stops_publishing_right_before_it_and_is_shown() {
     node.wait_for("all tasks", |s| s.state == State::CaughtUp && s.last_published == number(50)).await;
     node.stop().await;
     assert_eq!(store.numbers(), (FIRST..=50).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_paused_publishes_nothing_and_goes_on_afterwards() {
+    let (feed, store) = (Feed::new(), Arc::new(Fake::default()));
+    let node = Node::start(&feed, store.clone(), true, None);
+    feed.finalize(50);
+    node.wait_for("the first tasks", |s| s.last_published == number(50)).await;
+    node.paused.send_replace(true);
+    node.wait_for("it is paused", |s| s.state == State::Paused).await;
+    let calls = store.calls.lock().unwrap().len();
+    feed.finalize(500);
+    // Paused is paused, whoever leads.
+    node.active.send_replace(false);
+    node.active.send_replace(true);
+    assert_eq!((node.handle.status().lag, node.handle.retry()), (450, false));
+    assert_eq!(store.calls.lock().unwrap().len(), calls);
+    node.paused.send_replace(false);
+    node.wait_for("all tasks", |s| s.last_published == number(500)).await;
+    node.stop().await;
+    assert_eq!(store.numbers(), (FIRST..=500).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_of_other_projects_are_passed_over_and_no_gap() {
+    for layout in [Layout::Apinode, Layout::Sprout] {
+        let directory = tempfile::tempdir().unwrap();
+        let options = SqliteOptions { layout, ..SqliteOptions::new(directory.path().join("tasks.db")) };
+        let store = Arc::new(SqliteOutput::new(options, owner()));
+        let feed = Feed::new();
+        feed.mix();
+        let wanted = Some([ProjectId(8)].into());
+        let node = Node::start_with(&feed, store.clone(), true, |options| options.projects = wanted);
+        feed.finalize(3_001);
+        node.wait_for("the end", |s| s.last_published == number(3_001)).await;
+        feed.finalize(3_004);
+        node.wait_for("the end", |s| s.last_published == number(3_004)).await;
+        node.stop().await;
+        assert_eq!(store.first_gap(TaskNumber(FIRST), TaskNumber(3_004)).await, Ok(None));
+        for n in (FIRST..=3_004).step_by(7) {
+            assert_eq!(store.read(&unsigned(n).id).await.unwrap().is_some(), n % 3 == 0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_leaves_a_task_out_is_not_believed() {
+    let (feed, store) = (Feed::new(), Arc::new(Fake::default()));
+    feed.lose(20);
+    feed.finalize(50);
+    let node = Node::start(&feed, store.clone(), true, None);
+    let status = node.wait_for("the failure is visible", |s| s.last_error.is_some()).await;
+    assert_eq!((status.state, status.last_error.unwrap().contains("task 20")), (State::Retrying, true));
+    feed.lose(0);
+    node.wait_for("all tasks", |s| s.last_published == number(50)).await;
+    node.stop().await;
+    assert_eq!(store.numbers(), (FIRST..=50).collect::<Vec<_>>());
+}
+
+/// A store of the layout sprout that refuses some tasks until it is told otherwise.
+struct Choosy {
+    store: SqliteOutput,
+    refuses: Mutex<Vec<u64>>,
+}
+
+impl Choosy {
+    fn check(&self, tasks: &[FinalTask]) -> Result<(), OutputError> {
+        let refuses = self.refuses.lock().unwrap();
+        match tasks.iter().find(|task| refuses.contains(&task.number.0)) {
+            Some(task) => Err(OutputError::Refused { task: task.number, reason: "a test".to_owned() }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Output for Choosy {
+    fn layout(&self) -> Layout {
+        self.store.layout()
+    }
+
+    fn aside(&self) -> Option<&dyn SetAside> {
+        Some(self)
+    }
+
+    async fn adopt(&self, adoption: &Adoption) -> Result<Adopted, OutputError> {
+        self.store.adopt(adoption).await
+    }
+
+    async fn fill(&self, tasks: &[FinalTask]) -> Result<(), OutputError> {
+        self.check(tasks)?;
+        self.store.fill(tasks).await
+    }
+
+    async fn first_gap(
+        &self,
+        first: TaskNumber,
+        last: TaskNumber,
+    ) -> Result<Option<(TaskNumber, TaskNumber)>, OutputError> {
+        self.store.first_gap(first, last).await
+    }
+
+    async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {
+        self.store.skip(last, expected_last).await
+    }
+
+    async fn publish(&self, tasks: &[FinalTask], expected: Option<TaskNumber>) -> Result<Receipt, OutputError> {
+        self.check(tasks)?;
+        self.store.publish(tasks, expected).await
+    }
+
+    async fn last(&self) -> Result<Option<TaskNumber>, OutputError> {
+        self.store.last().await
+    }
+
+    async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {
+        self.store.read(id).await
+    }
+}
+
+#[async_trait]
+impl SetAside for Choosy {
+    async fn refuse(&self, task: &RefusedTask, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {
+        self.store.refuse(task, expected_last).await
+    }
+
+    async fn refused(&self, after: Option<TaskNumber>) -> Result<Refusals, OutputError> {
+        self.store.refused(after).await
+    }
+
+    async fn resume(&self, from: TaskNumber, tasks: &[FinalTask], to: &RefusedTask) -> Result<(), OutputError> {
+        self.check(tasks)?;
+        self.store.resume(from, tasks, to).await
+    }
+
+    async fn lift(&self, project_id: ProjectId, last: TaskNumber) -> Result<(), OutputError> {
+        self.store.lift(project_id, last).await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_task_halts_its_project_only_and_what_waited_follows_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tasks.db");
+    let options = SqliteOptions { layout: Layout::Sprout, ..SqliteOptions::new(&path) };
+    let refuses = Mutex::new(vec![20, 1_000, 2_500]);
+    let store = Arc::new(Choosy { store: SqliteOutput::new(options, owner()), refuses });
+    let feed = Feed::new();
+    feed.mix();
+    feed.finalize(4_000);
+    let node = Node::start(&feed, store.clone(), true, None);
+    let status = node.wait_for("the others go on", |s| s.last_published == number(4_000)).await;
+    // Of project 7 each; 2,500 waits behind 20, and is not refused before it is its turn.
+    assert_eq!((status.refused_count, status.refused[0].0), (1, TaskNumber(20)));
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let ids = |project: u64| -> Vec<i64> {
+        let sql = "SELECT id FROM tasks WHERE project_id = ?1 ORDER BY created_at, id";
+        let mut statement = connection.prepare(sql).unwrap();
+        statement.query_map([project as i64], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+    };
+    let of = |project: u64, end: u64| (FIRST..end).filter(move |n| (n % 3 == 0) == (project == 8)).map(|n| n as i64);
+    assert!(ids(8).into_iter().eq(of(8, 4_001)) && ids(7).into_iter().eq(of(7, 20)));
+    // Behind what is fine now comes what is not: it halts there, with its own reason.
+    store.refuses.lock().unwrap().remove(0);
+    assert!(node.handle.retry());
+    let at = |task: u64| move |s: &Status| s.refused.iter().map(|r| r.0.0).eq([task]);
+    node.wait_for("it halts at the next one", at(1_000)).await;
+    assert!(ids(7).into_iter().eq(of(7, 1_000)));
+    // Broken off half-way, it is taken up by whoever publishes next.
+    store.refuses.lock().unwrap().clear();
+    node.active.send_replace(false);
+    node.wait_for("it stands by", |s| s.state == State::Standby).await;
+    let (sign, all) = (signer(), (1_000..1_500).map(|n| feed.task(n)));
+    let waiting: Vec<FinalTask> =
+        all.filter(|task| task.project_id.0 == 7).map(|task| sign.sign(task, Layout::Sprout)).collect();
+    let to = RefusedTask { number: TaskNumber(1_500), id: None, project_id: ProjectId(7), reason: "half".into() };
+    store.resume(TaskNumber(1_000), &waiting, &to).await.unwrap();
+    feed.finalize(4_100);
+    node.active.send_replace(true);
+    node.wait_for("nothing waits", |s| s.refused_count == 0 && s.last_published == number(4_100)).await;
+    node.stop().await;
+    assert!(ids(7).into_iter().eq(of(7, 4_101)) && ids(8).into_iter().eq(of(8, 4_101)));
+    let key = SigningKey::from_bytes([0x11; 32]).unwrap().address();
+    for n in (FIRST..=4_100).step_by(41) {
+        let task = store.read(&unsigned(n).id).await.unwrap().unwrap();
+        assert_eq!(recover_address(&task.digest(Layout::Sprout), &task.signature), Ok(key));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

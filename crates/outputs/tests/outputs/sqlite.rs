@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use lockstep_outputs::{Output, OutputError, Owner, SqliteOptions, SqliteOutput};
-use lockstep_types::TaskId;
+use lockstep_outputs::{FinalTask, Layout, Output, OutputError, Owner, SqliteOptions, SqliteOutput};
 use rusqlite::{Connection, params_from_iter};
 
 use crate::conformance::Store;
@@ -16,11 +15,18 @@ use crate::support::{FIRST, eventually, owner, tasks};
 
 struct File {
     directory: tempfile::TempDir,
+    layout: Layout,
 }
 
 impl File {
-    fn new() -> Self {
-        Self { directory: tempfile::tempdir().unwrap() }
+    fn new(layout: Layout) -> Self {
+        Self { directory: tempfile::tempdir().unwrap(), layout }
+    }
+
+    fn open_as(&self, layout: Layout, owner: Owner) -> Arc<dyn Output> {
+        let busy_timeout = Duration::from_millis(if self.layout == layout { 500 } else { 5_000 });
+        let options = SqliteOptions { layout, busy_timeout, ..SqliteOptions::new(self.path()) };
+        Arc::new(SqliteOutput::new(options, owner))
     }
 
     fn path(&self) -> PathBuf {
@@ -38,14 +44,35 @@ fn open(path: &Path, owner: Owner) -> Arc<SqliteOutput> {
 
 #[async_trait]
 impl Store for File {
-    fn open(&self, owner: Owner) -> Arc<dyn Output> {
-        open(&self.path(), owner)
+    fn layout(&self) -> Layout {
+        self.layout
     }
+
+    fn open(&self, owner: Owner) -> Arc<dyn Output> {
+        self.open_as(self.layout, owner)
+    }
+
+    fn open_other_layout(&self) -> Arc<dyn Output> {
+        self.open_as(if self.layout == Layout::Apinode { Layout::Sprout } else { Layout::Apinode }, owner())
+    }
+
+    async fn hold(&self) -> Box<dyn std::any::Any + Send> {
+        let connection = self.connect();
+        connection.busy_timeout(Duration::from_secs(5)).unwrap();
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        Box::new(connection)
+    }
+
+    async fn refuse_rows_of(&self, _task: u64) -> Option<()> {
+        None
+    }
+
+    async fn accept_rows(&self) {}
 
     async fn rows(&self) -> Vec<String> {
         let connection = self.connect();
         let mut out = Vec::new();
-        for table in ["messages", "tasks", "lockstep_cursor"] {
+        for table in ["messages", "tasks", "lockstep_cursor", "lockstep_gaps", "lockstep_refused"] {
             let mut statement = connection.prepare(&format!("SELECT * FROM {table} ORDER BY 1")).unwrap();
             let columns = statement.column_count();
             let text = |row: &rusqlite::Row<'_>| {
@@ -66,25 +93,39 @@ impl Store for File {
         error
     }
 
-    async fn read_as_w3bstream(&self, id: &TaskId, project_id: i64) -> Vec<Vec<u8>> {
+    async fn read_as_w3bstream(&self, task: &FinalTask, project_id: i64) -> Vec<Vec<u8>> {
         let connection = self.connect();
+        let found = |row: &rusqlite::Row<'_>| row.get::<_, String>("message_ids");
         // The reader has no ORDER BY of its own: the views have it.
-        let sql = r#"SELECT * FROM "reader_tasks" WHERE (task_id = ?1 AND project_id = ?2)
-            AND "reader_tasks"."deleted_at" IS NULL ORDER BY "reader_tasks"."id" LIMIT 1"#;
-        let found = connection.query_row(sql, (id.as_bytes(), project_id), |row| row.get::<_, String>("message_ids"));
+        let (found, column) = match self.layout {
+            Layout::Apinode => {
+                let sql = r#"SELECT * FROM "reader_tasks" WHERE (task_id = ?1 AND project_id = ?2)
+                    AND "reader_tasks"."deleted_at" IS NULL ORDER BY "reader_tasks"."id" LIMIT 1"#;
+                (connection.query_row(sql, (task.id.as_bytes(), project_id), found), "id")
+            }
+            Layout::Sprout => {
+                let sql = r#"SELECT * FROM "reader_tasks" WHERE (id >= ?1 AND project_id = ?2)
+                    AND "reader_tasks"."deleted_at" IS NULL ORDER BY "reader_tasks"."id" LIMIT 1"#;
+                (connection.query_row(sql, (task.number.0 as i64, project_id), found), "message_id")
+            }
+        };
         let Ok(ids) = found else { return Vec::new() };
-        let ids: Vec<i64> = serde_json::from_str(&ids).unwrap();
+        let ids: Vec<serde_json::Value> = serde_json::from_str(&ids).unwrap();
         let places = vec!["?"; ids.len()].join(",");
         let sql = format!(
-            r#"SELECT * FROM "reader_messages" WHERE id IN ({places}) AND "reader_messages"."deleted_at" IS NULL"#
+            r#"SELECT * FROM "reader_messages" WHERE {column} IN ({places}) AND "reader_messages"."deleted_at" IS NULL"#
         );
         let mut statement = connection.prepare(&sql).unwrap();
-        let rows = statement.query_map(params_from_iter(ids.iter().rev()), |row| row.get("data")).unwrap();
+        let value = |id: &serde_json::Value| match id {
+            serde_json::Value::String(text) => rusqlite::types::Value::Text(text.clone()),
+            other => rusqlite::types::Value::Integer(other.as_i64().unwrap()),
+        };
+        let rows = statement.query_map(params_from_iter(ids.iter().rev().map(value)), |row| row.get("data")).unwrap();
         rows.collect::<Result<_, _>>().unwrap()
     }
 
     async fn write_as_another(&self) {
-        open(&self.path(), owner()).last().await.unwrap();
+        self.open(owner()).last().await.unwrap();
         let sql = "INSERT INTO messages (id, data) VALUES (1, 'x'); DELETE FROM lockstep_cursor";
         self.connect().execute_batch(sql).unwrap();
     }
@@ -92,12 +133,13 @@ impl Store for File {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite_passes_the_conformance_suite() {
-    crate::conformance_suite!(File::new());
+    crate::conformance_suite!(File::new(Layout::Apinode));
+    crate::conformance_suite!(File::new(Layout::Sprout));
 }
 
 #[tokio::test]
 async fn a_file_of_another_kind_needs_an_operator_and_a_missing_directory_may_come() {
-    let file = File::new();
+    let file = File::new(Layout::Apinode);
     std::fs::write(file.path(), [b'x'; 4096]).unwrap();
     assert!(matches!(open(&file.path(), owner()).last().await, Err(OutputError::Foreign(_))));
     let output = open(&file.directory.path().join("later/tasks.db"), owner());
@@ -108,7 +150,7 @@ async fn a_file_of_another_kind_needs_an_operator_and_a_missing_directory_may_co
 
 #[tokio::test]
 async fn what_a_receipt_confirms_is_synced_in_write_ahead_mode() {
-    let file = File::new();
+    let file = File::new(Layout::Apinode);
     open(&file.path(), owner()).last().await.unwrap();
     let mode: String = file.connect().query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
     assert_eq!(mode, "wal");
@@ -130,7 +172,7 @@ async fn child_publishes_until_it_is_killed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_process_leaves_whole_calls_and_the_next_goes_on() {
-    let file = File::new();
+    let file = File::new(Layout::Apinode);
     let output = open(&file.path(), owner());
     let mut reached = 0;
     for _ in 0..3 {
@@ -153,7 +195,7 @@ async fn a_killed_process_leaves_whole_calls_and_the_next_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite_publishes_at_a_rate_that_is_printed() {
-    let file = File::new();
+    let file = File::new(Layout::Apinode);
     let output = open(&file.path(), owner());
     let mut batch = tasks(FIRST..=FIRST + 20_479);
     for (sequence, task) in (1..).zip(&mut batch) {

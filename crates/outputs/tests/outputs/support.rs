@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use lockstep_outputs::{
     TaskSource, UnsignedTask,
 };
 use lockstep_types::{
-    Address, Epoch, NetworkId, OutputName, ProjectId, Sequence, Signature, SigningKey, TaskId, TaskNumber, TimeMs,
-    keccak256,
+    Address, Epoch, MessageId, NetworkId, OutputName, ProjectId, Sequence, Signature, SigningKey, TaskId, TaskNumber,
+    TimeMs, keccak256,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -33,6 +34,7 @@ pub fn unsigned(number: u64) -> UnsignedTask {
     let (pair, place) = ((number - FIRST) / 2, (number - FIRST) % 2);
     let message = |sequence: u64| FinalMessage {
         sequence: Sequence(sequence),
+        id: MessageId(keccak256(&[b"message", &sequence.to_be_bytes()])),
         data: Bytes::from(format!("{{\"reading\":{sequence}}}\0\u{1F321}")),
     };
     UnsignedTask {
@@ -78,12 +80,46 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
 pub struct Feed {
     newest: watch::Sender<Option<TaskNumber>>,
     forgotten: Mutex<Option<TaskNumber>>,
+    asked: Mutex<Vec<u64>>,
+    mixed: AtomicBool,
+    lost: AtomicU64,
     pub recorded: Mutex<Vec<TaskNumber>>,
 }
 
 impl Feed {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { newest: watch::channel(None).0, forgotten: Mutex::default(), recorded: Mutex::default() })
+        Arc::new(Self {
+            newest: watch::channel(None).0,
+            forgotten: Mutex::default(),
+            asked: Mutex::default(),
+            mixed: AtomicBool::default(),
+            lost: AtomicU64::default(),
+            recorded: Mutex::default(),
+        })
+    }
+
+    /// Every third task is of project 8.
+    pub fn mix(&self) {
+        self.mixed.store(true, Ordering::SeqCst);
+    }
+
+    /// Leaves a task out.
+    pub fn lose(&self, number: u64) {
+        self.lost.store(number, Ordering::SeqCst);
+    }
+
+    /// The task of a number.
+    pub fn task(&self, number: u64) -> UnsignedTask {
+        let mut task = unsigned(number);
+        if self.mixed.load(Ordering::SeqCst) && number.is_multiple_of(3) {
+            task.project_id = ProjectId(8);
+        }
+        task
+    }
+
+    /// How often it was asked for what follows `number`.
+    pub fn asked_from(&self, number: u64) -> usize {
+        self.asked.lock().unwrap().iter().filter(|asked| **asked == number).count()
     }
 
     /// Tasks up to `number` are no longer kept.
@@ -110,11 +146,13 @@ impl TaskSource for Feed {
         _max_bytes: usize,
     ) -> Result<Vec<UnsignedTask>, SourceError> {
         let next = owner().next(number).0;
+        self.asked.lock().unwrap().push(next - 1);
         if let Some(forgotten) = (*self.forgotten.lock().unwrap()).filter(|forgotten| forgotten.0 >= next) {
             return Err(SourceError::Forgotten(forgotten));
         }
         let newest = self.newest.borrow().map_or(0, |n| n.0);
-        Ok((next..=newest).take(max_tasks).map(unsigned).collect())
+        let lost = self.lost.load(Ordering::SeqCst);
+        Ok((next..=newest).filter(|n| *n != lost).take(max_tasks).map(|n| self.task(n)).collect())
     }
 }
 
@@ -129,6 +167,7 @@ impl ProgressSink for Feed {
 pub struct Node {
     pub handle: Handle,
     pub active: watch::Sender<bool>,
+    pub paused: watch::Sender<bool>,
     token: CancellationToken,
     running: JoinHandle<()>,
 }
@@ -139,8 +178,17 @@ pub fn signer() -> TaskSigner {
 
 impl Node {
     pub fn start(feed: &Arc<Feed>, output: Arc<dyn Output>, active: bool, recorded: Option<TaskNumber>) -> Self {
-        let (active, receiver) = watch::channel(active);
-        let (publisher, handle) = Publisher::new(Options {
+        Self::start_with(feed, output, active, |options| options.recorded = recorded)
+    }
+
+    pub fn start_with(
+        feed: &Arc<Feed>,
+        output: Arc<dyn Output>,
+        active: bool,
+        change: impl FnOnce(&mut Options),
+    ) -> Self {
+        let ((active, active_seen), (paused, paused_seen)) = (watch::channel(active), watch::channel(false));
+        let mut options = Options {
             name: "test".parse().unwrap(),
             owner: owner(),
             output,
@@ -148,12 +196,16 @@ impl Node {
             sink: feed.clone(),
             signer: signer(),
             newest: feed.newest.subscribe(),
-            active: receiver,
-            recorded,
-        });
+            active: active_seen,
+            paused: paused_seen,
+            projects: None,
+            recorded: None,
+        };
+        change(&mut options);
+        let (publisher, handle) = Publisher::new(options);
         let token = CancellationToken::new();
         let running = tokio::spawn(publisher.run(token.clone()));
-        Self { handle, active, token, running }
+        Self { handle, active, paused, token, running }
     }
 
     pub async fn wait_for(&self, what: &str, condition: impl Fn(&Status) -> bool) -> Status {
