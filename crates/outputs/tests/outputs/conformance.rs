@@ -26,6 +26,9 @@ pub trait Store: Send + Sync {
     /// The statements refuse this task's rows, with an error of the server's own. `None`: the store has no such errors.
     async fn refuse_rows_of(&self, task: u64) -> Option<()>;
 
+    /// Makes of it what it was before it remembered what was skipped and refused.
+    async fn forget_gaps(&self);
+
     /// Rows of this task are fine again.
     async fn accept_rows(&self);
 
@@ -372,6 +375,16 @@ pub async fn what_is_for_others_is_passed_over_and_no_gap(store: &dyn Store) {
     assert_eq!((gap(&output, FIRST, 28).await, gap(&output, 29, 30).await), (Some((27, 28)), Some((30, 30))));
 }
 
+pub async fn a_store_of_before_still_knows_its_gaps(store: &dyn Store) {
+    drop(with_gap(store).await);
+    store.forget_gaps().await;
+    let output = store.open(owner());
+    assert_eq!((gap(&output, FIRST, 22).await, gap(&output, 21, 22).await), (Some((10, 20)), None));
+    output.publish(&tasks(23..=24), number(22)).await.unwrap();
+    output.fill(&tasks(10..=20)).await.unwrap();
+    assert_eq!((gap(&output, FIRST, 24).await, refused_numbers(&output).await), (None, vec![]));
+}
+
 fn refused(task: &FinalTask) -> RefusedTask {
     let reason = "a test".to_owned();
     RefusedTask { number: task.number, id: Some(task.id), project_id: task.project_id, reason }
@@ -391,7 +404,7 @@ pub async fn a_refused_task_is_set_aside_once_and_the_cursor_moves_behind_it(sto
     let aside = output.aside().unwrap();
     aside.refuse(&task, number(9)).await.unwrap();
     assert_eq!(output.last().await, Ok(number(10)));
-    assert_eq!(aside.refused(None).await.unwrap().tasks, [task.clone()]);
+    assert_eq!(aside.refused(None).await.unwrap().tasks, std::slice::from_ref(&task));
     assert_eq!(aside.refused(number(10)).await.unwrap().tasks, []);
     // A deposed leader's late word, the same and another.
     let before = store.rows().await;
@@ -483,6 +496,27 @@ pub async fn a_refused_task_halts_its_project_until_it_is_resumed_in_order(store
     old.publish(&mixed(32..=33), number(31)).await.unwrap();
     let expected: Vec<u64> = (10..=33).filter(|n| n % 3 != 0 || *n < 21).collect();
     assert_eq!((refused_numbers(&output).await, present(&output, 10..=33).await), (vec![24], expected));
+}
+
+pub async fn resuming_that_breaks_down_half_way_leaves_nothing(store: &dyn Store) {
+    if !store.layout().halts() {
+        return;
+    }
+    let output = store.open(owner());
+    output.publish(&tasks(FIRST..=9), None).await.unwrap();
+    let halt = refused(&tasks(10..=10)[0]);
+    output.aside().unwrap().refuse(&halt, number(9)).await.unwrap();
+    output.publish(&tasks(11..=20), number(10)).await.unwrap();
+    let before = store.rows().await;
+    let to = RefusedTask { number: TaskNumber(21), id: None, ..halt };
+    let resume = async |output: Arc<dyn Output>, to: RefusedTask| {
+        output.aside().unwrap().resume(TaskNumber(10), &tasks(10..=20), &to).await
+    };
+    store.break_down_at(15, Box::pin(resume(Arc::clone(&output), to.clone()))).await;
+    assert_eq!(store.rows().await, before);
+    resume(Arc::clone(&output), to).await.unwrap();
+    output.aside().unwrap().lift(ProjectId(7), TaskNumber(20)).await.unwrap();
+    assert_eq!(present(&output, FIRST..=20).await, (FIRST..=20).collect::<Vec<_>>());
 }
 
 pub async fn what_the_server_itself_refuses_is_named(store: &dyn Store) {
@@ -601,9 +635,11 @@ macro_rules! conformance_suite {
             tables_that_another_program_fills_are_not_adopted,
             a_store_of_the_other_readers_is_refused_and_not_touched,
             what_is_for_others_is_passed_over_and_no_gap,
+            a_store_of_before_still_knows_its_gaps,
             a_refused_task_is_set_aside_once_and_the_cursor_moves_behind_it,
             a_refused_task_that_fits_now_is_filled_in_and_forgotten,
             a_refused_task_halts_its_project_until_it_is_resumed_in_order,
+            resuming_that_breaks_down_half_way_leaves_nothing,
             what_the_server_itself_refuses_is_named,
             a_store_that_is_away_for_a_while_gets_everything_once,
             a_slow_store_gets_everything_once,
