@@ -97,6 +97,7 @@ pub fn node(options: &NodeArgs) -> anyhow::Result<(Config, MemberOptions, Option
         outputs: vec![OutputConfig {
             name: "tasks".parse()?,
             scope: Scope::Node,
+            projects: None,
             kind: OutputKind::Sqlite { path: "tasks.sqlite".into(), layout: Layout::default() },
         }],
     };

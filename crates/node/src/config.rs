@@ -1,12 +1,13 @@
 //! A node's own configuration, `config.toml`. Nothing in it changes what the network computes: that is the genesis.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use lockstep_consensus::CompactionOptions;
 use lockstep_ledger::{PoolLimits, RULES_FIRST, RULES_NEWEST};
 pub use lockstep_outputs::Layout;
-use lockstep_types::OutputName;
+use lockstep_types::{OutputName, ProjectId};
 use serde::{Deserialize, Serialize};
 
 use crate::coordinator::CoordinatorConfig;
@@ -254,6 +255,9 @@ pub struct OutputConfig {
     pub name: OutputName,
     /// Who feeds it.
     pub scope: Scope,
+    /// Projects whose tasks it takes, the same on all nodes that feed it; `None`: all. What was passed over does not come
+    /// when this is changed.
+    pub projects: Option<BTreeSet<ProjectId>>,
     /// Where it is.
     pub kind: OutputKind,
 }
@@ -285,6 +289,8 @@ pub enum OutputKind {
 struct OutputTable {
     name: OutputName,
     scope: Scope,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    projects: Option<BTreeSet<ProjectId>>,
     kind: KindName,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<PathBuf>,
@@ -328,27 +334,23 @@ impl TryFrom<OutputTable> for OutputConfig {
                 ));
             }
         };
-        Ok(Self { name: table.name, scope: table.scope, kind })
+        if table.projects.as_ref().is_some_and(BTreeSet::is_empty) {
+            return Err(format!("output {name}: `projects` must name one at least; leave it out for all"));
+        }
+        Ok(Self { name: table.name, scope: table.scope, projects: table.projects, kind })
     }
 }
 
 impl From<OutputConfig> for OutputTable {
     fn from(config: OutputConfig) -> Self {
-        let OutputConfig { name, scope, kind } = config;
-        match kind {
-            OutputKind::Sqlite { path, layout } => {
-                Self { name, scope, kind: KindName::Sqlite, path: Some(path), dsn_file: None, schema: None, layout }
+        let OutputConfig { name, scope, projects, kind } = config;
+        let (kind, path, dsn_file, schema, layout) = match kind {
+            OutputKind::Sqlite { path, layout } => (KindName::Sqlite, Some(path), None, None, layout),
+            OutputKind::Postgres { dsn_file, schema, layout } => {
+                (KindName::Postgres, None, Some(dsn_file), Some(schema), layout)
             }
-            OutputKind::Postgres { dsn_file, schema, layout } => Self {
-                name,
-                scope,
-                kind: KindName::Postgres,
-                path: None,
-                dsn_file: Some(dsn_file),
-                schema: Some(schema),
-                layout,
-            },
-        }
+        };
+        Self { name, scope, projects, kind, path, dsn_file, schema, layout }
     }
 }
 
@@ -430,11 +432,13 @@ mod tests {
                 OutputConfig {
                     name: "tasks".parse().unwrap(),
                     scope: Scope::Node,
+                    projects: Some([ProjectId(7), ProjectId(8)].into()),
                     kind: OutputKind::Sqlite { path: "tasks.sqlite".into(), layout: Layout::Apinode },
                 },
                 OutputConfig {
                     name: "w3bstream".parse().unwrap(),
                     scope: Scope::Network,
+                    projects: None,
                     kind: OutputKind::Postgres {
                         dsn_file: "postgres.dsn".into(),
                         schema: "public".into(),
@@ -461,6 +465,8 @@ mod tests {
         let error = |text: &str| Config::parse(text).unwrap_err().to_string();
         assert!(error(&text.replace("hold_ms", "hold_msec")).contains("hold_msec"));
         assert!(error(&text.replace("w3bstream", "tasks")).contains("two outputs"));
+        assert!(error(&text.replace("projects = [7, 8]", "projects = []")).contains("`projects`"));
+        assert!(error(&text.replace("\"sprout\"", "\"spruce\"")).contains("spruce"));
         assert!(error(&text.replace("per_second = 1000", "per_second = -1")).contains("per_second"));
         assert!(error(&text.replace("cert = ", "certs = ")).contains("certs"));
         assert!(error(&text.replace("10.0.0.1/32", "nowhere")).contains("nowhere"));

@@ -568,7 +568,7 @@ impl Parts {
                 newest: self.tracker.newest_task(),
                 active: if config.scope == Scope::Network { leads.clone() } else { always.clone() },
                 paused: never.clone(),
-                projects: None,
+                projects: config.projects.clone(),
                 recorded: self.tracker.progress().get(&config.name).copied(),
             });
             supervisor.spawn("a publisher", publisher.run(supervisor.token()));

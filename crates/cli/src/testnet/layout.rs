@@ -66,12 +66,13 @@ fn config(http: u16, p2p: u16, dsn: bool) -> anyhow::Result<Config> {
     let mut outputs = vec![OutputConfig {
         name: "tasks".parse()?,
         scope: Scope::Network,
+        projects: None,
         kind: OutputKind::Sqlite { path: "../tasks.sqlite".into(), layout: TableLayout::default() },
     }];
     if dsn {
         let (schema, layout) = ("public".into(), TableLayout::default());
         let kind = OutputKind::Postgres { dsn_file: "../postgres.dsn".into(), schema, layout };
-        outputs.push(OutputConfig { name: "w3bstream".parse()?, scope: Scope::Network, kind });
+        outputs.push(OutputConfig { name: "w3bstream".parse()?, scope: Scope::Network, projects: None, kind });
     }
     Ok(Config {
         http: HttpConfig::at(SocketAddr::from((Ipv4Addr::LOCALHOST, http))),

@@ -17,7 +17,7 @@ use lockstep_consensus::StateStore;
 use lockstep_outputs::publisher::{BYTES_PER_PUBLISH_MAX, TASKS_PER_PUBLISH_MAX};
 use lockstep_outputs::{FinalTask, Output, OutputError, Owner, TaskSigner};
 use lockstep_store::home::StoreHome;
-use lockstep_types::{Epochs, Genesis, OutputName, TaskNumber};
+use lockstep_types::{Epochs, Genesis, OutputName, ProjectId, TaskNumber};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -176,6 +176,8 @@ impl Refills {
 /// An output that is written from a thread of its own.
 struct Filled<'a> {
     output: Arc<dyn Output>,
+    /// Projects whose tasks it takes; `None`: all.
+    projects: Option<&'a BTreeSet<ProjectId>>,
     runtime: &'a Handle,
     stop: &'a CancellationToken,
 }
@@ -231,7 +233,7 @@ impl Inner {
         let parts = &self.parts;
         let said = |error: &dyn std::fmt::Display| error.to_string();
         let output = publish::open(config, &parts.home, parts.owner).map_err(|e| said(&e))?;
-        let filled = Filled { output, runtime, stop: &parts.stop };
+        let filled = Filled { output, projects: config.projects.as_ref(), runtime, stop: &parts.stop };
         let first = parts.owner.first_task_number;
         let mut missing = filled.missing(first).map_err(|e| said(&e))?;
         self.note(|progress| progress.tasks_missing = gaps::count(&missing));
@@ -294,12 +296,20 @@ impl Inner {
                     break;
                 }
                 let end = last.min(TaskNumber(stretch.next_task.0 - 1));
-                let mut chunk = Chunk::default();
+                let (mut chunk, mut seen) = (Chunk::default(), 0);
                 history.tasks(&stretch, (next, end), |task| -> Result<(), RefillError> {
+                    seen += 1;
+                    if filled.projects.is_some_and(|projects| !projects.contains(&task.project_id)) {
+                        return Ok(());
+                    }
                     chunk.add(self.parts.signer.sign(task, layout));
                     if chunk.is_full() { self.fill(filled, &mut chunk) } else { Ok(()) }
                 })?;
                 self.fill(filled, &mut chunk)?;
+                // Only the node knows that the others are not missing.
+                if filled.projects.is_some() && seen == gaps::count(&[(next, end)]) {
+                    filled.call(|| filled.output.complete(next, end))?;
+                }
                 next = end.next();
             }
         }

@@ -56,12 +56,14 @@ pub(super) struct Work {
     moved: bool,
     /// Changes when refused tasks are to be tried again.
     retry: watch::Receiver<u64>,
+    /// They are to be, and were not yet.
+    retry_due: bool,
 }
 
 impl Work {
     pub(super) fn new(options: Options, status: watch::Sender<Status>, retry: watch::Receiver<u64>) -> Self {
         let progress = Progress::new(options.recorded);
-        Self { options, status, progress, backoff: Backoff::default(), moved: false, retry }
+        Self { options, status, progress, backoff: Backoff::default(), moved: false, retry, retry_due: false }
     }
 
     /// Does nothing, and says so.
@@ -69,6 +71,7 @@ impl Work {
         self.set(|status| (status.state, status.last_error) = (state, None));
         self.backoff.reset();
         self.retry.mark_unchanged();
+        self.retry_due = false;
     }
 
     /// Publishes for ever. May be dropped at any await.
@@ -88,13 +91,15 @@ impl Work {
     async fn follow(&mut self) -> Result<Infallible, Problem> {
         let mut last = self.options.output.last().await?;
         self.set(|status| status.last_published = last);
-        let mut resume = self.look_at_refused().await?;
+        // A retry that was broken off is taken up by whoever publishes.
+        self.retry_due |= self.look_at_refused().await?;
         let mut prefetched = None;
         loop {
-            // A retry that was broken off is taken up by whoever publishes.
-            if std::mem::take(&mut resume) || self.retry.has_changed().unwrap_or(false) {
+            if self.retry_due || self.retry.has_changed().unwrap_or(false) {
                 self.retry.mark_unchanged();
+                self.retry_due = true;
                 self.retry_refused(last).await?;
+                self.retry_due = false;
             }
             if !self.is_final_after(last) {
                 self.wait_for_more(last).await;

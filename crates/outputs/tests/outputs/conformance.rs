@@ -6,10 +6,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use lockstep_outputs::publisher::State;
-use lockstep_outputs::{Adopted, Adoption, FinalMessage, FinalTask, Layout, Output, OutputError, Owner, RefusedTask};
-use lockstep_types::{Epoch, MessageId, NetworkId, ProjectId, Sequence, TaskId, TaskNumber};
+use lockstep_outputs::{Adopted, Adoption, FinalMessage, FinalTask, Layout, Output, OutputError, Owner};
+use lockstep_types::{Epoch, MessageId, NetworkId, Sequence, TaskId, TaskNumber};
 
-use crate::support::{FIRST, Feed, Node, eventually, number, owner, signer, tasks, unsigned};
+pub use crate::refusals::*;
+use crate::support::{FIRST, Feed, Node, number, owner, signer, tasks, unsigned};
 
 /// An empty store, and ways around its adapter.
 #[async_trait]
@@ -25,6 +26,9 @@ pub trait Store: Send + Sync {
 
     /// The statements refuse this task's rows, with an error of the server's own. `None`: the store has no such errors.
     async fn refuse_rows_of(&self, task: u64) -> Option<()>;
+
+    /// Makes of it what it was before it remembered what was skipped and refused.
+    async fn forget_gaps(&self);
 
     /// Rows of this task are fine again.
     async fn accept_rows(&self);
@@ -117,7 +121,7 @@ async fn with_gap(store: &dyn Store) -> Arc<dyn Output> {
     output
 }
 
-async fn gap(output: &Arc<dyn Output>, first: u64, last: u64) -> Option<(u64, u64)> {
+pub async fn gap(output: &Arc<dyn Output>, first: u64, last: u64) -> Option<(u64, u64)> {
     let gap = output.first_gap(TaskNumber(first), TaskNumber(last)).await.unwrap();
     gap.map(|(first, last)| (first.0, last.0))
 }
@@ -372,146 +376,18 @@ pub async fn what_is_for_others_is_passed_over_and_no_gap(store: &dyn Store) {
     assert_eq!((gap(&output, FIRST, 28).await, gap(&output, 29, 30).await), (Some((27, 28)), Some((30, 30))));
 }
 
-fn refused(task: &FinalTask) -> RefusedTask {
-    let reason = "a test".to_owned();
-    RefusedTask { number: task.number, id: Some(task.id), project_id: task.project_id, reason }
-}
-
-async fn refused_numbers(output: &Arc<dyn Output>) -> Vec<u64> {
-    let refusals = output.aside().unwrap().refused(None).await.unwrap();
-    assert_eq!(refusals.count as usize, refusals.tasks.len());
-    refusals.tasks.iter().map(|task| task.number.0).collect()
-}
-
-pub async fn a_refused_task_is_set_aside_once_and_the_cursor_moves_behind_it(store: &dyn Store) {
-    let (old, output) = (store.open(owner()), store.open(owner()));
-    output.publish(&tasks(FIRST..=9), None).await.unwrap();
-    old.last().await.unwrap();
-    let task = refused(&tasks(10..=10)[0]);
-    let aside = output.aside().unwrap();
-    aside.refuse(&task, number(9)).await.unwrap();
-    assert_eq!(output.last().await, Ok(number(10)));
-    assert_eq!(aside.refused(None).await.unwrap().tasks, [task.clone()]);
-    assert_eq!(aside.refused(number(10)).await.unwrap().tasks, []);
-    // A deposed leader's late word, the same and another.
-    let before = store.rows().await;
-    let late = old.aside().unwrap();
-    late.refuse(&task, number(9)).await.unwrap();
-    let moved = OutputError::Moved { actual_last: number(10) };
-    assert_eq!(late.refuse(&refused(&tasks(11..=11)[0]), number(9)).await, Err(moved.clone()));
-    assert_eq!(old.publish(&tasks(10..=12), number(9)).await, Err(moved.clone()));
-    assert_eq!(old.publish(&tasks(10..=10), number(9)).await, Err(moved));
-    for other in [Owner { epoch: Epoch(3), ..owner() }, Owner { network: NetworkId([1; 32]), ..owner() }] {
-        let other = store.open(other);
-        let aside = other.aside().unwrap();
-        assert!(matches!(aside.refuse(&task, number(10)).await, Err(OutputError::Foreign(_))));
-        assert!(matches!(aside.refused(None).await, Err(OutputError::Foreign(_))));
-    }
-    assert_eq!(store.rows().await, before);
-    assert_eq!(gap(&output, FIRST, 10).await, None);
-}
-
-/// Tasks of which every third is of project 8.
-fn mixed(numbers: std::ops::RangeInclusive<u64>) -> Vec<FinalTask> {
-    let of = |mut task: FinalTask| {
-        task.project_id = if task.number.0.is_multiple_of(3) { ProjectId(8) } else { ProjectId(7) };
-        task
-    };
-    tasks(numbers).into_iter().map(of).collect()
-}
-
-async fn present(output: &Arc<dyn Output>, numbers: std::ops::RangeInclusive<u64>) -> Vec<u64> {
-    let mut out = Vec::new();
-    for task in mixed(numbers) {
-        if output.read(&task.id).await.unwrap().is_some() {
-            out.push(task.number.0);
-        }
-    }
-    out
-}
-
-pub async fn a_refused_task_that_fits_now_is_filled_in_and_forgotten(store: &dyn Store) {
-    if store.layout().halts() {
-        return;
-    }
+pub async fn a_store_of_before_still_knows_its_gaps(store: &dyn Store) {
+    drop(with_gap(store).await);
+    store.forget_gaps().await;
     let output = store.open(owner());
-    output.publish(&mixed(FIRST..=9), None).await.unwrap();
-    output.aside().unwrap().refuse(&refused(&mixed(10..=10)[0]), number(9)).await.unwrap();
-    output.publish(&mixed(11..=20), number(10)).await.unwrap();
-    assert_eq!(present(&output, 9..=12).await, [9, 11, 12]);
-    for _ in 0..2 {
-        output.fill(&mixed(10..=10)).await.unwrap();
-        assert_eq!((refused_numbers(&output).await, present(&output, 9..=12).await.len()), (vec![], 4));
-    }
-    assert_eq!(output.last().await, Ok(number(20)));
-}
-
-pub async fn a_refused_task_halts_its_project_until_it_is_resumed_in_order(store: &dyn Store) {
-    if !store.layout().halts() {
-        return;
-    }
-    // One that goes by what it saw at first.
-    let (old, output) = (store.open(owner()), store.open(owner()));
-    old.publish(&mixed(FIRST..=9), None).await.unwrap();
-    let (aside, halt) = (output.aside().unwrap(), refused(&mixed(10..=10)[0]));
-    aside.refuse(&halt, number(9)).await.unwrap();
-    let receipt = old.publish(&mixed(11..=20), number(10)).await.unwrap();
-    assert_eq!(receipt.last, TaskNumber(20));
-    assert_eq!(present(&output, 10..=20).await, [12, 15, 18]);
-    // Another one of the same project waits like the others; one of another project halts that. 21 is for others.
-    aside.refuse(&refused(&mixed(22..=22)[0]), number(20)).await.unwrap();
-    aside.refuse(&refused(&mixed(24..=24)[0]), number(22)).await.unwrap();
-    output.publish(&mixed(25..=30), number(24)).await.unwrap();
-    assert_eq!((refused_numbers(&output).await, present(&output, 20..=30).await), (vec![10, 24], vec![]));
-    assert!(matches!(output.fill(&mixed(10..=10)).await, Err(OutputError::Refused { .. })));
-    // Resumed in two steps, of which the second is late once.
-    let of_seven = |numbers| mixed(numbers).into_iter().filter(|t| t.project_id.0 == 7).collect::<Vec<_>>();
-    let at = |number: u64| RefusedTask { number: TaskNumber(number), id: None, ..halt.clone() };
-    let moved = Err(OutputError::Moved { actual_last: number(30) });
-    assert_eq!(aside.resume(TaskNumber(11), &of_seven(11..=15), &at(16)).await, moved);
-    aside.resume(TaskNumber(10), &of_seven(10..=15), &at(16)).await.unwrap();
-    assert_eq!(aside.resume(TaskNumber(10), &of_seven(10..=15), &at(16)).await, moved);
-    assert_eq!(present(&output, 10..=30).await, [10, 11, 12, 13, 14, 15, 18]);
-    assert_eq!(aside.lift(ProjectId(7), TaskNumber(30)).await, moved);
-    assert_eq!(aside.resume(TaskNumber(16), &of_seven(16..=31), &at(32)).await, moved);
-    aside.resume(TaskNumber(16), &of_seven(16..=30), &at(31)).await.unwrap();
-    old.publish(&mixed(31..=31), number(30)).await.unwrap();
-    assert_eq!(aside.lift(ProjectId(7), TaskNumber(30)).await, Err(OutputError::Moved { actual_last: number(31) }));
-    aside.resume(TaskNumber(31), &of_seven(31..=31), &at(32)).await.unwrap();
-    aside.lift(ProjectId(7), TaskNumber(31)).await.unwrap();
-    // Who still believes that it halts must not leave its tasks out.
-    old.publish(&mixed(32..=33), number(31)).await.unwrap();
-    let expected: Vec<u64> = (10..=33).filter(|n| n % 3 != 0 || *n < 21).collect();
-    assert_eq!((refused_numbers(&output).await, present(&output, 10..=33).await), (vec![24], expected));
-}
-
-pub async fn what_the_server_itself_refuses_is_named(store: &dyn Store) {
-    let output = store.open(owner());
-    output.publish(&tasks(FIRST..=9), None).await.unwrap();
-    if store.refuse_rows_of(15).await.is_none() {
-        return;
-    }
-    let result = output.publish(&tasks(10..=20), number(9)).await;
-    assert!(matches!(result, Err(OutputError::Refused { task: TaskNumber(15), .. })), "{result:?}");
-    // Those before it may have been written by the call.
-    output.publish(&tasks(10..=14), number(9)).await.unwrap();
-    output.aside().unwrap().refuse(&refused(&tasks(15..=15)[0]), number(14)).await.unwrap();
-    output.publish(&tasks(16..=20), number(15)).await.unwrap();
-    let aside = output.aside().unwrap();
-    let to = RefusedTask { number: TaskNumber(21), id: None, ..refused(&tasks(15..=15)[0]) };
-    let retried = async || match store.layout().halts() {
-        true => aside.resume(TaskNumber(15), &tasks(15..=20), &to).await,
-        false => output.fill(&tasks(15..=15)).await,
-    };
-    let again = retried().await;
-    assert!(matches!(again, Err(OutputError::Refused { task: TaskNumber(15), .. })), "{again:?}");
-    store.accept_rows().await;
-    retried().await.unwrap();
-    assert_eq!(present(&output, FIRST..=20).await, (FIRST..=20).collect::<Vec<_>>());
+    assert_eq!((gap(&output, FIRST, 22).await, gap(&output, 21, 22).await), (Some((10, 20)), None));
+    output.publish(&tasks(23..=24), number(22)).await.unwrap();
+    output.fill(&tasks(10..=20)).await.unwrap();
+    assert_eq!((gap(&output, FIRST, 24).await, refused_numbers(&output).await), (None, vec![]));
 }
 
 /// All tasks up to `newest` are there, signed for the readers of the layout, each once.
-async fn assert_all(store: &dyn Store, newest: u64) {
+pub async fn assert_all(store: &dyn Store, newest: u64) {
     let output = store.open(owner());
     for n in FIRST..=newest {
         let expected = stored(store, signer().sign(unsigned(n), store.layout()));
@@ -555,28 +431,6 @@ pub async fn a_slow_store_gets_everything_once(store: &dyn Store) {
     assert_all(store, newest).await;
 }
 
-pub async fn what_is_refused_is_tried_again_when_asked(store: &dyn Store) {
-    let output = store.open(owner());
-    output.last().await.unwrap();
-    if store.refuse_rows_of(15).await.is_none() {
-        return;
-    }
-    let feed = Feed::new();
-    let node = Node::start(&feed, output.clone(), true, None);
-    feed.finalize(2_000);
-    let status = node.wait_for("it goes on behind the task", |s| s.last_published == number(2_000)).await;
-    assert_eq!((status.refused_count, status.refused[0].0, status.last_error), (1, TaskNumber(15), None));
-    assert_eq!(present(&output, 14..=17).await.len(), if store.layout().halts() { 1 } else { 3 });
-    assert!(node.handle.retry());
-    eventually("it was tried and refused again", || async { (feed.asked_from(14) > 0).then_some(()) }).await;
-    store.accept_rows().await;
-    feed.finalize(2_100);
-    assert!(node.handle.retry());
-    node.wait_for("nothing is refused", |s| s.refused_count == 0 && s.last_published == number(2_100)).await;
-    node.stop().await;
-    assert_all(store, 2_100).await;
-}
-
 /// Runs `$claim`s, each on a store that `$new` makes.
 #[macro_export]
 macro_rules! conformance_suite {
@@ -601,9 +455,11 @@ macro_rules! conformance_suite {
             tables_that_another_program_fills_are_not_adopted,
             a_store_of_the_other_readers_is_refused_and_not_touched,
             what_is_for_others_is_passed_over_and_no_gap,
+            a_store_of_before_still_knows_its_gaps,
             a_refused_task_is_set_aside_once_and_the_cursor_moves_behind_it,
             a_refused_task_that_fits_now_is_filled_in_and_forgotten,
             a_refused_task_halts_its_project_until_it_is_resumed_in_order,
+            resuming_that_breaks_down_half_way_leaves_nothing,
             what_the_server_itself_refuses_is_named,
             a_store_that_is_away_for_a_while_gets_everything_once,
             a_slow_store_gets_everything_once,

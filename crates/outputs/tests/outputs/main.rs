@@ -5,5 +5,6 @@
 mod conformance;
 mod postgres;
 mod publisher;
+mod refusals;
 mod sqlite;
 mod support;

@@ -71,6 +71,11 @@ impl Store for Schema<'_> {
         Some(())
     }
 
+    async fn forget_gaps(&self) {
+        let sql = "DROP TABLE lockstep_gaps, lockstep_refused; ALTER TABLE lockstep_cursor DROP COLUMN refusals";
+        self.connect().await.batch_execute(sql).await.unwrap();
+    }
+
     async fn accept_rows(&self) {
         self.connect().await.batch_execute("DROP TRIGGER refuses ON tasks").await.unwrap();
     }
