@@ -20,6 +20,7 @@ fn tasks(first: u64) -> Vec<FinalTask> {
         time_ms: TimeMs(1_790_000_000_000),
         messages: vec![FinalMessage { sequence: Sequence(number), data: Bytes::from_static(&[b'x'; 256]) }],
         signature: Signature([3; 65]),
+        origin: None,
     };
     (first..first + BATCH).map(task).collect()
 }

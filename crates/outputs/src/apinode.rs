@@ -147,7 +147,7 @@ pub(crate) fn id_from_column(id: i64) -> Result<u64, OutputError> {
 /// The receipt for `tasks`.
 pub(crate) fn receipt(tasks: &[FinalTask]) -> Option<Receipt> {
     let (first, last) = (tasks.first()?, tasks.last()?);
-    Some(Receipt { first: first.number, last: last.number, last_id: last.id })
+    Some(Receipt { first: first.number, last: last.number, last_id: last.id, places: Vec::new() })
 }
 
 /// Checks that `tasks` follow `expected_last` and each other, and that the tables can hold them, before anything is
@@ -268,6 +268,7 @@ pub(crate) fn assemble(id: &TaskId, task: TaskRow, messages: Vec<MessageRow>) ->
         time_ms: TimeMs(u64::try_from(task.time_ms).map_err(|_| damaged("created_at"))?),
         messages: messages.into_iter().map(message).collect::<Result<_, OutputError>>()?,
         signature: Signature::try_from(&task.signature[..]).map_err(|_| damaged("signature"))?,
+        origin: None,
     })
 }
 
@@ -304,6 +305,7 @@ mod tests {
                 FinalMessage { sequence: Sequence(number * 2 + 1), data: Bytes::new() },
             ],
             signature: Signature([3; 65]),
+            origin: None,
         }
     }
 

@@ -6,13 +6,15 @@
 //! ([`Output::last`]), so that a new leader, a restart or a restored store goes on at the right place.
 
 pub mod apinode;
+pub mod origin;
 pub mod output;
 pub mod postgres;
 pub mod publisher;
 pub mod source;
 pub mod sqlite;
 
-pub use output::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError, Owner, Receipt};
+pub use origin::{Origin, Part};
+pub use output::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError, Owner, Place, Receipt, Stage};
 pub use postgres::{PostgresOptions, PostgresOptionsError, PostgresOutput};
 pub use publisher::{Handle, Options, Publisher, State, Status};
 pub use source::{ProgressSink, SourceError, TaskSigner, TaskSource, UnsignedTask};

@@ -109,7 +109,7 @@ impl Output for PostgresOutput {
             false => self.resolve(&session, tasks, expected_last, receipt).await,
         };
         *slot = Some(session);
-        result
+        result.map(|receipt| receipt.in_table(format!("postgres:{}", self.options.schema)))
     }
 
     async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {

@@ -10,13 +10,16 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::backoff::Backoff;
 use super::progress::Progress;
 use super::{BYTES_PER_PUBLISH_MAX, Options, State, Status, TASKS_PER_PUBLISH_MAX};
-use crate::output::{FinalTask, OutputError, Receipt};
+use crate::output::{FinalTask, OutputError, Place, Receipt};
 use crate::source::SourceError;
 
 /// How often a store or source that needs an operator is looked at again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// What the sink may take: it must not slow down publishing.
 const RECORD_DEADLINE: Duration = Duration::from_millis(250);
+
+/// Places that are collected for one record; with so many it is made at once.
+const PLACES_PER_RECORD_MAX: usize = 256;
 
 /// Why publishing stopped for now.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -31,6 +34,8 @@ pub(super) struct Work {
     options: Options,
     status: watch::Sender<Status>,
     progress: Progress,
+    /// Where the tasks are that the sink was not told of yet.
+    places: Vec<Place>,
     backoff: Backoff,
     /// Whether the last attempt also ended with the store elsewhere: two who publish must not chase each other.
     moved: bool,
@@ -39,7 +44,7 @@ pub(super) struct Work {
 impl Work {
     pub(super) fn new(options: Options, status: watch::Sender<Status>) -> Self {
         let progress = Progress::new(options.recorded);
-        Self { options, status, progress, backoff: Backoff::default(), moved: false }
+        Self { options, status, progress, places: Vec::new(), backoff: Backoff::default(), moved: false }
     }
 
     pub(super) fn stand_by(&mut self) {
@@ -58,7 +63,7 @@ impl Work {
 
     /// Asks the store where it is and goes on from there, until something fails.
     async fn follow(&mut self) -> Result<Infallible, Problem> {
-        let mut last = self.options.output.last().await?;
+        let mut last = self.start().await?;
         self.set(|status| status.last_published = last);
         let mut prefetched = None;
         loop {
@@ -88,12 +93,40 @@ impl Work {
             let (published, ahead) = tokio::join!(self.publish(&chunk, last), self.prepare_ahead(end));
             let (receipt, refused) = published?;
             last = Some(receipt.last);
+            self.keep_places(receipt.places);
             self.note_published(last).await;
             if let Some(refused) = refused {
                 return Err(refused.into());
             }
             // A failed look ahead is repeated in its turn, and its error reported then.
             prefetched = ahead.ok().filter(|chunk| !chunk.is_empty());
+        }
+    }
+
+    /// The last task in the store: as it says itself, or as was recorded where it keeps no cursor.
+    async fn start(&self) -> Result<Option<TaskNumber>, OutputError> {
+        let last = self.options.output.last().await?;
+        if self.options.output.keeps_cursor() {
+            return Ok(last);
+        }
+        let recorded = self.options.sink.recorded(&self.options.name).await;
+        Ok(last.max(recorded).max(self.options.recorded))
+    }
+
+    /// Keeps where tasks are for the next record. Runs in one table are one place.
+    fn keep_places(&mut self, places: Vec<Place>) {
+        for place in places {
+            match self.places.last_mut() {
+                Some(before)
+                    if before.last.next() == place.first
+                        && before.commitment.is_empty()
+                        && (&before.locator, &before.commitment, before.height, before.stage)
+                            == (&place.locator, &place.commitment, place.height, place.stage) =>
+                {
+                    before.last = place.last;
+                }
+                _ => self.places.push(place),
+            }
         }
     }
 
@@ -129,7 +162,11 @@ impl Work {
 
     /// Reads and signs what follows `last`.
     async fn prepare(&self, last: Option<TaskNumber>) -> Result<Vec<FinalTask>, SourceError> {
-        let tasks = self.options.source.tasks_after(last, TASKS_PER_PUBLISH_MAX, BYTES_PER_PUBLISH_MAX).await?;
+        let (source, max_tasks, max_bytes) = (&self.options.source, TASKS_PER_PUBLISH_MAX, BYTES_PER_PUBLISH_MAX);
+        let tasks = match self.options.output.part_bytes() {
+            Some(part_bytes) => source.parts_after(last, max_tasks, max_bytes, part_bytes).await?,
+            None => source.tasks_after(last, max_tasks, max_bytes).await?,
+        };
         if tasks.is_empty() {
             return Ok(Vec::new());
         }
@@ -179,16 +216,18 @@ impl Work {
             (status.state, status.last_published, status.last_error) = (State::Publishing, last, None);
         });
         let now = Instant::now();
-        if self.progress.due(last, now).is_some_and(|due| due <= now) {
+        let many = self.places.len() >= PLACES_PER_RECORD_MAX;
+        if many || self.progress.due(last, now).is_some_and(|due| due <= now) {
             self.record(last).await;
         }
     }
 
     async fn record(&mut self, last: Option<TaskNumber>) {
         self.progress.record(last, Instant::now());
+        let places = std::mem::take(&mut self.places);
         if let Some(last) = last {
             // Late or lost is fine: the next record, or the store, says it again.
-            let _ = timeout(RECORD_DEADLINE, self.options.sink.record(&self.options.name, last)).await;
+            let _ = timeout(RECORD_DEADLINE, self.options.sink.record(&self.options.name, last, &places)).await;
         }
     }
 

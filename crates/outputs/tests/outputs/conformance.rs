@@ -304,7 +304,7 @@ pub async fn a_large_call_is_whole(store: &dyn Store) {
     let output = store.open(owner());
     let batch = tasks(FIRST..=FIRST + 9_999);
     let receipt = output.publish(&batch, None).await.unwrap();
-    assert_eq!(output.publish(&batch, None).await, Ok(receipt));
+    assert_eq!(output.publish(&batch, None).await, Ok(receipt.clone()));
     assert_eq!(output.last().await, Ok(Some(receipt.last)));
     assert_eq!(store.rows().await.len(), 1 + 30_000);
     assert_eq!(output.read(&batch[9_000].id).await.unwrap().as_ref(), Some(&batch[9_000]));

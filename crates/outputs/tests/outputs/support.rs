@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use lockstep_outputs::{
-    FinalMessage, FinalTask, Handle, Options, Output, Owner, ProgressSink, Publisher, SourceError, Status, TaskSigner,
-    TaskSource, UnsignedTask,
+    FinalMessage, FinalTask, Handle, Options, Output, Owner, Place, ProgressSink, Publisher, SourceError, Status,
+    TaskSigner, TaskSource, UnsignedTask,
 };
 use lockstep_types::{
     Address, Epoch, NetworkId, OutputName, ProjectId, Sequence, Signature, SigningKey, TaskId, TaskNumber, TimeMs,
@@ -43,6 +43,7 @@ pub fn unsigned(number: u64) -> UnsignedTask {
         device: Address([0xd1; 20]),
         time_ms: TimeMs(1_790_000_000_123 + number),
         messages: vec![message(4 * pair + 1 + place), message(4 * pair + 3 + place)],
+        origin: None,
     }
 }
 
@@ -50,9 +51,10 @@ pub fn unsigned(number: u64) -> UnsignedTask {
 pub fn tasks(numbers: RangeInclusive<u64>) -> Vec<FinalTask> {
     numbers
         .map(|number| {
-            let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages } = unsigned(number);
+            let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages, origin } =
+                unsigned(number);
             let signature = Signature([number.0 as u8; 65]);
-            FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature }
+            FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature, origin }
         })
         .collect()
 }
@@ -79,11 +81,17 @@ pub struct Feed {
     newest: watch::Sender<Option<TaskNumber>>,
     forgotten: Mutex<Option<TaskNumber>>,
     pub recorded: Mutex<Vec<TaskNumber>>,
+    pub places: Mutex<Vec<Place>>,
 }
 
 impl Feed {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { newest: watch::channel(None).0, forgotten: Mutex::default(), recorded: Mutex::default() })
+        Arc::new(Self {
+            newest: watch::channel(None).0,
+            forgotten: Mutex::default(),
+            recorded: Mutex::default(),
+            places: Mutex::default(),
+        })
     }
 
     /// Tasks up to `number` are no longer kept.
@@ -116,12 +124,27 @@ impl TaskSource for Feed {
         let newest = self.newest.borrow().map_or(0, |n| n.0);
         Ok((next..=newest).take(max_tasks).map(unsigned).collect())
     }
+
+    async fn parts_after(
+        &self,
+        _number: Option<TaskNumber>,
+        _max_tasks: usize,
+        _max_bytes: usize,
+        _part_bytes: usize,
+    ) -> Result<Vec<UnsignedTask>, SourceError> {
+        Err(SourceError::Unavailable("these tasks have no origin".to_owned()))
+    }
 }
 
 #[async_trait]
 impl ProgressSink for Feed {
-    async fn record(&self, _output: &OutputName, last: TaskNumber) {
+    async fn record(&self, _output: &OutputName, last: TaskNumber, places: &[Place]) {
         self.recorded.lock().unwrap().push(last);
+        self.places.lock().unwrap().extend_from_slice(places);
+    }
+
+    async fn recorded(&self, _output: &OutputName) -> Option<TaskNumber> {
+        self.recorded.lock().unwrap().last().copied()
     }
 }
 
