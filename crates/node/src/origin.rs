@@ -89,7 +89,8 @@ impl Whole {
 struct CutBatch {
     batch: Batch,
     tree: Tree,
-    parts: Vec<Arc<Part>>,
+    /// With first and last task.
+    parts: Vec<(Arc<Part>, TaskNumber, TaskNumber)>,
     /// The tasks, where they are few enough to be kept from the first reading.
     kept: Option<BTreeMap<TaskNumber, Whole>>,
 }
@@ -125,11 +126,11 @@ impl<'a> PartReader<'a> {
                 }
                 let mut cut = self.cut(batch, torn, max_bytes)?;
                 let parts = std::mem::take(&mut cut.parts);
-                for part in parts.iter().filter(|part| part.last >= first) {
+                for (part, begin, end) in parts.iter().filter(|(_, _, end)| *end >= first) {
                     if tasks.len() >= max_tasks || (bytes >= max_bytes && !tasks.is_empty()) {
                         return Ok((tasks, None));
                     }
-                    for number in (part.first.max(first).0..=part.last.0).map(TaskNumber) {
+                    for number in (begin.0.max(first.0)..=end.0).map(TaskNumber) {
                         let whole = self.whole(&mut cut, number)?;
                         bytes += whole.payload_bytes();
                         tasks.push(whole.of(part));
@@ -183,7 +184,7 @@ impl<'a> PartReader<'a> {
         let mut next = first;
         for (part, count) in (0..).zip(counts) {
             let last = TaskNumber(next.0 + count as u64 - 1);
-            found.parts.push(Arc::new(Part { anchor: anchor.clone(), part, parts, first: next, last }));
+            found.parts.push((Arc::new(Part { anchor: anchor.clone(), part, parts }), next, last));
             next = last.next();
         }
         Ok(found)

@@ -6,6 +6,10 @@
 //! ([`Output::last`]), so that a new leader, a restart or a restored store goes on at the right place.
 
 pub mod apinode;
+#[cfg(any(feature = "object", feature = "altda", feature = "celestia"))]
+mod blobs;
+#[cfg(feature = "object")]
+pub mod object;
 pub mod origin;
 pub mod output;
 pub mod postgres;
@@ -13,6 +17,8 @@ pub mod publisher;
 pub mod source;
 pub mod sqlite;
 
+#[cfg(feature = "object")]
+pub use object::{ObjectOptions, ObjectOptionsError, ObjectOutput};
 pub use origin::{Origin, Part};
 pub use output::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError, Owner, Place, Receipt, Stage};
 pub use postgres::{PostgresOptions, PostgresOptionsError, PostgresOutput};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use lockstep_types::Digest;
 use lockstep_types::blob::{Anchor, Blob, BlobMessage, BlobTask};
-use lockstep_types::{Digest, TaskNumber};
 
 use crate::output::{FinalMessage, FinalTask};
 
@@ -16,10 +16,6 @@ pub struct Part {
     pub part: u32,
     /// How many there are.
     pub parts: u32,
-    /// Its first task.
-    pub first: TaskNumber,
-    /// Its last task.
-    pub last: TaskNumber,
 }
 
 /// What a task's blob has of it beside what every store gets.
@@ -75,9 +71,6 @@ pub(crate) fn blob_task(task: &FinalTask) -> Option<BlobTask> {
 /// The tasks of a blob as they were given to its store.
 pub(crate) fn tasks_of(blob: Blob) -> Vec<FinalTask> {
     let Blob { anchor, part, parts, tasks } = blob;
-    let (Some(first), Some(last)) = (tasks.first().map(|t| t.number), tasks.last().map(|t| t.number)) else {
-        return Vec::new();
-    };
-    let part = Arc::new(Part { anchor, part, parts, first, last });
+    let part = Arc::new(Part { anchor, part, parts });
     tasks.into_iter().map(|task| task_of(task, &part)).collect()
 }

@@ -1,20 +1,26 @@
 //! What every store of the apinode layout must do: one suite for all of them.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use lockstep_outputs::{Adopted, Adoption, FinalMessage, Output, OutputError, Owner};
+use lockstep_outputs::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError, Owner};
 use lockstep_types::{Epoch, NetworkId, Sequence, TaskId, TaskNumber};
 
-use crate::support::{FIRST, number, owner, tasks};
+use crate::support::{FIRST, number, owner, tasks as plain_tasks};
 
 /// An empty store, and ways around its adapter.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// A new adapter, as another node or a restarted one has it.
     fn open(&self, owner: Owner) -> Arc<dyn Output>;
+
+    /// Makes tasks as the store gets them.
+    fn tasks(&self) -> fn(RangeInclusive<u64>) -> Vec<FinalTask> {
+        plain_tasks
+    }
 
     /// Everything that is in the tables and the cursor, as text.
     async fn rows(&self) -> Vec<String>;
@@ -30,6 +36,7 @@ pub trait Store: Send + Sync {
 }
 
 pub async fn the_same_tasks_again_change_nothing_and_give_an_equal_receipt(store: &dyn Store) {
+    let tasks = store.tasks();
     let output = store.open(owner());
     assert_eq!(output.last().await.unwrap(), None);
     let batch = tasks(FIRST..=20);
@@ -48,6 +55,7 @@ pub async fn the_same_tasks_again_change_nothing_and_give_an_equal_receipt(store
 }
 
 pub async fn a_restarted_adapter_goes_on_where_the_store_is(store: &dyn Store) {
+    let tasks = store.tasks();
     store.open(owner()).publish(&tasks(FIRST..=9), None).await.unwrap();
     let restarted = store.open(owner());
     assert_eq!(restarted.last().await.unwrap(), number(9));
@@ -56,6 +64,7 @@ pub async fn a_restarted_adapter_goes_on_where_the_store_is(store: &dyn Store) {
 }
 
 pub async fn a_write_that_breaks_down_half_way_leaves_nothing(store: &dyn Store) {
+    let tasks = store.tasks();
     let output = store.open(owner());
     output.publish(&tasks(FIRST..=9), None).await.unwrap();
     let before = store.rows().await;
@@ -68,6 +77,7 @@ pub async fn a_write_that_breaks_down_half_way_leaves_nothing(store: &dyn Store)
 }
 
 pub async fn what_never_comes_is_skipped_once_and_only_from_where_the_store_is(store: &dyn Store) {
+    let tasks = store.tasks();
     let output = store.open(owner());
     output.skip(number(9).unwrap(), None).await.unwrap();
     assert_eq!(output.last().await.unwrap(), number(9));
@@ -86,6 +96,7 @@ pub async fn what_never_comes_is_skipped_once_and_only_from_where_the_store_is(s
 
 /// A store with tasks from the first to 9 and from 21 to 22; those between were skipped.
 async fn with_gap(store: &dyn Store) -> Arc<dyn Output> {
+    let tasks = store.tasks();
     let output = store.open(owner());
     output.publish(&tasks(FIRST..=9), None).await.unwrap();
     output.skip(TaskNumber(20), number(9)).await.unwrap();
@@ -99,6 +110,7 @@ async fn gap(output: &Arc<dyn Output>, first: u64, last: u64) -> Option<(u64, u6
 }
 
 pub async fn what_was_skipped_is_filled_in_once_and_the_cursor_stays(store: &dyn Store) {
+    let tasks = store.tasks();
     let output = with_gap(store).await;
     for (first, last, expected) in [
         (FIRST, 22, Some((10, 20))),
@@ -133,6 +145,7 @@ pub async fn what_was_skipped_is_filled_in_once_and_the_cursor_stays(store: &dyn
 }
 
 pub async fn what_does_not_belong_below_the_cursor_is_not_filled_in(store: &dyn Store) {
+    let tasks = store.tasks();
     let output = with_gap(store).await;
     let before = store.rows().await;
     let moved = OutputError::Moved { actual_last: number(22) };
@@ -156,6 +169,7 @@ pub async fn what_does_not_belong_below_the_cursor_is_not_filled_in(store: &dyn 
 }
 
 pub async fn filling_in_that_breaks_down_half_way_leaves_whole_tasks_and_is_done_again(store: &dyn Store) {
+    let tasks = store.tasks();
     let output = with_gap(store).await;
     let filler = Arc::clone(&output);
     store.break_down_at(15, Box::pin(async move { filler.fill(&tasks(10..=20)).await })).await;
@@ -169,6 +183,7 @@ pub async fn filling_in_that_breaks_down_half_way_leaves_whole_tasks_and_is_done
 }
 
 pub async fn a_deposed_leaders_late_write_changes_nothing(store: &dyn Store) {
+    let tasks = store.tasks();
     let (old, new) = (store.open(owner()), store.open(owner()));
     old.publish(&tasks(FIRST..=9), None).await.unwrap();
     let receipt = new.publish(&tasks(10..=12), number(9)).await.unwrap();
@@ -184,6 +199,7 @@ pub async fn a_deposed_leaders_late_write_changes_nothing(store: &dyn Store) {
 }
 
 pub async fn writers_at_the_same_time_write_each_task_once(store: &dyn Store) {
+    let tasks = store.tasks();
     let writers: Vec<_> = (0..3).map(|_| store.open(owner())).collect();
     let writing = writers.into_iter().map(|output| {
         tokio::spawn(async move {
@@ -211,6 +227,7 @@ pub async fn writers_at_the_same_time_write_each_task_once(store: &dyn Store) {
 }
 
 pub async fn another_networks_or_epochs_store_is_refused(store: &dyn Store) {
+    let tasks = store.tasks();
     store.open(owner()).publish(&tasks(FIRST..=9), None).await.unwrap();
     let before = store.rows().await;
     let others = [Owner { epoch: Epoch(3), ..owner() }, Owner { network: NetworkId([1; 32]), ..owner() }];
@@ -224,6 +241,7 @@ pub async fn another_networks_or_epochs_store_is_refused(store: &dyn Store) {
 }
 
 pub async fn a_store_of_an_earlier_epoch_is_taken_over_when_told_and_not_ahead_of_it(store: &dyn Store) {
+    let tasks = store.tasks();
     let (old, new) = (owner(), Owner { epoch: Epoch(4), ..owner() });
     let (old_writer, output) = (store.open(old), store.open(new));
     old_writer.publish(&tasks(FIRST..=9), None).await.unwrap();
@@ -266,6 +284,7 @@ pub async fn three_nodes_can_set_up_at_once(store: &dyn Store) {
 }
 
 pub async fn readers_get_payloads_in_signed_order(store: &dyn Store) {
+    let tasks = store.tasks();
     let output = store.open(owner());
     output.publish(&tasks(FIRST..=40), None).await.unwrap();
     for task in tasks(FIRST..=40) {
@@ -276,6 +295,7 @@ pub async fn readers_get_payloads_in_signed_order(store: &dyn Store) {
 }
 
 pub async fn payloads_may_hold_any_bytes(store: &dyn Store) {
+    let tasks = store.tasks();
     let output = store.open(owner());
     let mut task = tasks(FIRST..=FIRST);
     task[0].project_version = "'\"\\ ;--\u{1F321}\n\t".to_owned();
@@ -288,6 +308,7 @@ pub async fn payloads_may_hold_any_bytes(store: &dyn Store) {
 }
 
 pub async fn what_cannot_be_stored_is_refused_and_changes_nothing(store: &dyn Store) {
+    let tasks = store.tasks();
     let output = store.open(owner());
     assert_eq!(output.last().await, Ok(None));
     let before = store.rows().await;
@@ -301,6 +322,7 @@ pub async fn what_cannot_be_stored_is_refused_and_changes_nothing(store: &dyn St
 }
 
 pub async fn a_large_call_is_whole(store: &dyn Store) {
+    let tasks = store.tasks();
     let output = store.open(owner());
     let batch = tasks(FIRST..=FIRST + 9_999);
     let receipt = output.publish(&batch, None).await.unwrap();
@@ -321,6 +343,13 @@ pub async fn tables_that_another_program_fills_are_not_adopted(store: &dyn Store
 /// Runs `$claim`s, each on a store that `$new` makes.
 #[macro_export]
 macro_rules! conformance_suite {
+    (@in $module:ident; $new:expr; $($claim:ident),* $(,)?) => {
+        $(
+            let began = std::time::Instant::now();
+            $crate::$module::$claim(&$new).await;
+            println!("{} ({:?})", stringify!($claim), began.elapsed());
+        )*
+    };
     ($new:expr) => {
         $crate::conformance_suite!($new;
             the_same_tasks_again_change_nothing_and_give_an_equal_receipt,
@@ -343,10 +372,6 @@ macro_rules! conformance_suite {
         );
     };
     ($new:expr; $($claim:ident),* $(,)?) => {
-        $(
-            let began = std::time::Instant::now();
-            $crate::conformance::$claim(&$new).await;
-            println!("{} ({:?})", stringify!($claim), began.elapsed());
-        )*
+        $crate::conformance_suite!(@in conformance; $new; $($claim),*);
     };
 }

@@ -2,7 +2,9 @@
 // Clippy's leave for tests does not reach the functions that they share.
 #![allow(clippy::unwrap_used)]
 
+mod blobs;
 mod conformance;
+mod object;
 mod postgres;
 mod publisher;
 mod sqlite;

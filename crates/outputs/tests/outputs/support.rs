@@ -162,13 +162,24 @@ pub fn signer() -> TaskSigner {
 
 impl Node {
     pub fn start(feed: &Arc<Feed>, output: Arc<dyn Output>, active: bool, recorded: Option<TaskNumber>) -> Self {
+        Self::start_with(feed, (feed.clone(), feed.clone()), output, active, recorded)
+    }
+
+    /// With a source and a sink of its own.
+    pub fn start_with(
+        feed: &Arc<Feed>,
+        (source, sink): (Arc<dyn TaskSource>, Arc<dyn ProgressSink>),
+        output: Arc<dyn Output>,
+        active: bool,
+        recorded: Option<TaskNumber>,
+    ) -> Self {
         let (active, receiver) = watch::channel(active);
         let (publisher, handle) = Publisher::new(Options {
             name: "test".parse().unwrap(),
             owner: owner(),
             output,
-            source: feed.clone(),
-            sink: feed.clone(),
+            source,
+            sink,
             signer: signer(),
             newest: feed.newest.subscribe(),
             active: receiver,
