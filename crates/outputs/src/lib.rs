@@ -5,9 +5,15 @@
 //! them on, in order, for ever. It holds no truth of its own: what was published is what the store says
 //! ([`Output::last`]), so that a new leader, a restart or a restored store goes on at the right place.
 
+#[cfg(feature = "altda")]
+pub mod altda;
 pub mod apinode;
 #[cfg(any(feature = "object", feature = "altda", feature = "celestia"))]
 mod blobs;
+#[cfg(feature = "celestia")]
+pub mod celestia;
+#[cfg(any(feature = "altda", feature = "celestia"))]
+pub mod deposits;
 #[cfg(feature = "object")]
 pub mod object;
 pub mod origin;
@@ -17,6 +23,10 @@ pub mod publisher;
 pub mod source;
 pub mod sqlite;
 
+#[cfg(feature = "altda")]
+pub use altda::{AltDaMode, AltDaOptions, AltDaOutput};
+#[cfg(feature = "celestia")]
+pub use celestia::{CelestiaOptions, CelestiaOutput, Namespace, NamespaceError};
 #[cfg(feature = "object")]
 pub use object::{ObjectOptions, ObjectOptionsError, ObjectOutput};
 pub use origin::{Origin, Part};

@@ -124,7 +124,7 @@ pub trait Faulty: Store {
 }
 
 /// A publisher at work on a store.
-fn publisher(feed: &Arc<Feed>, output: Arc<dyn Output>) -> Node {
+pub fn publisher(feed: &Arc<Feed>, output: Arc<dyn Output>) -> Node {
     let source = Arc::new(BlobFeed(Arc::clone(feed)));
     let sink: Arc<dyn ProgressSink> = feed.clone();
     Node::start_with(feed, (source, sink), output, true, None)

@@ -4,6 +4,7 @@
 
 mod blobs;
 mod conformance;
+mod deposits;
 mod object;
 mod postgres;
 mod publisher;
