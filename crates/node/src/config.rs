@@ -8,6 +8,7 @@ use lockstep_ledger::{PoolLimits, RULES_FIRST, RULES_NEWEST};
 use lockstep_types::OutputName;
 use serde::{Deserialize, Serialize};
 
+use crate::blob_outputs::{BlobKind, BlobKindName, BlobSettings, Mode};
 use crate::doors::{LimitsConfig, TlsConfig};
 use crate::error::NodeError;
 
@@ -260,6 +261,8 @@ pub enum OutputKind {
         /// Schema of the tables.
         schema: String,
     },
+    /// A store of blobs.
+    Blobs(BlobKind),
 }
 
 /// An `[[output]]` table as it stands in the file: flat, so that a setting that does not fit its kind is named.
@@ -275,6 +278,20 @@ struct OutputTable {
     dsn_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     schema: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credentials_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<Mode>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gas_price_microutia: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -282,6 +299,31 @@ struct OutputTable {
 enum KindName {
     Sqlite,
     Postgres,
+    Object,
+    Altda,
+    Celestia,
+}
+
+impl KindName {
+    /// The kind, where it is a store of blobs.
+    fn of_blobs(self) -> Option<BlobKindName> {
+        match self {
+            Self::Sqlite | Self::Postgres => None,
+            Self::Object => Some(BlobKindName::Object),
+            Self::Altda => Some(BlobKindName::AltDa),
+            Self::Celestia => Some(BlobKindName::Celestia),
+        }
+    }
+}
+
+impl From<BlobKindName> for KindName {
+    fn from(name: BlobKindName) -> Self {
+        match name {
+            BlobKindName::Object => Self::Object,
+            BlobKindName::AltDa => Self::Altda,
+            BlobKindName::Celestia => Self::Celestia,
+        }
+    }
 }
 
 const DEFAULT_SCHEMA: &str = "public";
@@ -291,6 +333,25 @@ impl TryFrom<OutputTable> for OutputConfig {
 
     fn try_from(table: OutputTable) -> Result<Self, String> {
         let name = &table.name;
+        let blobs = BlobSettings {
+            url: table.url,
+            credentials_file: table.credentials_file,
+            url_file: table.url_file,
+            mode: table.mode,
+            token_file: table.token_file,
+            namespace: table.namespace,
+            gas_price_microutia: table.gas_price_microutia,
+        };
+        if let Some(kind) = table.kind.of_blobs() {
+            if table.path.is_some() || table.dsn_file.is_some() || table.schema.is_some() {
+                return Err(format!("output {name}: `path`, `dsn_file` and `schema` are of other kinds"));
+            }
+            let kind = BlobKind::read(kind, blobs).map_err(|e| format!("output {name}: {e}"))?;
+            return Ok(Self { name: table.name, scope: table.scope, kind: OutputKind::Blobs(kind) });
+        }
+        if blobs != BlobSettings::default() {
+            return Err(format!("output {name}: it has a setting that is for stores of blobs"));
+        }
         let kind = match (table.kind, table.path, table.dsn_file, table.schema) {
             (KindName::Sqlite, Some(path), None, None) => OutputKind::Sqlite { path },
             (KindName::Sqlite, ..) => return Err(format!("output {name}: kind sqlite takes `path`, and nothing else")),
@@ -300,6 +361,7 @@ impl TryFrom<OutputTable> for OutputConfig {
             (KindName::Postgres, ..) => {
                 return Err(format!("output {name}: kind postgres takes `dsn_file` and, if need be, `schema`"));
             }
+            _ => return Err(format!("output {name}: its kind is not known")),
         };
         Ok(Self { name: table.name, scope: table.scope, kind })
     }
@@ -307,11 +369,31 @@ impl TryFrom<OutputTable> for OutputConfig {
 
 impl From<OutputConfig> for OutputTable {
     fn from(config: OutputConfig) -> Self {
+        let mut blobs = BlobSettings::default();
         let (kind, path, dsn_file, schema) = match config.kind {
             OutputKind::Sqlite { path } => (KindName::Sqlite, Some(path), None, None),
             OutputKind::Postgres { dsn_file, schema } => (KindName::Postgres, None, Some(dsn_file), Some(schema)),
+            OutputKind::Blobs(kind) => {
+                let (name, settings) = kind.settings();
+                blobs = settings;
+                (name.into(), None, None, None)
+            }
         };
-        Self { name: config.name, scope: config.scope, kind, path, dsn_file, schema }
+        Self {
+            name: config.name,
+            scope: config.scope,
+            kind,
+            path,
+            dsn_file,
+            schema,
+            url: blobs.url,
+            credentials_file: blobs.credentials_file,
+            url_file: blobs.url_file,
+            mode: blobs.mode,
+            token_file: blobs.token_file,
+            namespace: blobs.namespace,
+            gas_price_microutia: blobs.gas_price_microutia,
+        }
     }
 }
 
@@ -395,6 +477,14 @@ mod tests {
                     name: "w3bstream".parse().unwrap(),
                     scope: Scope::Network,
                     kind: OutputKind::Postgres { dsn_file: "postgres.dsn".into(), schema: "public".into() },
+                },
+                OutputConfig {
+                    name: "blobs".parse().unwrap(),
+                    scope: Scope::Network,
+                    kind: OutputKind::Blobs(BlobKind::Object {
+                        url: "s3://tasks/ours".into(),
+                        credentials_file: Some("s3.credentials".into()),
+                    }),
                 },
             ],
         }

@@ -9,6 +9,7 @@
 pub mod admin;
 mod adopt;
 pub mod backup;
+pub mod blob_outputs;
 mod bulk;
 mod bundle;
 mod certify;

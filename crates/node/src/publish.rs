@@ -47,6 +47,10 @@ pub(crate) fn open(config: &OutputConfig, home: &Home, owner: Owner) -> Result<A
                 .map_err(|e| NodeError::Config(format!("output {}: {e}", config.name)))?;
             Ok(Arc::new(output))
         }
+        OutputKind::Blobs(kind) => kind.open(home.path(), owner).map_err(|e| match e {
+            NodeError::Config(reason) => NodeError::Config(format!("output {}: {reason}", config.name)),
+            e => e,
+        }),
     }
 }
 

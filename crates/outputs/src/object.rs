@@ -133,13 +133,17 @@ impl ObjectOutput {
                 _ => break,
             }
         }
-        for filled in self.chain.filled(first, last).await?.into_values() {
-            if !found.contains_key(&filled.number) {
-                let tasks = self.chain.tasks(&filled.at).await?;
-                found.extend(tasks.into_iter().map(|task| (task.number, task)));
-            }
-        }
         found.retain(|number, _| (first..=last).contains(number));
+        // Neighbours are in one blob, of which each counts only where its own entry says so.
+        let mut blob: Option<(BlobAt, Vec<FinalTask>)> = None;
+        for Filled { number, at, .. } in self.chain.filled(first, last).await?.into_values() {
+            if blob.as_ref().is_none_or(|(known, _)| *known != at) {
+                let tasks = self.chain.tasks(&at).await?;
+                blob = Some((at, tasks));
+            }
+            let task = blob.iter().flat_map(|(_, tasks)| tasks).find(|task| task.number == number);
+            found.extend(task.map(|task| (number, task.clone())));
+        }
         Ok(found)
     }
 
