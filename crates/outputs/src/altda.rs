@@ -116,9 +116,9 @@ fn commitment_of(answer: &[u8]) -> Option<Vec<u8>> {
         Some(digits) => hex::decode(digits).ok()?,
         None => answer.to_vec(),
     };
-    match bytes.first()? {
-        &KECCAK if bytes.len() == 33 => Some(bytes),
-        &GENERIC if bytes.len() > 1 && bytes.len() <= COMMITMENT_BYTES_MAX => Some(bytes),
+    match *bytes.first()? {
+        KECCAK if bytes.len() == 33 => Some(bytes),
+        GENERIC if bytes.len() > 1 && bytes.len() <= COMMITMENT_BYTES_MAX => Some(bytes),
         _ => None,
     }
 }

@@ -312,14 +312,15 @@ async fn the_same_tasks_again_are_identical_bytes_whoever_publishes_them() {
         let first = server.open(owner()).publish(&tasks, None).await.unwrap();
         let other = server.open(owner());
         let second = other.publish(&tasks, None).await.unwrap();
-        let held = server.held.lock().unwrap();
-        assert_eq!(held.puts[..2], held.puts[2..]);
-        // The key is the hash: there is nothing new at the server, and nothing else to tell.
-        assert_eq!(first == second, kind == Kind::Keccak);
-        assert_eq!(held.blobs.len(), if kind == Kind::Keccak { 2 } else { 4 });
-        let distinct: BTreeSet<&Bytes> = held.blobs.values().collect();
-        assert_eq!(distinct.len(), 2);
-        drop(held);
+        {
+            let held = server.held.lock().unwrap();
+            assert_eq!(held.puts[..2], held.puts[2..]);
+            // The key is the hash: there is nothing new at the server, and nothing else to tell.
+            assert_eq!(first == second, kind == Kind::Keccak);
+            assert_eq!(held.blobs.len(), if kind == Kind::Keccak { 2 } else { 4 });
+            let distinct: BTreeSet<&Bytes> = held.blobs.values().collect();
+            assert_eq!(distinct.len(), 2);
+        }
         for task in tasks {
             assert_eq!(other.read(&task.id).await.unwrap(), Some(task));
         }
