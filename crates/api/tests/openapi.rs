@@ -39,9 +39,9 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<()
         return Err(format!("{at}: {value} is not {}", schema["type"]));
     }
     match value {
-        Value::Array(items) => (0..).zip(items).try_for_each(|(n, item): (usize, _)| {
-            check(document, &schema["items"], item, &format!("{at}[{n}]"))
-        }),
+        Value::Array(items) => (0..)
+            .zip(items)
+            .try_for_each(|(n, item): (usize, _)| check(document, &schema["items"], item, &format!("{at}[{n}]"))),
         Value::Object(members) if schema["properties"].is_object() => {
             let known = schema["properties"].as_object().unwrap();
             for required in schema["required"].as_array().into_iter().flatten() {

@@ -38,7 +38,7 @@ pub enum EndpointError {
 
 impl Endpoint {
     /// The URL with everything that it may hide.
-    pub(crate) fn url(&self) -> &Url {
+    pub fn url(&self) -> &Url {
         &self.0
     }
 
@@ -55,7 +55,7 @@ impl Endpoint {
 
     /// A client that follows no redirect and uses no proxy: it connects to the URL's host and nowhere else.
     /// `timeout` covers each request up to the last byte of its answer.
-    pub(crate) fn client(&self, timeout: Duration) -> Result<Client, EndpointError> {
+    pub fn client(&self, timeout: Duration) -> Result<Client, EndpointError> {
         let builder = Client::builder()
             .redirect(Policy::none())
             .no_proxy()
@@ -96,10 +96,16 @@ impl fmt::Debug for Endpoint {
 }
 
 /// What can go wrong before there is a whole answer.
-#[derive(Debug)]
-pub(crate) enum TransferError {
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// No connection, or it broke.
+    #[error("the server cannot be reached: {0}")]
     Unreachable(String),
+    /// Too slow.
+    #[error("the server did not answer in time")]
     Timeout,
+    /// Longer than was asked for.
+    #[error("the answer is too long")]
     TooLarge,
 }
 
@@ -124,12 +130,12 @@ pub(crate) fn shortened(text: &str) -> String {
 }
 
 /// Sends a request and waits for the head of the answer.
-pub(crate) async fn send(request: RequestBuilder) -> Result<Response, TransferError> {
+pub async fn send(request: RequestBuilder) -> Result<Response, TransferError> {
     Ok(request.send().await?)
 }
 
 /// The body, or an error as soon as it is known to be longer than `bytes_max`.
-pub(crate) async fn read_body(mut response: Response, bytes_max: usize) -> Result<Vec<u8>, TransferError> {
+pub async fn read_body(mut response: Response, bytes_max: usize) -> Result<Vec<u8>, TransferError> {
     if response.content_length().is_some_and(|length| length > bytes_max as u64) {
         return Err(TransferError::TooLarge);
     }

@@ -6,6 +6,8 @@
 //! keeps a cursor: that lies in the log. [`Documents`] fetches what a device's URI names, from one gateway only, and [`Service`] asks
 //! a coordinator.
 //!
+//! [`Endpoint`] and [`Rpc`] serve whoever else asks a server whose URL may be a secret.
+//!
 //! `abi`, `log`, `event` and `uri` decide and never wait; `rpc`, `reader`, `documents` and `service` ask.
 
 mod abi;
@@ -26,7 +28,7 @@ mod uri;
 pub mod testing;
 
 pub use documents::{DOCUMENT_BYTES_MAX, DOCUMENT_TIMEOUT, DocumentOptions, Documents, FAILURE_TTL, FETCHES_MAX};
-pub use endpoint::{Endpoint, EndpointError};
+pub use endpoint::{Endpoint, EndpointError, TransferError, read_body, send};
 pub use error::{ChainError, DocumentError};
 pub use event::{EVENTS_MAX, Event, Range, TaskState, TaskStates, URI_BYTES_MAX};
 pub use failures::FAILURES_MAX;

@@ -30,6 +30,8 @@ const RATE_WORDS: [&str; 5] = ["too many requests", "rate limit", "per second", 
 pub struct Rpc {
     endpoint: Endpoint,
     client: Client,
+    /// Sent with every question.
+    token: Option<String>,
     next_id: AtomicU64,
 }
 
@@ -57,7 +59,12 @@ impl Rpc {
     /// An endpoint with another timeout for each question.
     pub fn with_timeout(endpoint: Endpoint, timeout: Duration) -> Result<Self, EndpointError> {
         let client = endpoint.client(timeout)?;
-        Ok(Self { endpoint, client, next_id: AtomicU64::new(1) })
+        Ok(Self { endpoint, client, token: None, next_id: AtomicU64::new(1) })
+    }
+
+    /// With a token that the endpoint asks for (`Authorization: Bearer`).
+    pub fn with_token(self, token: String) -> Self {
+        Self { token: Some(token), ..self }
     }
 
     /// Where the questions go; shows no more of it than may be seen.
@@ -66,7 +73,7 @@ impl Rpc {
     }
 
     /// Asks once. An answer of more than `bytes_max` bytes is an error before it is held in memory.
-    pub(crate) async fn call<T: DeserializeOwned>(
+    pub async fn call<T: DeserializeOwned>(
         &self,
         method: &'static str,
         params: Value,
@@ -75,6 +82,10 @@ impl Rpc {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let question = json!({ "jsonrpc": "2.0", "id": id, "method": method, "params": params }).to_string();
         let request = self.client.post(self.endpoint.url().clone()).header(CONTENT_TYPE, "application/json");
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
         let transfer = |error| ChainError::from_transfer(error, bytes_max);
         let response = send(request.body(question)).await.map_err(transfer)?;
         let status = response.status();

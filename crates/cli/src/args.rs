@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use lockstep_node::backup::BackupLocation;
-use lockstep_types::{OutputName, ProjectId};
+use lockstep_types::{Address, OutputName, ProjectId};
 
 pub use self::registry::{
     DevicesArg, DevicesCommand, KeysCommand, OfProject, Owner, ProjectArg, ProjectsCommand, ReadersCommand,
@@ -403,15 +403,18 @@ pub struct Tail {
 /// Reads everything: files, records, hashes, signatures, certificates. Exit code 0: good; 1: damaged or wrong; 2: it
 /// could not be checked.
 #[derive(Debug, ClapArgs)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["home", "url", "proof"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["file", "home", "url", "proof"])))]
 pub struct Verify {
+    /// A blob out of a store, or the answer of `GET /api/proofs/{message id}`: which one is seen from what is in it.
+    #[arg(value_name = "FILE", requires = "genesis")]
+    pub file: Option<PathBuf>,
     /// A stopped node's directory: its files, its log and its state, with the history in it. Nothing is written.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["genesis", "data"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["genesis", "data", "task_key"])]
     pub home: Option<PathBuf>,
     /// A running node: the history that it hands over.
-    #[arg(long, value_name = "URL", requires = "genesis", conflicts_with = "data")]
+    #[arg(long, value_name = "URL", requires = "genesis", conflicts_with_all = ["data", "task_key"])]
     pub url: Option<String>,
-    /// A file with the answer of `GET /api/proofs/{message id}`.
+    /// As FILE, for older scripts.
     #[arg(long, value_name = "FILE", requires = "genesis")]
     pub proof: Option<PathBuf>,
     /// The network's genesis, from somebody whom you trust.
@@ -422,8 +425,11 @@ pub struct Verify {
     #[arg(long, value_name = "FILE", requires = "genesis")]
     pub epochs: Option<PathBuf>,
     /// The message's payload, to be compared with the proof.
-    #[arg(long, value_name = "FILE", requires = "proof")]
+    #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// Address of the key that the tasks of a blob have to be signed with.
+    #[arg(long, value_name = "ADDRESS")]
+    pub task_key: Option<Address>,
 }
 
 /// Closed loop: every client sends its next message when the last one was acknowledged. 64 device keys; messages are

@@ -10,6 +10,7 @@ pub use lockstep_outputs::Layout;
 use lockstep_types::{OutputName, ProjectId};
 use serde::{Deserialize, Serialize};
 
+use crate::blob_outputs::{BlobKind, BlobKindName, BlobSettings, Mode};
 use crate::coordinator::CoordinatorConfig;
 use crate::devices::DevicesConfig;
 use crate::doors::{LimitsConfig, TlsConfig};
@@ -281,6 +282,8 @@ pub enum OutputKind {
         /// Which readers it is for.
         layout: Layout,
     },
+    /// A store of blobs.
+    Blobs(BlobKind),
 }
 
 /// An `[[output]]` table as it stands in the file: flat, so that a setting that does not fit its kind is named.
@@ -300,6 +303,20 @@ struct OutputTable {
     schema: Option<String>,
     #[serde(default, skip_serializing_if = "is_default")]
     layout: Layout,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    credentials_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<Mode>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_file: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gas_price_microutia: Option<u64>,
 }
 
 fn is_default(layout: &Layout) -> bool {
@@ -311,6 +328,31 @@ fn is_default(layout: &Layout) -> bool {
 enum KindName {
     Sqlite,
     Postgres,
+    Object,
+    Altda,
+    Celestia,
+}
+
+impl KindName {
+    /// The kind, where it is a store of blobs.
+    fn of_blobs(self) -> Option<BlobKindName> {
+        match self {
+            Self::Sqlite | Self::Postgres => None,
+            Self::Object => Some(BlobKindName::Object),
+            Self::Altda => Some(BlobKindName::AltDa),
+            Self::Celestia => Some(BlobKindName::Celestia),
+        }
+    }
+}
+
+impl From<BlobKindName> for KindName {
+    fn from(name: BlobKindName) -> Self {
+        match name {
+            BlobKindName::Object => Self::Object,
+            BlobKindName::AltDa => Self::Altda,
+            BlobKindName::Celestia => Self::Celestia,
+        }
+    }
 }
 
 const DEFAULT_SCHEMA: &str = "public";
@@ -320,6 +362,28 @@ impl TryFrom<OutputTable> for OutputConfig {
 
     fn try_from(table: OutputTable) -> Result<Self, String> {
         let (name, layout) = (&table.name, table.layout);
+        let blobs = BlobSettings {
+            url: table.url,
+            credentials_file: table.credentials_file,
+            url_file: table.url_file,
+            mode: table.mode,
+            token_file: table.token_file,
+            namespace: table.namespace,
+            gas_price_microutia: table.gas_price_microutia,
+        };
+        if let Some(kind) = table.kind.of_blobs() {
+            let of_tables = table.path.is_some() || table.dsn_file.is_some() || table.schema.is_some();
+            if of_tables || !is_default(&layout) || table.projects.is_some() {
+                return Err(format!(
+                    "output {name}: `path`, `dsn_file`, `schema`, `layout` and `projects` are of other kinds"
+                ));
+            }
+            let kind = BlobKind::read(kind, blobs).map_err(|e| format!("output {name}: {e}"))?;
+            return Ok(Self { name: table.name, scope: table.scope, projects: None, kind: OutputKind::Blobs(kind) });
+        }
+        if blobs != BlobSettings::default() {
+            return Err(format!("output {name}: it has a setting that is for stores of blobs"));
+        }
         let kind = match (table.kind, table.path, table.dsn_file, table.schema) {
             (KindName::Sqlite, Some(path), None, None) => OutputKind::Sqlite { path, layout },
             (KindName::Sqlite, ..) => {
@@ -333,6 +397,7 @@ impl TryFrom<OutputTable> for OutputConfig {
                     "output {name}: kind postgres takes `dsn_file` and, if need be, `schema` and `layout`"
                 ));
             }
+            _ => return Err(format!("output {name}: its kind is not known")),
         };
         if table.projects.as_ref().is_some_and(BTreeSet::is_empty) {
             return Err(format!("output {name}: `projects` must name one at least; leave it out for all"));
@@ -344,13 +409,35 @@ impl TryFrom<OutputTable> for OutputConfig {
 impl From<OutputConfig> for OutputTable {
     fn from(config: OutputConfig) -> Self {
         let OutputConfig { name, scope, projects, kind } = config;
+        let mut blobs = BlobSettings::default();
         let (kind, path, dsn_file, schema, layout) = match kind {
             OutputKind::Sqlite { path, layout } => (KindName::Sqlite, Some(path), None, None, layout),
             OutputKind::Postgres { dsn_file, schema, layout } => {
                 (KindName::Postgres, None, Some(dsn_file), Some(schema), layout)
             }
+            OutputKind::Blobs(kind) => {
+                let (name, settings) = kind.settings();
+                blobs = settings;
+                (name.into(), None, None, None, Layout::default())
+            }
         };
-        Self { name, scope, projects, kind, path, dsn_file, schema, layout }
+        Self {
+            name,
+            scope,
+            projects,
+            kind,
+            path,
+            dsn_file,
+            schema,
+            layout,
+            url: blobs.url,
+            credentials_file: blobs.credentials_file,
+            url_file: blobs.url_file,
+            mode: blobs.mode,
+            token_file: blobs.token_file,
+            namespace: blobs.namespace,
+            gas_price_microutia: blobs.gas_price_microutia,
+        }
     }
 }
 
@@ -444,6 +531,15 @@ mod tests {
                         schema: "public".into(),
                         layout: Layout::Sprout,
                     },
+                },
+                OutputConfig {
+                    name: "blobs".parse().unwrap(),
+                    scope: Scope::Network,
+                    projects: None,
+                    kind: OutputKind::Blobs(BlobKind::Object {
+                        url: "s3://tasks/ours".into(),
+                        credentials_file: Some("s3.credentials".into()),
+                    }),
                 },
             ],
             gateways: vec![GatewayConfig {

@@ -9,6 +9,7 @@
 pub mod admin;
 mod adopt;
 pub mod backup;
+pub mod blob_outputs;
 mod bulk;
 mod bundle;
 mod certify;
@@ -39,8 +40,10 @@ mod mempool;
 mod metrics;
 mod node;
 mod operator;
+mod origin;
 mod peers;
 mod priority;
+mod progress;
 mod proofs;
 mod proposer;
 mod publish;

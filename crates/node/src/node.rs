@@ -39,8 +39,10 @@ use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
 use crate::mempool::Mempool;
 use crate::operator::{Operator, OperatorParts};
 use crate::peers;
+use crate::progress::{CursorFile, LogSink, NoSink};
+use crate::proofs::History;
 use crate::proposer::Proposer;
-use crate::publish::{self, LogSink, NoSink, RunningOutput, StateSource};
+use crate::publish::{self, RunningOutput, StateSource};
 use crate::rates::Rates;
 use crate::reader::Reader;
 use crate::rebuild;
@@ -549,19 +551,23 @@ impl Parts {
         let never = watch::channel(false).1;
         let mut running = Vec::new();
         for config in &self.opened.config.outputs {
+            let output = publish::open(config, &self.home, owner)?;
             let sink: Arc<dyn ProgressSink> = match config.scope {
-                Scope::Network => Arc::new(LogSink { consensus: self.consensus.clone() }),
-                Scope::Node => Arc::new(NoSink),
+                Scope::Network => {
+                    Arc::new(LogSink { consensus: self.consensus.clone(), tracker: self.tracker.clone() })
+                }
+                Scope::Node if output.keeps_cursor() => Arc::new(NoSink),
+                Scope::Node => Arc::new(CursorFile::new(self.home.path(), &config.name, owner.epoch)),
             };
             let (publisher, handle) = Publisher::new(PublisherOptions {
                 name: config.name.clone(),
                 owner,
-                output: publish::open(config, &self.home, owner)?,
+                output,
                 source: Arc::new(StateSource {
                     state: self.state.clone(),
                     newest: self.tracker.newest_task(),
                     head: self.tracker.head(),
-                    params: genesis.params.clone(),
+                    history: History { genesis: genesis.clone(), epochs: self.opened.epochs.clone() },
                 }),
                 sink,
                 signer: TaskSigner::new(self.opened.task_key.clone()),

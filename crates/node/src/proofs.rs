@@ -64,7 +64,7 @@ fn find_proof(state: &StateStore, history: &History, id: MessageId) -> Result<Op
 }
 
 /// Headers after a batch, up to the certified one.
-fn headers_between(
+pub(crate) fn headers_between(
     state: &StateStore,
     batch: &Batch,
     certificate: &Certificate,
@@ -92,7 +92,7 @@ pub(crate) fn boundary_of((batch, certificate): (Batch, Option<Certificate>)) ->
 }
 
 /// The members who certify a height, and how they followed from the genesis.
-fn way_to(
+pub(crate) fn way_to(
     state: &StateStore,
     history: &History,
     certified: &BatchHeader,

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use lockstep_consensus::{Consensus, ReadError, StateStore};
-use lockstep_ledger::{Command, Head};
+use lockstep_consensus::{ReadError, StateStore};
+use lockstep_ledger::Head;
 use lockstep_outputs::{
-    FinalMessage, Handle, Output, Owner, PostgresOptions, PostgresOutput, ProgressSink, SourceError, SqliteOptions,
-    SqliteOutput, TaskSource, UnsignedTask,
+    FinalMessage, Handle, Output, Owner, PostgresOptions, PostgresOutput, SourceError, SqliteOptions, SqliteOutput,
+    TaskSource, UnsignedTask,
 };
-use lockstep_types::{Batch, Height, NetworkParams, OrderedMessage, OutputName, Sequence, TaskNumber};
+use lockstep_types::{Batch, Height, OrderedMessage, OutputName, Sequence, TaskNumber};
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 
@@ -19,7 +19,9 @@ use crate::config::{OutputConfig, OutputKind};
 use crate::error::NodeError;
 use crate::gaps::Seen;
 use crate::home::Home;
-use crate::limits::{PROGRESS_TIMEOUT, READ_BYTES_MAX};
+use crate::limits::READ_BYTES_MAX;
+use crate::origin::PartReader;
+use crate::proofs::History;
 
 /// An output of this node, and a view on what feeds it.
 pub(crate) struct RunningOutput {
@@ -45,6 +47,10 @@ pub(crate) fn open(config: &OutputConfig, home: &Home, owner: Owner) -> Result<A
                 .map_err(|e| NodeError::Config(format!("output {}: {e}", config.name)))?;
             Ok(Arc::new(output))
         }
+        OutputKind::Blobs(kind) => kind.open(home.path(), owner).map_err(|e| match e {
+            NodeError::Config(reason) => NodeError::Config(format!("output {}: {reason}", config.name)),
+            e => e,
+        }),
     }
 }
 
@@ -61,7 +67,8 @@ pub(crate) struct StateSource {
     /// Number of the newest task whose batch has a certificate at or above it.
     pub newest: watch::Receiver<Option<TaskNumber>>,
     pub head: watch::Receiver<Option<Head>>,
-    pub params: NetworkParams,
+    /// What the tasks hang on.
+    pub history: History,
 }
 
 #[async_trait]
@@ -72,13 +79,43 @@ impl TaskSource for StateSource {
         max_tasks: usize,
         max_bytes: usize,
     ) -> Result<Vec<UnsignedTask>, SourceError> {
-        let (state, first) = (self.state.clone(), self.params.first_task_number);
+        self.read(number, max_tasks, move |state, next, max_tasks, oldest| {
+            read_tasks(state, next, (max_tasks, max_bytes), oldest)
+        })
+        .await
+    }
+
+    async fn parts_after(
+        &self,
+        number: Option<TaskNumber>,
+        max_tasks: usize,
+        max_bytes: usize,
+        part_bytes: usize,
+    ) -> Result<Vec<UnsignedTask>, SourceError> {
+        let history = self.history.clone();
+        self.read(number, max_tasks, move |state, next, max_tasks, oldest| {
+            let mut reader = PartReader::new(state, &history, oldest, part_bytes);
+            reader.read(next, (max_tasks, max_bytes))
+        })
+        .await
+    }
+}
+
+impl StateSource {
+    /// Runs `read` with the next number, how many tasks there are at most, and the oldest message that is kept.
+    async fn read<E: std::fmt::Display + Send + 'static>(
+        &self,
+        number: Option<TaskNumber>,
+        max_tasks: usize,
+        read: impl FnOnce(&StateStore, TaskNumber, usize, Sequence) -> Result<UntilTorn, E> + Send + 'static,
+    ) -> Result<Vec<UnsignedTask>, SourceError> {
+        let (state, first) = (self.state.clone(), self.history.genesis.params.first_task_number);
         let next = number.map_or(first, TaskNumber::next);
         let Some(newest) = *self.newest.borrow() else { return Ok(Vec::new()) };
         let kept = self.head.borrow().as_ref().map_or(TaskNumber(0), |head| head.horizon.task_number);
         let max_tasks = usize::try_from((newest.0 + 1).saturating_sub(next.0)).map_or(max_tasks, |n| n.min(max_tasks));
         let oldest = self.head.borrow().as_ref().map_or(Sequence(0), |head| head.horizon.sequence);
-        let read = move || read_tasks(&state, next, (max_tasks, max_bytes), oldest);
+        let read = move || read(&state, next, max_tasks, oldest);
         let tasks = spawn_blocking(read).await.map_err(|e| SourceError::Unavailable(e.to_string()))?;
         match tasks {
             // What is forgotten may still be on this disk; when it is not, it never comes.
@@ -90,13 +127,16 @@ impl TaskSource for StateSource {
     }
 }
 
-/// Tasks from `first` on, up to one of which messages below `oldest` were forgotten: its number is the second value.
+/// Tasks up to one of which messages were forgotten: its number is the second value.
+pub(crate) type UntilTorn = (Vec<UnsignedTask>, Option<TaskNumber>);
+
+/// Tasks from `first` on, up to one of which messages below `oldest` were forgotten.
 fn read_tasks(
     state: &StateStore,
     first: TaskNumber,
     (max_tasks, max_bytes): (usize, usize),
     oldest: Sequence,
-) -> Result<(Vec<UnsignedTask>, Option<TaskNumber>), ReadError> {
+) -> Result<UntilTorn, ReadError> {
     let Some(start) = state.batch_of_task(first)? else { return Ok((Vec::new(), None)) };
     let mut reader = TaskReader::new(|sequence| state.batch_of_message(sequence));
     let (mut tasks, mut bytes) = (Vec::new(), 0);
@@ -166,6 +206,7 @@ impl<F: FnMut(Sequence) -> Result<Option<Batch>, ReadError>> TaskReader<F> {
             device: task.device,
             time_ms: batch.header.time_ms,
             messages,
+            origin: None,
         })
     }
 
@@ -189,29 +230,4 @@ impl<F: FnMut(Sequence) -> Result<Option<Batch>, ReadError>> TaskReader<F> {
         };
         self.other.get(&height).and_then(|batch| batch.message_at(sequence)).ok_or_else(missing)
     }
-}
-
-/// Puts progress of a network's output into the log.
-pub(crate) struct LogSink {
-    pub consensus: Consensus,
-}
-
-#[async_trait]
-impl ProgressSink for LogSink {
-    async fn record(&self, output: &OutputName, last: TaskNumber) {
-        let command = Command::encode_progress(output, last);
-        match tokio::time::timeout(PROGRESS_TIMEOUT, self.consensus.propose(command)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%output, %error, "progress was not recorded; the store knows it"),
-            Err(_) => tracing::debug!(%output, "progress was not recorded in time; the store knows it"),
-        }
-    }
-}
-
-/// An output of this operator's own: its store knows how far it is, and nobody else needs to.
-pub(crate) struct NoSink;
-
-#[async_trait]
-impl ProgressSink for NoSink {
-    async fn record(&self, _output: &OutputName, _last: TaskNumber) {}
 }

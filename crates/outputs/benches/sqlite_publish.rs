@@ -24,6 +24,7 @@ fn tasks(first: u64) -> Vec<FinalTask> {
             data: Bytes::from_static(&[b'x'; 256]),
         }],
         signature: Signature([3; 65]),
+        origin: None,
     };
     (first..first + BATCH).map(task).collect()
 }

@@ -5,8 +5,19 @@
 //! them on, in order, for ever. It holds no truth of its own: what was published is what the store says
 //! ([`Output::last`]), so that a new leader, a restart or a restored store goes on at the right place.
 
+#[cfg(feature = "altda")]
+pub mod altda;
 pub mod aside;
+#[cfg(any(feature = "object", feature = "altda", feature = "celestia"))]
+mod blobs;
+#[cfg(feature = "celestia")]
+pub mod celestia;
+#[cfg(any(feature = "altda", feature = "celestia"))]
+pub mod deposits;
 pub mod layout;
+#[cfg(feature = "object")]
+pub mod object;
+pub mod origin;
 pub mod output;
 pub mod postgres;
 pub mod publisher;
@@ -14,9 +25,16 @@ pub mod source;
 pub mod sqlite;
 mod tables;
 
+#[cfg(feature = "altda")]
+pub use altda::{AltDaMode, AltDaOptions, AltDaOutput};
 pub use aside::{Refusals, RefusedTask, SetAside};
+#[cfg(feature = "celestia")]
+pub use celestia::{CelestiaOptions, CelestiaOutput, Namespace, NamespaceError};
 pub use layout::Layout;
-pub use output::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError, Owner, Receipt};
+#[cfg(feature = "object")]
+pub use object::{ObjectOptions, ObjectOptionsError, ObjectOutput};
+pub use origin::{Origin, Part};
+pub use output::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError, Owner, Place, Receipt, Stage};
 pub use postgres::{
     PostgresOptions, PostgresOptionsError, PostgresOutput, ReaderAccess, ReaderError, ReaderPassword, set_up_reader,
 };

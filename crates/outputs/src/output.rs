@@ -1,13 +1,21 @@
 //! What every store of tasks promises.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use lockstep_types::{
-    Address, Epoch, MessageId, NetworkId, ProjectId, Sequence, Signature, TaskId, TaskNumber, TimeMs,
+    Address, Epoch, Height, MessageId, NetworkId, ProjectId, Sequence, Signature, TaskId, TaskNumber, TimeMs,
 };
 
 use crate::aside::SetAside;
 use crate::layout::Layout;
+use crate::origin::Origin;
+
+/// Longest [`Place::locator`], in bytes.
+pub const LOCATOR_BYTES_MAX: usize = 256;
+/// Longest [`Place::commitment`], in bytes.
+pub const COMMITMENT_BYTES_MAX: usize = 4_096;
 
 /// A message as readers get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +47,8 @@ pub struct FinalTask {
     pub messages: Vec<FinalMessage>,
     /// Signature of the task key over [`FinalTask::digest`] in the store's layout.
     pub signature: Signature,
+    /// Where it comes from; only for stores that ask for it ([`Output::part_bytes`]).
+    pub origin: Option<Arc<Origin>>,
 }
 
 impl FinalTask {
@@ -88,8 +98,37 @@ pub struct Adopted {
     pub foreign: Option<(TaskNumber, TaskNumber)>,
 }
 
-/// What a store confirms: these tasks are in it, durably. The same tasks always give an equal receipt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How sure it is that tasks stay where they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// The store has taken them.
+    Accepted,
+    /// They are part of a block of the store's chain.
+    Included,
+    /// The store will not take them back.
+    Final,
+}
+
+/// Where in a store a run of tasks is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// Number of the first task.
+    pub first: TaskNumber,
+    /// Number of the last task.
+    pub last: TaskNumber,
+    /// Where, in words of the store: at most [`LOCATOR_BYTES_MAX`] bytes, without credentials.
+    pub locator: String,
+    /// What the store commits to them with; empty where it has nothing of that kind. At most [`COMMITMENT_BYTES_MAX`].
+    pub commitment: Vec<u8>,
+    /// Height of the store's own chain, where it has one.
+    pub height: Option<Height>,
+    /// How sure it is.
+    pub stage: Stage,
+}
+
+/// What a store confirms: these tasks are in it, durably. The same tasks always give an equal receipt, but for stores
+/// that keep no cursor, which may tell another place.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {
     /// Number of the first task.
     pub first: TaskNumber,
@@ -97,6 +136,17 @@ pub struct Receipt {
     pub last: TaskNumber,
     /// Name of the last task.
     pub last_id: TaskId,
+    /// Where they are, by number.
+    pub places: Vec<Place>,
+}
+
+impl Receipt {
+    /// With all tasks in one place that is what it is: a table.
+    pub(crate) fn in_table(mut self, locator: String) -> Self {
+        let (first, last) = (self.first, self.last);
+        self.places = vec![Place { first, last, locator, commitment: Vec::new(), height: None, stage: Stage::Final }];
+        self
+    }
 }
 
 /// Why tasks were not published, by what the caller can do. No variant ever contains a credential or a payload.
@@ -198,6 +248,18 @@ pub trait Output: Send + Sync {
     /// epoch's history are taken, and writers of the earlier epoch are refused. A second time changes nothing.
     async fn adopt(&self, adoption: &Adoption) -> Result<Adopted, OutputError>;
 
-    /// The task with this id, as it is in the store.
+    /// The task with this id, as it is in the store. For audits and tests: a store without an index of ids is searched,
+    /// and one that keeps no cursor knows only what was published through this value.
     async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError>;
+
+    /// Bytes of a blob, for a store that gets tasks with their origin, cut into blobs. `None`: it needs no origin.
+    fn part_bytes(&self) -> Option<usize> {
+        None
+    }
+
+    /// Whether the store itself knows its last task. One that does not gets tasks at least once: whoever publishes goes
+    /// on from what was recorded, and `last` says only what this value has published.
+    fn keeps_cursor(&self) -> bool {
+        true
+    }
 }

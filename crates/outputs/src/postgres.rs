@@ -193,14 +193,15 @@ impl Output for PostgresOutput {
     async fn publish(&self, tasks: &[FinalTask], expected_last: Option<TaskNumber>) -> Result<Receipt, OutputError> {
         let receipt = tables::check_tasks(tasks, &self.ours.owner, expected_last)?;
         let mut slot = self.session.lock().await;
-        match self.append(&mut slot, tasks, expected_last, receipt).await {
-            Ok(receipt) => Ok(receipt),
-            Err(CallError::Output(error)) => Err(error),
+        let receipt = match self.append(&mut slot, tasks, expected_last, receipt.clone()).await {
+            Ok(receipt) => receipt,
+            Err(CallError::Output(error)) => return Err(error),
             Err(CallError::Value(_)) => {
                 self.append_singly(&mut slot, tasks, expected_last).await?;
-                Ok(receipt)
+                receipt
             }
-        }
+        };
+        Ok(receipt.in_table(format!("postgres:{}", self.options.schema)))
     }
 
     async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {

@@ -6,7 +6,8 @@ use async_trait::async_trait;
 use lockstep_types::{Address, OutputName, ProjectId, Signature, SigningKey, TaskId, TaskNumber, TimeMs};
 
 use crate::layout::Layout;
-use crate::output::{FinalMessage, FinalTask};
+use crate::origin::Origin;
+use crate::output::{FinalMessage, FinalTask, Place};
 
 /// A task of a final batch, before it is signed. Fields as in [`FinalTask`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct UnsignedTask {
     pub time_ms: TimeMs,
     /// Its messages, by ascending sequence, at least one.
     pub messages: Vec<FinalMessage>,
+    /// Where it comes from, where that was asked for.
+    pub origin: Option<Arc<Origin>>,
 }
 
 /// Why a source has no answer.
@@ -52,13 +55,27 @@ pub trait TaskSource: Send + Sync {
         max_tasks: usize,
         max_bytes: usize,
     ) -> Result<Vec<UnsignedTask>, SourceError>;
+
+    /// As [`TaskSource::tasks_after`], with origins. The tasks end with the end of a part of `part_bytes`, and begin
+    /// with the beginning of one unless `number` lies within it; so a part is given whole although it exceeds a limit.
+    async fn parts_after(
+        &self,
+        number: Option<TaskNumber>,
+        max_tasks: usize,
+        max_bytes: usize,
+        part_bytes: usize,
+    ) -> Result<Vec<UnsignedTask>, SourceError>;
 }
 
 /// Where progress is noted, for other nodes and for purging. Best effort: the store is the truth.
 #[async_trait]
 pub trait ProgressSink: Send + Sync {
-    /// Tasks up to `last` are in the output. May be lost, repeated, and cut short by a deadline.
-    async fn record(&self, output: &OutputName, last: TaskNumber);
+    /// Tasks up to `last` are in the output; `places` says where those are that came since the last word. May be lost,
+    /// repeated, and cut short by a deadline.
+    async fn record(&self, output: &OutputName, last: TaskNumber, places: &[Place]);
+
+    /// What is noted now, by this node or any other: a store that keeps no cursor is continued from there.
+    async fn recorded(&self, output: &OutputName) -> Option<TaskNumber>;
 }
 
 /// The task key at work: W3bstream's readers know one key per data source.
@@ -74,9 +91,10 @@ impl TaskSigner {
     /// Signs a task as the readers of `layout` want it. Every node that holds the key makes the same signature. Costs about
     /// 25 µs.
     pub fn sign(&self, task: UnsignedTask, layout: Layout) -> FinalTask {
-        let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages } = task;
+        let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages, origin } = task;
         let signature = Signature([0; 65]);
-        let mut task = FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature };
+        let mut task =
+            FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature, origin };
         task.signature = self.0.sign(&layout.digest(&task));
         task
     }

@@ -102,7 +102,8 @@ impl Output for SqliteOutput {
 
     async fn publish(&self, tasks: &[FinalTask], expected_last: Option<TaskNumber>) -> Result<Receipt, OutputError> {
         let tasks = tasks.to_vec();
-        self.run(move |database, ours| database.publish(ours, &tasks, expected_last)).await
+        let receipt = self.run(move |database, ours| database.publish(ours, &tasks, expected_last)).await?;
+        Ok(receipt.in_table("sqlite:tasks".to_owned()))
     }
 
     async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {

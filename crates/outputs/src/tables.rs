@@ -155,7 +155,7 @@ pub(crate) fn id_from_column(id: i64) -> Result<u64, OutputError> {
 /// The receipt for `tasks`.
 pub(crate) fn receipt(tasks: &[FinalTask]) -> Option<Receipt> {
     let (first, last) = (tasks.first()?, tasks.last()?);
-    Some(Receipt { first: first.number, last: last.number, last_id: last.id })
+    Some(Receipt { first: first.number, last: last.number, last_id: last.id, places: Vec::new() })
 }
 
 /// Checks that `tasks` come behind `expected_last` in ascending order, and that the tables can hold them, before
@@ -323,6 +323,7 @@ pub(crate) fn assemble(
         time_ms: TimeMs(u64::try_from(task.time_ms).map_err(|_| damaged("created_at"))?),
         messages,
         signature: layout.signature(&task.signature).ok_or_else(|| damaged("signature"))?,
+        origin: None,
     })
 }
 
@@ -362,6 +363,7 @@ mod tests {
                 FinalMessage { sequence: Sequence(number * 2 + 1), id: MessageId([5; 32]), data: Bytes::new() },
             ],
             signature: Signature([3; 65]),
+            origin: None,
         }
     }
 

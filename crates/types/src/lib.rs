@@ -6,6 +6,7 @@
 //! protobuf of `proto/`, generated into [`proto`].
 
 pub mod batch;
+pub mod blob;
 pub mod certificate;
 pub mod conflict;
 pub mod epoch;
@@ -32,6 +33,7 @@ pub mod proto {
 }
 
 pub use batch::{Batch, BatchHeader, OrderedMessage};
+pub use blob::{Blob, BlobError, VerifiedBlob};
 pub use certificate::Certificate;
 pub use epoch::{EpochMember, EpochReason, EpochRecord, Epochs};
 pub use export::{ExportPage, ExportedBatch};

@@ -31,18 +31,34 @@ pub fn root(leaves: Vec<Hash32>) -> Hash32 {
     level.first().copied().unwrap_or_default()
 }
 
+/// A whole tree, for whoever needs the paths of many leaves: each costs no hash.
+#[derive(Debug, Clone)]
+pub struct Tree {
+    levels: Vec<Vec<Hash32>>,
+}
+
+impl Tree {
+    /// Over leaf hashes, in order.
+    pub fn new(leaves: Vec<Hash32>) -> Self {
+        let mut levels = vec![leaves];
+        while let Some(level) = levels.last().filter(|level| level.len() > 1) {
+            let above = level_up(level);
+            levels.push(above);
+        }
+        Self { levels }
+    }
+
+    /// Siblings from the leaf at `index` up to the root; `None` if there is no such leaf.
+    pub fn path(&self, index: usize) -> Option<Vec<Hash32>> {
+        self.levels.first()?.get(index)?;
+        let numbered = self.levels.iter().enumerate();
+        Some(numbered.filter_map(|(above, level)| level.get((index >> above) ^ 1).copied()).collect())
+    }
+}
+
 /// Siblings from the leaf at `index` up to the root; `None` if there is no such leaf.
 pub fn proof(leaves: &[Hash32], index: usize) -> Option<Vec<Hash32>> {
-    leaves.get(index)?;
-    let (mut level, mut at, mut path) = (leaves.to_vec(), index, Vec::new());
-    while level.len() > 1 {
-        if let Some(sibling) = level.get(at ^ 1) {
-            path.push(*sibling);
-        }
-        level = level_up(&level);
-        at /= 2;
-    }
-    Some(path)
+    Tree::new(leaves.to_vec()).path(index)
 }
 
 /// Whether `path` leads from `leaf` to `root`.

@@ -25,7 +25,7 @@ pub const PROOF_HEADERS_MAX: usize = 4096;
 /// Most changes of the members.
 pub const PROOF_BOUNDARIES_MAX: usize = 4096;
 /// Longest path in a tree: more leaves than a batch can have.
-const PATH_MAX: usize = 64;
+pub(crate) const PATH_MAX: usize = 64;
 /// What `ecrecover` adds to V.
 const EVM_V: u8 = 27;
 
@@ -175,13 +175,13 @@ pub struct Proven {
 #[derive(Debug, thiserror::Error)]
 pub enum ProofError {
     /// Made by a newer Lockstep.
-    #[error("the proof has version {0}, this program knows {PROOF_VERSION}; upgrade it")]
+    #[error("it has version {0}, this program knows {PROOF_VERSION}; upgrade it")]
     Newer(u32),
     /// The genesis has a key that is none.
     #[error(transparent)]
     Genesis(#[from] GenesisError),
     /// Of another network.
-    #[error("the proof is of network {found}, the genesis is of network {expected}")]
+    #[error("it is of network {found}, the genesis is of network {expected}")]
     Network {
         /// Network of the proof.
         found: NetworkId,
@@ -189,7 +189,7 @@ pub enum ProofError {
         expected: NetworkId,
     },
     /// Longer than any that a node makes.
-    #[error("the proof has {found} {what}; at most {most} are read")]
+    #[error("it has {found} {what}; at most {most} are read")]
     TooLong {
         /// Of what.
         what: &'static str,
@@ -252,19 +252,6 @@ impl Proof {
         })
     }
 
-    fn check_lengths(&self) -> Result<(), ProofError> {
-        for (what, found, most) in [
-            ("siblings in its path", self.path.len(), PATH_MAX),
-            ("headers", self.headers.len(), PROOF_HEADERS_MAX),
-            ("changes of the members", self.boundaries.len(), PROOF_BOUNDARIES_MAX),
-        ] {
-            if found > most {
-                return Err(ProofError::TooLong { what, found, most });
-            }
-        }
-        Ok(())
-    }
-
     fn check_path(&self) -> Result<(), ProofError> {
         let (message, header) = (&self.message, &self.header);
         let index = message.sequence.0.checked_sub(header.first_sequence.0);
@@ -276,22 +263,65 @@ impl Proof {
         let path: Vec<_> = self.path.iter().map(|sibling| sibling.0).collect();
         if merkle::verify(leaf, &path, &header.messages_root) { Ok(()) } else { Err(ProofError::Path) }
     }
+}
+
+/// How a batch hangs on the genesis: what proofs and blobs have in common.
+pub(crate) struct Way<'a> {
+    /// Network that it claims to be of.
+    pub network: NetworkId,
+    /// Header of the batch.
+    pub header: &'a BatchHeader,
+    /// The headers after it, up to the certified one.
+    pub headers: &'a [BatchHeader],
+    /// Certificate of the last of these headers.
+    pub certificate: &'a Certificate,
+    /// The members whose voters signed it.
+    pub members: &'a MemberSet,
+    /// All changes of the members below it.
+    pub boundaries: &'a [Boundary],
+}
+
+impl Way<'_> {
+    /// Follows it from the genesis to the certificate.
+    pub(crate) fn check(&self, genesis: &Genesis, epochs: &Epochs) -> Result<Checkpoint, ProofError> {
+        check_length("headers", self.headers.len(), PROOF_HEADERS_MAX)?;
+        check_length("changes of the members", self.boundaries.len(), PROOF_BOUNDARIES_MAX)?;
+        let expected = genesis.id()?;
+        if self.network != expected {
+            return Err(ProofError::Network { found: self.network, expected });
+        }
+        let mut members = Checkpoint::genesis(genesis)?.with_epochs(epochs)?;
+        for boundary in self.boundaries {
+            members.follow(&boundary.header, &boundary.members, &(&boundary.certificate).into())?;
+        }
+        members.enter(self.certified())?;
+        self.check_headers(&members)?;
+        let certified = self.certified();
+        if certified.height <= members.height {
+            return Err(Fault::Height(Height(members.height.0.saturating_add(1))).at(certified.height).into());
+        }
+        if *self.members != members.set {
+            return Err(ProofError::Members(certified.height));
+        }
+        crate::verify::check_certificate(self.certificate, certified, &members.set)?;
+        Ok(members)
+    }
 
     /// The header that the certificate is of.
-    fn last_header(&self) -> &BatchHeader {
-        self.headers.last().unwrap_or(&self.header)
+    fn certified(&self) -> &BatchHeader {
+        self.headers.last().unwrap_or(self.header)
     }
 
     /// Follows the headers to the certified one.
-    fn check_headers(&self, members: &Checkpoint) -> Result<&BatchHeader, ProofError> {
+    fn check_headers(&self, members: &Checkpoint) -> Result<(), ProofError> {
         let check = |header: &BatchHeader| {
             // The end of an earlier epoch was certified by nobody. It stands because what was certified follows it.
             let is_earlier = header.epoch < members.epoch && header.network == members.network;
             if is_earlier { Ok(()) } else { members.check_header(header) }
         };
-        check(&self.header)?;
-        let mut last = &self.header;
-        for header in &self.headers {
+        check(self.header)?;
+        let mut last = self.header;
+        for header in self.headers {
             check(header)?;
             let changes = last.is_boundary() && last.epoch == header.epoch;
             let height = last.height.0.checked_add(1);
@@ -300,8 +330,12 @@ impl Proof {
             }
             last = header;
         }
-        Ok(last)
+        Ok(())
     }
+}
+
+pub(crate) fn check_length(what: &'static str, found: usize, most: usize) -> Result<(), ProofError> {
+    if found > most { Err(ProofError::TooLong { what, found, most }) } else { Ok(()) }
 }
 
 /// Checks a proof, and the payload where it is given, against a genesis.
@@ -325,26 +359,18 @@ pub fn verify_proof_in(
     if proof.version > PROOF_VERSION {
         return Err(ProofError::Newer(proof.version));
     }
-    proof.check_lengths()?;
-    let expected = genesis.id()?;
-    if proof.network != expected {
-        return Err(ProofError::Network { found: proof.network, expected });
-    }
-    let mut members = Checkpoint::genesis(genesis)?.with_epochs(epochs)?;
-    for boundary in &proof.boundaries {
-        members.follow(&boundary.header, &boundary.members, &(&boundary.certificate).into())?;
-    }
-    proof.check_path()?;
-    members.enter(proof.last_header())?;
-    let certified = proof.check_headers(&members)?;
-    if certified.height <= members.height {
-        return Err(Fault::Height(Height(members.height.0.saturating_add(1))).at(certified.height).into());
-    }
-    if proof.members != members.set {
-        return Err(ProofError::Members(certified.height));
-    }
+    check_length("siblings in its path", proof.path.len(), PATH_MAX)?;
     let certificate = Certificate::from(&proof.certificate);
-    crate::verify::check_certificate(&certificate, certified, &members.set)?;
+    let way = Way {
+        network: proof.network,
+        header: &proof.header,
+        headers: &proof.headers,
+        certificate: &certificate,
+        members: &proof.members,
+        boundaries: &proof.boundaries,
+    };
+    let members = way.check(genesis, epochs)?;
+    proof.check_path()?;
     if let Some(found) = data.map(|data| Digest(keccak256(&[data]))).filter(|found| *found != proof.message.data_hash) {
         return Err(ProofError::Data(found));
     }
@@ -352,7 +378,7 @@ pub fn verify_proof_in(
         message: proof.message,
         height: proof.header.height,
         time_ms: proof.header.time_ms,
-        certified: certified.height,
+        certified: certificate.height,
         signers: certificate.signatures.len(),
         voters: members.set.voters().count(),
         changes: members.changes,

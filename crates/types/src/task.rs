@@ -45,12 +45,9 @@ impl Task {
         ]))
     }
 
-    /// Merkle leaf: ABI encoding of `(uint256 number, bytes32 id)`.
+    /// Its Merkle leaf.
     pub fn leaf(&self) -> Hash32 {
-        let mut encoded = [0; 64];
-        encoded[..32].copy_from_slice(&abi_u64(self.number.0));
-        encoded[32..].copy_from_slice(&self.id.0);
-        leaf_hash(&encoded)
+        task_leaf(self.number, &self.id)
     }
 
     /// The storage form.
@@ -77,4 +74,12 @@ impl Task {
             sequences: t.sequences.into_iter().map(Sequence).collect(),
         })
     }
+}
+
+/// Merkle leaf of a task: ABI encoding of `(uint256 number, bytes32 id)`.
+pub fn task_leaf(number: TaskNumber, id: &TaskId) -> Hash32 {
+    let mut encoded = [0; 64];
+    encoded[..32].copy_from_slice(&abi_u64(number.0));
+    encoded[32..].copy_from_slice(&id.0);
+    leaf_hash(&encoded)
 }

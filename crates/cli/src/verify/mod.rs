@@ -1,5 +1,6 @@
-//! `lockstep verify`: a stopped node's home, a running node, or one proof in a file.
+//! `lockstep verify`: a stopped node's home, a running node, or one proof or blob in a file.
 
+mod blob;
 mod progress;
 mod remote;
 
@@ -8,6 +9,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use lockstep_node::check::{ChainReport, CheckError, HomeReport, Part, check_home};
+use lockstep_types::blob::is_blob;
 use lockstep_types::proof::verify_proof_in;
 use lockstep_types::{Epochs, Genesis, Proof, ProofError, Proven};
 
@@ -66,9 +68,15 @@ pub async fn run(options: &Verify) -> anyhow::Result<()> {
         print_chain(&genesis, &report)?;
         return Ok(());
     }
-    let file = options.proof.as_deref().context("give --home, --url or --proof")?;
-    let proven = check_proof(file, options.data.as_deref(), (&genesis, &epochs))?;
-    print_proof(&genesis, &proven);
+    let file = options.file.as_deref().or(options.proof.as_deref()).context("give FILE, --home or --url")?;
+    let bytes = fs::read(file).map_err(|e| unable(format!("{}: {e}", file.display())))?;
+    if is_blob(&bytes) {
+        let proven = blob::check(bytes.into(), options.task_key.as_ref(), (&genesis, &epochs))?;
+        blob::print(&genesis, &proven);
+    } else {
+        let proven = check_proof(&bytes, options.data.as_deref(), (&genesis, &epochs))?;
+        print_proof(&genesis, &proven);
+    }
     Ok(())
 }
 
@@ -84,12 +92,12 @@ fn read_epochs(file: Option<&Path>, genesis: &Genesis) -> anyhow::Result<Epochs>
     Ok(Epochs::parse(&text, genesis).map_err(|e| unable(format!("{}: {e}", file.display())))?)
 }
 
-fn check_proof(file: &Path, data: Option<&Path>, (genesis, epochs): (&Genesis, &Epochs)) -> Result<Proven, NotGood> {
+fn check_proof(proof: &[u8], data: Option<&Path>, (genesis, epochs): (&Genesis, &Epochs)) -> Result<Proven, NotGood> {
     let read = |file: &Path| fs::read(file).map_err(|e| unable(format!("{}: {e}", file.display())));
     let data = data.map(read).transpose()?;
     let wrong =
         |e: &dyn std::fmt::Display| bad("the proof", e, "Ask another node for one (`GET /api/proofs/{message id}`).");
-    let proof: Proof = serde_json::from_slice(&read(file)?).map_err(|e| wrong(&e))?;
+    let proof: Proof = serde_json::from_slice(proof).map_err(|e| wrong(&e))?;
     verify_proof_in(genesis, epochs, &proof, data.as_deref()).map_err(|e| match e {
         ProofError::Newer(_) | ProofError::Genesis(_) => unable(e),
         e => wrong(&e),

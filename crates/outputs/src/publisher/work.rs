@@ -11,13 +11,16 @@ use super::backoff::Backoff;
 use super::progress::Progress;
 use super::{BYTES_PER_PUBLISH_MAX, Options, State, Status, TASKS_PER_PUBLISH_MAX};
 use crate::aside::RefusedTask;
-use crate::output::{FinalTask, OutputError};
+use crate::output::{FinalTask, OutputError, Place};
 use crate::source::{SourceError, UnsignedTask};
 
 /// How often a store or source that needs an operator is looked at again.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// What the sink may take: it must not slow down publishing.
 const RECORD_DEADLINE: Duration = Duration::from_millis(250);
+
+/// Places that are collected for one record; with so many it is made at once.
+const PLACES_PER_RECORD_MAX: usize = 256;
 
 /// Why publishing stopped for now.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -45,12 +48,16 @@ struct Advance {
     refused: bool,
     /// A task that would have been, had the store a place for it.
     stuck: Option<OutputError>,
+    /// Where the tasks are.
+    places: Vec<Place>,
 }
 
 pub(super) struct Work {
     pub(super) options: Options,
     status: watch::Sender<Status>,
     progress: Progress,
+    /// Where the tasks are that the sink was not told of yet.
+    places: Vec<Place>,
     backoff: Backoff,
     /// Whether the last attempt also ended with the store elsewhere: two who publish must not chase each other.
     moved: bool,
@@ -63,7 +70,8 @@ pub(super) struct Work {
 impl Work {
     pub(super) fn new(options: Options, status: watch::Sender<Status>, retry: watch::Receiver<u64>) -> Self {
         let progress = Progress::new(options.recorded);
-        Self { options, status, progress, backoff: Backoff::default(), moved: false, retry, retry_due: false }
+        let (places, backoff) = (Vec::new(), Backoff::default());
+        Self { options, status, progress, places, backoff, moved: false, retry, retry_due: false }
     }
 
     /// Does nothing, and says so.
@@ -89,7 +97,7 @@ impl Work {
 
     /// Asks the store where it is and goes on from there, until something fails.
     async fn follow(&mut self) -> Result<Infallible, Problem> {
-        let mut last = self.options.output.last().await?;
+        let mut last = self.start().await?;
         self.set(|status| status.last_published = last);
         // A retry that was broken off is taken up by whoever publishes.
         self.retry_due |= self.look_at_refused().await?;
@@ -126,8 +134,9 @@ impl Work {
                 }
             });
             let (advance, ahead) = tokio::join!(self.publish(&chunk, last), self.prepare_ahead(chunk.end));
-            let advance = advance?;
+            let mut advance = advance?;
             last = Some(advance.last);
+            self.keep_places(std::mem::take(&mut advance.places));
             self.note_published(last).await;
             if advance.refused {
                 self.look_at_refused().await?;
@@ -137,6 +146,33 @@ impl Work {
             }
             // A failed look ahead is repeated in its turn, and its error reported then.
             prefetched = ahead.ok().flatten().filter(|_| advance.whole);
+        }
+    }
+
+    /// The last task in the store: as it says itself, or as was recorded where it keeps no cursor.
+    async fn start(&self) -> Result<Option<TaskNumber>, OutputError> {
+        let last = self.options.output.last().await?;
+        if self.options.output.keeps_cursor() {
+            return Ok(last);
+        }
+        let recorded = self.options.sink.recorded(&self.options.name).await;
+        Ok(last.max(recorded).max(self.options.recorded))
+    }
+
+    /// Keeps where tasks are for the next record. Runs in one table are one place.
+    fn keep_places(&mut self, places: Vec<Place>) {
+        for place in places {
+            match self.places.last_mut() {
+                Some(before)
+                    if before.last.next() == place.first
+                        && before.commitment.is_empty()
+                        && (&before.locator, &before.commitment, before.height, before.stage)
+                            == (&place.locator, &place.commitment, place.height, place.stage) =>
+                {
+                    before.last = place.last;
+                }
+                _ => self.places.push(place),
+            }
         }
     }
 
@@ -153,22 +189,23 @@ impl Work {
     /// Publishes `chunk`, up to a task that is refused, which is set aside.
     async fn publish(&self, chunk: &Chunk, last: Option<TaskNumber>) -> Result<Advance, OutputError> {
         let (output, tasks) = (&self.options.output, &chunk.tasks);
-        let whole = Advance { last: chunk.end, whole: true, refused: false, stuck: None };
+        let whole = Advance { last: chunk.end, whole: true, refused: false, stuck: None, places: Vec::new() };
         if tasks.is_empty() {
             output.pass(chunk.end, last).await?;
             return Ok(whole);
         }
         let (number, reason) = match output.publish(tasks, last).await {
-            Ok(_) => return Ok(whole),
+            Ok(receipt) => return Ok(Advance { places: receipt.places, ..whole }),
             Err(OutputError::Refused { task, reason }) => (task, reason),
             Err(error) => return Err(error),
         };
         let fit = tasks.partition_point(|task| task.number < number);
         let refused = OutputError::Refused { task: number, reason: reason.clone() };
         let Some(task) = tasks.get(fit).filter(|task| task.number == number) else { return Err(refused) };
-        let mut before = last;
+        let (mut before, mut places) = (last, Vec::new());
         if fit > 0 {
-            before = Some(output.publish(&tasks[..fit], last).await?.last);
+            let receipt = output.publish(&tasks[..fit], last).await?;
+            (before, places) = (Some(receipt.last), receipt.places);
         }
         match (output.aside(), before) {
             (Some(aside), _) => {
@@ -176,16 +213,22 @@ impl Work {
                 tracing::error!(output = name, task = %number, %reason, "the store refuses this task: it is set aside");
                 let refused = RefusedTask { number, id: Some(task.id), project_id: task.project_id, reason };
                 aside.refuse(&refused, before).await?;
-                Ok(Advance { last: number, whole: fit + 1 == tasks.len(), refused: true, stuck: None })
+                Ok(Advance { last: number, whole: fit + 1 == tasks.len(), refused: true, stuck: None, places })
             }
-            (None, Some(last)) if fit > 0 => Ok(Advance { last, whole: false, refused: false, stuck: Some(refused) }),
+            (None, Some(last)) if fit > 0 => {
+                Ok(Advance { last, whole: false, refused: false, stuck: Some(refused), places })
+            }
             (None, _) => Err(refused),
         }
     }
 
     /// Reads and signs what follows `last`.
     async fn prepare(&self, last: Option<TaskNumber>) -> Result<Option<Chunk>, SourceError> {
-        let mut tasks = self.options.source.tasks_after(last, TASKS_PER_PUBLISH_MAX, BYTES_PER_PUBLISH_MAX).await?;
+        let (source, max_tasks, max_bytes) = (&self.options.source, TASKS_PER_PUBLISH_MAX, BYTES_PER_PUBLISH_MAX);
+        let mut tasks = match self.options.output.part_bytes() {
+            Some(part_bytes) => source.parts_after(last, max_tasks, max_bytes, part_bytes).await?,
+            None => source.tasks_after(last, max_tasks, max_bytes).await?,
+        };
         // The store takes our word for it that nothing is missing.
         let mut expected = self.options.owner.next(last);
         for task in &tasks {
@@ -256,16 +299,18 @@ impl Work {
             (status.state, status.last_published, status.last_error) = (State::Publishing, last, None);
         });
         let now = Instant::now();
-        if self.progress.due(last, now).is_some_and(|due| due <= now) {
+        let many = self.places.len() >= PLACES_PER_RECORD_MAX;
+        if many || self.progress.due(last, now).is_some_and(|due| due <= now) {
             self.record(last).await;
         }
     }
 
     async fn record(&mut self, last: Option<TaskNumber>) {
         self.progress.record(last, Instant::now());
+        let places = std::mem::take(&mut self.places);
         if let Some(last) = last {
             // Late or lost is fine: the next record, or the store, says it again.
-            let _ = timeout(RECORD_DEADLINE, self.options.sink.record(&self.options.name, last)).await;
+            let _ = timeout(RECORD_DEADLINE, self.options.sink.record(&self.options.name, last, &places)).await;
         }
     }
 

@@ -2,7 +2,10 @@
 // Clippy's leave for tests does not reach the functions that they share.
 #![allow(clippy::unwrap_used)]
 
+mod blobs;
 mod conformance;
+mod deposits;
+mod object;
 mod postgres;
 mod publisher;
 mod refusals;

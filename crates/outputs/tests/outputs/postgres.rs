@@ -17,7 +17,7 @@ use lockstep_types::MessageId;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls};
 
-use crate::conformance::Store;
+use crate::conformance::{Store, Tables};
 use crate::support::{FIRST, Feed, Node, eventually, number, owner, signer, tasks, unsigned};
 
 /// A pair of schemas of their own in a server that claims share.
@@ -46,38 +46,8 @@ impl<'a> Schema<'a> {
 
 #[async_trait]
 impl Store for Schema<'_> {
-    fn layout(&self) -> Layout {
-        self.options.layout
-    }
-
-    fn open_other_layout(&self) -> Arc<dyn Output> {
-        let layout = if self.options.layout == Layout::Apinode { Layout::Sprout } else { Layout::Apinode };
-        Arc::new(PostgresOutput::new(PostgresOptions { layout, ..self.options.clone() }, owner()).unwrap())
-    }
-
-    async fn hold(&self) -> Box<dyn std::any::Any + Send> {
-        let client = self.connect().await;
-        client.batch_execute("BEGIN; SELECT * FROM lockstep_cursor FOR UPDATE").await.unwrap();
-        Box::new(client)
-    }
-
-    async fn refuse_rows_of(&self, task: u64) -> Option<()> {
-        let sql = format!(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
-               $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '22P05'; END $$; \
-             CREATE TRIGGER refuses BEFORE INSERT ON tasks FOR EACH ROW WHEN (NEW.id = {task}) EXECUTE FUNCTION refuse()"
-        );
-        self.connect().await.batch_execute(&sql).await.unwrap();
-        Some(())
-    }
-
-    async fn forget_gaps(&self) {
-        let sql = "DROP TABLE lockstep_gaps, lockstep_refused; ALTER TABLE lockstep_cursor DROP COLUMN refusals";
-        self.connect().await.batch_execute(sql).await.unwrap();
-    }
-
-    async fn accept_rows(&self) {
-        self.connect().await.batch_execute("DROP TRIGGER refuses ON tasks").await.unwrap();
+    fn layout(&self) -> Option<Layout> {
+        Some(self.options.layout)
     }
 
     fn open(&self, owner: Owner) -> Arc<dyn Output> {
@@ -128,6 +98,39 @@ impl Store for Schema<'_> {
         self.open(owner()).last().await.unwrap();
         let sql = "INSERT INTO messages (data) VALUES ('x'); DELETE FROM lockstep_cursor";
         self.connect().await.batch_execute(sql).await.unwrap();
+    }
+}
+
+#[async_trait]
+impl Tables for Schema<'_> {
+    fn open_other_layout(&self) -> Arc<dyn Output> {
+        let layout = if self.options.layout == Layout::Apinode { Layout::Sprout } else { Layout::Apinode };
+        Arc::new(PostgresOutput::new(PostgresOptions { layout, ..self.options.clone() }, owner()).unwrap())
+    }
+
+    async fn hold(&self) -> Box<dyn std::any::Any + Send> {
+        let client = self.connect().await;
+        client.batch_execute("BEGIN; SELECT * FROM lockstep_cursor FOR UPDATE").await.unwrap();
+        Box::new(client)
+    }
+
+    async fn refuse_rows_of(&self, task: u64) -> Option<()> {
+        let sql = format!(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+               $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '22P05'; END $$; \
+             CREATE TRIGGER refuses BEFORE INSERT ON tasks FOR EACH ROW WHEN (NEW.id = {task}) EXECUTE FUNCTION refuse()"
+        );
+        self.connect().await.batch_execute(&sql).await.unwrap();
+        Some(())
+    }
+
+    async fn forget_gaps(&self) {
+        let sql = "DROP TABLE lockstep_gaps, lockstep_refused; ALTER TABLE lockstep_cursor DROP COLUMN refusals";
+        self.connect().await.batch_execute(sql).await.unwrap();
+    }
+
+    async fn accept_rows(&self) {
+        self.connect().await.batch_execute("DROP TRIGGER refuses ON tasks").await.unwrap();
     }
 }
 

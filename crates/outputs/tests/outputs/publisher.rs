@@ -68,7 +68,7 @@ impl Output for Fake {
         }
         stored.extend_from_slice(tasks);
         let last = &tasks[tasks.len() - 1];
-        Ok(Receipt { first: tasks[0].number, last: last.number, last_id: last.id })
+        Ok(Receipt { first: tasks[0].number, last: last.number, last_id: last.id, places: Vec::new() })
     }
 
     async fn last(&self) -> Result<Option<TaskNumber>, OutputError> {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use lockstep_outputs::{FinalTask, Output, OutputError, Owner, RefusedTask};
+use lockstep_outputs::{FinalTask, Layout, Output, OutputError, Owner, RefusedTask};
 use lockstep_types::{Epoch, NetworkId, ProjectId, TaskNumber};
 
-use crate::conformance::{Store, assert_all, gap};
+use crate::conformance::{Tables, assert_all, gap};
 use crate::support::{FIRST, Feed, Node, eventually, number, owner, tasks};
 
 fn refused(task: &FinalTask) -> RefusedTask {
@@ -19,7 +19,7 @@ pub async fn refused_numbers(output: &Arc<dyn Output>) -> Vec<u64> {
     refusals.tasks.iter().map(|task| task.number.0).collect()
 }
 
-pub async fn a_refused_task_is_set_aside_once_and_the_cursor_moves_behind_it(store: &dyn Store) {
+pub async fn a_refused_task_is_set_aside_once_and_the_cursor_moves_behind_it(store: &dyn Tables) {
     let (old, output) = (store.open(owner()), store.open(owner()));
     output.publish(&tasks(FIRST..=9), None).await.unwrap();
     old.last().await.unwrap();
@@ -66,8 +66,8 @@ async fn present(output: &Arc<dyn Output>, numbers: std::ops::RangeInclusive<u64
     out
 }
 
-pub async fn a_refused_task_that_fits_now_is_filled_in_and_forgotten(store: &dyn Store) {
-    if store.layout().halts() {
+pub async fn a_refused_task_that_fits_now_is_filled_in_and_forgotten(store: &dyn Tables) {
+    if store.layout().is_some_and(Layout::halts) {
         return;
     }
     let output = store.open(owner());
@@ -82,8 +82,8 @@ pub async fn a_refused_task_that_fits_now_is_filled_in_and_forgotten(store: &dyn
     assert_eq!(output.last().await, Ok(number(20)));
 }
 
-pub async fn a_refused_task_halts_its_project_until_it_is_resumed_in_order(store: &dyn Store) {
-    if !store.layout().halts() {
+pub async fn a_refused_task_halts_its_project_until_it_is_resumed_in_order(store: &dyn Tables) {
+    if !store.layout().is_some_and(Layout::halts) {
         return;
     }
     // One that goes by what it saw at first.
@@ -121,8 +121,8 @@ pub async fn a_refused_task_halts_its_project_until_it_is_resumed_in_order(store
     assert_eq!((refused_numbers(&output).await, present(&output, 10..=33).await), (vec![24], expected));
 }
 
-pub async fn resuming_that_breaks_down_half_way_leaves_nothing(store: &dyn Store) {
-    if !store.layout().halts() {
+pub async fn resuming_that_breaks_down_half_way_leaves_nothing(store: &dyn Tables) {
+    if !store.layout().is_some_and(Layout::halts) {
         return;
     }
     let output = store.open(owner());
@@ -142,7 +142,7 @@ pub async fn resuming_that_breaks_down_half_way_leaves_nothing(store: &dyn Store
     assert_eq!(present(&output, FIRST..=20).await, (FIRST..=20).collect::<Vec<_>>());
 }
 
-pub async fn what_the_server_itself_refuses_is_named(store: &dyn Store) {
+pub async fn what_the_server_itself_refuses_is_named(store: &dyn Tables) {
     let output = store.open(owner());
     output.publish(&tasks(FIRST..=9), None).await.unwrap();
     if store.refuse_rows_of(15).await.is_none() {
@@ -156,7 +156,7 @@ pub async fn what_the_server_itself_refuses_is_named(store: &dyn Store) {
     output.publish(&tasks(16..=20), number(15)).await.unwrap();
     let aside = output.aside().unwrap();
     let to = RefusedTask { number: TaskNumber(21), id: None, ..refused(&tasks(15..=15)[0]) };
-    let retried = async || match store.layout().halts() {
+    let retried = async || match store.layout().is_some_and(Layout::halts) {
         true => aside.resume(TaskNumber(15), &tasks(15..=20), &to).await,
         false => output.fill(&tasks(15..=15)).await,
     };
@@ -167,7 +167,7 @@ pub async fn what_the_server_itself_refuses_is_named(store: &dyn Store) {
     assert_eq!(present(&output, FIRST..=20).await, (FIRST..=20).collect::<Vec<_>>());
 }
 
-pub async fn what_is_refused_is_tried_again_when_asked(store: &dyn Store) {
+pub async fn what_is_refused_is_tried_again_when_asked(store: &dyn Tables) {
     let output = store.open(owner());
     output.last().await.unwrap();
     if store.refuse_rows_of(15).await.is_none() {
@@ -178,7 +178,7 @@ pub async fn what_is_refused_is_tried_again_when_asked(store: &dyn Store) {
     feed.finalize(2_000);
     let status = node.wait_for("it goes on behind the task", |s| s.last_published == number(2_000)).await;
     assert_eq!((status.refused_count, status.refused[0].0, status.last_error), (1, TaskNumber(15), None));
-    assert_eq!(present(&output, 14..=17).await.len(), if store.layout().halts() { 1 } else { 3 });
+    assert_eq!(present(&output, 14..=17).await.len(), if store.layout().is_some_and(Layout::halts) { 1 } else { 3 });
     assert!(node.handle.retry());
     eventually("it was tried and refused again", || async { (feed.asked_from(14) > 0).then_some(()) }).await;
     store.accept_rows().await;

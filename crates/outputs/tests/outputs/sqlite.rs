@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use lockstep_outputs::{FinalTask, Layout, Output, OutputError, Owner, SqliteOptions, SqliteOutput};
 use rusqlite::{Connection, params_from_iter};
 
-use crate::conformance::Store;
+use crate::conformance::{Store, Tables};
 use crate::support::{FIRST, eventually, owner, tasks};
 
 struct File {
@@ -44,34 +44,13 @@ fn open(path: &Path, owner: Owner) -> Arc<SqliteOutput> {
 
 #[async_trait]
 impl Store for File {
-    fn layout(&self) -> Layout {
-        self.layout
+    fn layout(&self) -> Option<Layout> {
+        Some(self.layout)
     }
 
     fn open(&self, owner: Owner) -> Arc<dyn Output> {
         self.open_as(self.layout, owner)
     }
-
-    fn open_other_layout(&self) -> Arc<dyn Output> {
-        self.open_as(if self.layout == Layout::Apinode { Layout::Sprout } else { Layout::Apinode }, owner())
-    }
-
-    async fn hold(&self) -> Box<dyn std::any::Any + Send> {
-        let connection = self.connect();
-        connection.busy_timeout(Duration::from_secs(5)).unwrap();
-        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
-        Box::new(connection)
-    }
-
-    async fn refuse_rows_of(&self, _task: u64) -> Option<()> {
-        None
-    }
-
-    async fn forget_gaps(&self) {
-        self.connect().execute_batch("DROP TABLE lockstep_gaps; DROP TABLE lockstep_refused").unwrap();
-    }
-
-    async fn accept_rows(&self) {}
 
     async fn rows(&self) -> Vec<String> {
         let connection = self.connect();
@@ -133,6 +112,30 @@ impl Store for File {
         let sql = "INSERT INTO messages (id, data) VALUES (1, 'x'); DELETE FROM lockstep_cursor";
         self.connect().execute_batch(sql).unwrap();
     }
+}
+
+#[async_trait]
+impl Tables for File {
+    fn open_other_layout(&self) -> Arc<dyn Output> {
+        self.open_as(if self.layout == Layout::Apinode { Layout::Sprout } else { Layout::Apinode }, owner())
+    }
+
+    async fn hold(&self) -> Box<dyn std::any::Any + Send> {
+        let connection = self.connect();
+        connection.busy_timeout(Duration::from_secs(5)).unwrap();
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        Box::new(connection)
+    }
+
+    async fn refuse_rows_of(&self, _task: u64) -> Option<()> {
+        None
+    }
+
+    async fn forget_gaps(&self) {
+        self.connect().execute_batch("DROP TABLE lockstep_gaps; DROP TABLE lockstep_refused").unwrap();
+    }
+
+    async fn accept_rows(&self) {}
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,8 +9,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use lockstep_outputs::{
-    FinalMessage, FinalTask, Handle, Options, Output, Owner, ProgressSink, Publisher, SourceError, Status, TaskSigner,
-    TaskSource, UnsignedTask,
+    FinalMessage, FinalTask, Handle, Options, Output, Owner, Place, ProgressSink, Publisher, SourceError, Status,
+    TaskSigner, TaskSource, UnsignedTask,
 };
 use lockstep_types::{
     Address, Epoch, MessageId, NetworkId, OutputName, ProjectId, Sequence, Signature, SigningKey, TaskId, TaskNumber,
@@ -45,6 +45,7 @@ pub fn unsigned(number: u64) -> UnsignedTask {
         device: Address([0xd1; 20]),
         time_ms: TimeMs(1_790_000_000_123 + number),
         messages: vec![message(4 * pair + 1 + place), message(4 * pair + 3 + place)],
+        origin: None,
     }
 }
 
@@ -52,9 +53,10 @@ pub fn unsigned(number: u64) -> UnsignedTask {
 pub fn tasks(numbers: RangeInclusive<u64>) -> Vec<FinalTask> {
     numbers
         .map(|number| {
-            let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages } = unsigned(number);
+            let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages, origin } =
+                unsigned(number);
             let signature = Signature([number.0 as u8; 65]);
-            FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature }
+            FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature, origin }
         })
         .collect()
 }
@@ -84,6 +86,7 @@ pub struct Feed {
     mixed: AtomicBool,
     lost: AtomicU64,
     pub recorded: Mutex<Vec<TaskNumber>>,
+    pub places: Mutex<Vec<Place>>,
 }
 
 impl Feed {
@@ -95,6 +98,7 @@ impl Feed {
             mixed: AtomicBool::default(),
             lost: AtomicU64::default(),
             recorded: Mutex::default(),
+            places: Mutex::default(),
         })
     }
 
@@ -154,12 +158,27 @@ impl TaskSource for Feed {
         let lost = self.lost.load(Ordering::SeqCst);
         Ok((next..=newest).filter(|n| *n != lost).take(max_tasks).map(|n| self.task(n)).collect())
     }
+
+    async fn parts_after(
+        &self,
+        _number: Option<TaskNumber>,
+        _max_tasks: usize,
+        _max_bytes: usize,
+        _part_bytes: usize,
+    ) -> Result<Vec<UnsignedTask>, SourceError> {
+        Err(SourceError::Unavailable("these tasks have no origin".to_owned()))
+    }
 }
 
 #[async_trait]
 impl ProgressSink for Feed {
-    async fn record(&self, _output: &OutputName, last: TaskNumber) {
+    async fn record(&self, _output: &OutputName, last: TaskNumber, places: &[Place]) {
         self.recorded.lock().unwrap().push(last);
+        self.places.lock().unwrap().extend_from_slice(places);
+    }
+
+    async fn recorded(&self, _output: &OutputName) -> Option<TaskNumber> {
+        self.recorded.lock().unwrap().last().copied()
     }
 }
 
@@ -181,19 +200,33 @@ impl Node {
         Self::start_with(feed, output, active, |options| options.recorded = recorded)
     }
 
+    /// With a source and a sink of its own.
+    pub fn start_from(
+        feed: &Arc<Feed>,
+        (source, sink): (Arc<dyn TaskSource>, Arc<dyn ProgressSink>),
+        output: Arc<dyn Output>,
+        active: bool,
+        recorded: Option<TaskNumber>,
+    ) -> Self {
+        Self::start_with(feed, output, active, |options| {
+            (options.source, options.sink, options.recorded) = (source, sink, recorded);
+        })
+    }
+
     pub fn start_with(
         feed: &Arc<Feed>,
         output: Arc<dyn Output>,
         active: bool,
         change: impl FnOnce(&mut Options),
     ) -> Self {
+        let (source, sink): (Arc<dyn TaskSource>, Arc<dyn ProgressSink>) = (feed.clone(), feed.clone());
         let ((active, active_seen), (paused, paused_seen)) = (watch::channel(active), watch::channel(false));
         let mut options = Options {
             name: "test".parse().unwrap(),
             owner: owner(),
             output,
-            source: feed.clone(),
-            sink: feed.clone(),
+            source,
+            sink,
             signer: signer(),
             newest: feed.newest.subscribe(),
             active: active_seen,

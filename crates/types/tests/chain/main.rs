@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod altered;
+mod blobs;
 mod builder;
 mod certificates;
 mod epochs;

@@ -1,5 +1,6 @@
 //! The test vectors of docs/formats.md, which `scripts/vectors.py` made without us.
 
+use lockstep_types::blob::{Anchor, BlobMessage, BlobTask};
 use lockstep_types::certificate::{certificate_digest, sign_batch};
 use lockstep_types::message::message_leaf;
 use lockstep_types::*;
@@ -139,10 +140,46 @@ fn the_first_batch_and_its_certificate() {
     documented("digest that its certificate signs", &certificate_digest(&header.hash()));
     documented("signature of N in it", &sign_batch(&key(1), &header.hash()).0);
 
+    let certificate = Certificate {
+        height: Height(1),
+        hash: header.hash(),
+        signatures: vec![(NodeId(1), sign_batch(&key(1), &header.hash()))],
+    };
+    the_blob(&genesis, header, certificate, task, message, key(1).sign(&text));
+
     let second = unsigned(Api::Unsigned);
     let other = message_leaf(Sequence(2), &MessageId(second.content_id().0), &second);
     documented("its leaf", &other);
     documented("messages root", &merkle::root(vec![leaf, other]));
+}
+
+fn the_blob(
+    genesis: &Genesis,
+    header: BatchHeader,
+    certificate: Certificate,
+    task: Task,
+    message: Message,
+    signature: Signature,
+) {
+    let members = genesis.first_set().unwrap();
+    let id = MessageId(message.content_id().0);
+    let anchor = Anchor { header, headers: Vec::new(), certificate, members, boundaries: Vec::new() };
+    let task = BlobTask {
+        number: task.number,
+        id: task.id,
+        project_id: task.project_id,
+        project_version: task.project_version,
+        device: task.device,
+        path: Vec::new(),
+        signature,
+        messages: vec![BlobMessage::new(Sequence(1), id, (1, Height(0)), &message)],
+    };
+    let blob = Blob { anchor, part: 0, parts: 1, tasks: vec![task] };
+    let bytes = blob.encode();
+    let proven = Blob::decode(bytes.clone()).unwrap().verify(genesis, &Epochs::default(), None).unwrap();
+    assert_eq!(proven.task_signer, Some(key(1).address()));
+    assert!(DOCUMENTED.contains(&format!("| its length | {} bytes |", bytes.len())), "{}", bytes.len());
+    documented("keccak of the blob", &keccak256(&[&bytes]));
 }
 
 #[test]

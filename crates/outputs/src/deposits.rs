@@ -1,0 +1,190 @@
+//! Stores of blobs that keep no cursor: whoever puts something in is told where it is, and that is all they know.
+//!
+//! Tasks get there at least once, in identical bytes, and readers drop repeats by task id. What was read back and
+//! compared is confirmed, nothing else. Whoever publishes goes on from what was recorded.
+
+use std::collections::VecDeque;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use lockstep_types::{Hash32, Height, TaskId, TaskNumber};
+use parking_lot::Mutex;
+
+use crate::blobs::{Piece, pieces_aside, read_back};
+use crate::output::{
+    Adopted, Adoption, COMMITMENT_BYTES_MAX, FinalTask, LOCATOR_BYTES_MAX, Output, OutputError, Owner, Place, Receipt,
+    Stage,
+};
+use crate::tables;
+
+/// Blobs of which it is remembered where they are, for [`Output::read`].
+const REMEMBERED_MAX: usize = 256;
+
+/// Where a blob was put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deposited {
+    /// As [`Place::locator`].
+    pub locator: String,
+    /// As [`Place::commitment`].
+    pub commitment: Vec<u8>,
+    /// As [`Place::height`].
+    pub height: Option<Height>,
+    /// As [`Place::stage`].
+    pub stage: Stage,
+}
+
+/// Why a blob was not put in, or not read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DepositError {
+    /// Try again later.
+    #[error("{0}")]
+    Retryable(String),
+    /// The store never takes this blob.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// A store that takes blobs.
+#[async_trait]
+pub trait Deposit: Send + Sync {
+    /// Bytes of a blob, unless one task alone has more.
+    const PART_BYTES: usize;
+    /// Bytes of a blob at most.
+    const BYTES_MAX: usize;
+
+    /// Puts a blob in. `hash` is its keccak256. The same again is put in again, or changes nothing.
+    async fn put(&self, blob: &Bytes, hash: &Hash32) -> Result<Deposited, DepositError>;
+
+    /// What is at a place; an error where there is nothing (yet).
+    async fn get(&self, at: &Deposited) -> Result<Bytes, DepositError>;
+
+    /// How sure it is by now that it stays, once it was read back.
+    async fn stage(&self, at: &Deposited) -> Result<Stage, DepositError>;
+}
+
+/// A blob that was put in.
+struct Sent {
+    ids: Vec<TaskId>,
+    hash: Hash32,
+    at: Deposited,
+}
+
+#[derive(Default)]
+struct Done {
+    last: Option<TaskNumber>,
+    sent: VecDeque<Sent>,
+}
+
+/// An output over such a store.
+pub struct Deposits<D> {
+    deposit: D,
+    owner: Owner,
+    done: Mutex<Done>,
+}
+
+impl<D: Deposit> Deposits<D> {
+    /// Over a store.
+    pub fn over(deposit: D, owner: Owner) -> Self {
+        Self { deposit, owner, done: Mutex::default() }
+    }
+
+    async fn put(&self, piece: Piece) -> Result<Place, OutputError> {
+        let failed = |error| match error {
+            DepositError::Retryable(reason) => OutputError::Retryable(reason),
+            DepositError::Refused(reason) => OutputError::Refused { task: piece.first, reason },
+        };
+        let at = self.deposit.put(&piece.bytes, &piece.hash).await.map_err(failed)?;
+        if at.locator.len() > LOCATOR_BYTES_MAX || at.commitment.len() > COMMITMENT_BYTES_MAX {
+            return Err(OutputError::Retryable("the store's commitment is longer than any known one".to_owned()));
+        }
+        let there = self.deposit.get(&at).await.map_err(failed)?;
+        if there != piece.bytes {
+            return Err(OutputError::Retryable("what the store gives back is not what it was given".to_owned()));
+        }
+        let stage = self.deposit.stage(&at).await.map_err(failed)?;
+        let place = Place {
+            first: piece.first,
+            last: piece.last(),
+            locator: at.locator.clone(),
+            commitment: at.commitment.clone(),
+            height: at.height,
+            stage,
+        };
+        let mut done = self.done.lock();
+        if done.sent.len() >= REMEMBERED_MAX {
+            done.sent.pop_front();
+        }
+        done.sent.push_back(Sent { ids: piece.ids, hash: piece.hash, at });
+        Ok(place)
+    }
+
+    async fn put_all(&self, tasks: &[FinalTask]) -> Result<Vec<Place>, OutputError> {
+        let mut places = Vec::new();
+        for piece in pieces_aside(tasks, D::BYTES_MAX).await? {
+            places.push(self.put(piece).await?);
+        }
+        Ok(places)
+    }
+
+    fn passed(&self, last: TaskNumber) {
+        let mut done = self.done.lock();
+        done.last = done.last.max(Some(last));
+    }
+}
+
+#[async_trait]
+impl<D: Deposit> Output for Deposits<D> {
+    async fn publish(&self, tasks: &[FinalTask], expected_last: Option<TaskNumber>) -> Result<Receipt, OutputError> {
+        let mut receipt = tables::check_tasks(tasks, &self.owner, expected_last)?;
+        receipt.places = self.put_all(tasks).await?;
+        self.passed(receipt.last);
+        Ok(receipt)
+    }
+
+    async fn skip(&self, last: TaskNumber, _expected_last: Option<TaskNumber>) -> Result<(), OutputError> {
+        self.passed(last);
+        Ok(())
+    }
+
+    async fn fill(&self, tasks: &[FinalTask]) -> Result<(), OutputError> {
+        tables::check_fill(tasks, &self.owner)?;
+        self.put_all(tasks).await.map(drop)
+    }
+
+    /// Always none: the store cannot say.
+    async fn first_gap(
+        &self,
+        _first: TaskNumber,
+        _last: TaskNumber,
+    ) -> Result<Option<(TaskNumber, TaskNumber)>, OutputError> {
+        Ok(None)
+    }
+
+    async fn last(&self) -> Result<Option<TaskNumber>, OutputError> {
+        Ok(self.done.lock().last)
+    }
+
+    /// Nothing to do: every blob says whose it is.
+    async fn adopt(&self, _adoption: &Adoption) -> Result<Adopted, OutputError> {
+        Ok(Adopted { from: self.owner.epoch, last: self.done.lock().last, foreign: None })
+    }
+
+    async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {
+        let found = {
+            let done = self.done.lock();
+            let sent = done.sent.iter().rev().find(|sent| sent.ids.contains(id));
+            sent.map(|sent| (sent.at.clone(), sent.hash))
+        };
+        let Some((at, hash)) = found else { return Ok(None) };
+        let bytes = self.deposit.get(&at).await.map_err(|error| OutputError::Retryable(error.to_string()))?;
+        Ok(read_back(bytes, &hash)?.into_iter().find(|task| task.id == *id))
+    }
+
+    fn part_bytes(&self) -> Option<usize> {
+        Some(D::PART_BYTES)
+    }
+
+    fn keeps_cursor(&self) -> bool {
+        false
+    }
+}

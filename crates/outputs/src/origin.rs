@@ -1,0 +1,76 @@
+//! Where a task comes from, for stores that get it together with its proof.
+
+use std::sync::Arc;
+
+use lockstep_types::Digest;
+use lockstep_types::blob::{Anchor, Blob, BlobMessage, BlobTask};
+
+use crate::output::{FinalMessage, FinalTask};
+
+/// A part of the tasks that one batch closed: what becomes one blob. The same on every node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// How the batch hangs on the genesis.
+    pub anchor: Anchor,
+    /// Which part this is, from 0.
+    pub part: u32,
+    /// How many there are.
+    pub parts: u32,
+}
+
+/// What a task's blob has of it beside what every store gets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The part that it belongs to, shared by all of its tasks.
+    pub part: Arc<Part>,
+    /// Siblings from its leaf up to the root of the batch's tasks.
+    pub path: Vec<Digest>,
+    /// Its messages, whole.
+    pub messages: Vec<BlobMessage>,
+}
+
+impl Origin {
+    /// Messages as every store gets them; payloads are shared.
+    pub fn payloads(messages: &[BlobMessage]) -> Vec<FinalMessage> {
+        let plain = |m: &BlobMessage| FinalMessage { sequence: m.sequence, id: m.id, data: m.message.data.clone() };
+        messages.iter().map(plain).collect()
+    }
+}
+
+/// The task of a blob; its origin shares `part`.
+pub(crate) fn task_of(task: BlobTask, part: &Arc<Part>) -> FinalTask {
+    let BlobTask { number, id, project_id, project_version, device, path, signature, messages } = task;
+    FinalTask {
+        number,
+        id,
+        project_id,
+        project_version,
+        device,
+        time_ms: part.anchor.header.time_ms,
+        messages: Origin::payloads(&messages),
+        signature,
+        origin: Some(Arc::new(Origin { part: Arc::clone(part), path, messages })),
+    }
+}
+
+/// A task as blobs have it; `None` where nobody said where it comes from.
+pub(crate) fn blob_task(task: &FinalTask) -> Option<BlobTask> {
+    let origin = task.origin.as_ref()?;
+    Some(BlobTask {
+        number: task.number,
+        id: task.id,
+        project_id: task.project_id,
+        project_version: task.project_version.clone(),
+        device: task.device,
+        path: origin.path.clone(),
+        signature: task.signature,
+        messages: origin.messages.clone(),
+    })
+}
+
+/// The tasks of a blob as they were given to its store.
+pub(crate) fn tasks_of(blob: Blob) -> Vec<FinalTask> {
+    let Blob { anchor, part, parts, tasks } = blob;
+    let part = Arc::new(Part { anchor, part, parts });
+    tasks.into_iter().map(|task| task_of(task, &part)).collect()
+}
