@@ -157,6 +157,7 @@ impl Network {
 
     /// Runs until `stop` is cancelled.
     pub async fn run(mut self, stop: CancellationToken) {
+        self.count_peers();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -267,7 +268,7 @@ impl Network {
     fn on_gossip(&mut self, event: gossipsub::Event) {
         match event {
             gossipsub::Event::Message { propagation_source, message_id, message } => {
-                // What is no announcement is not passed on, and counts against whoever did.
+                // What is no announcement is not passed on.
                 let acceptance = match Announcement::from_bytes(&message.data) {
                     Some(_) => gossipsub::MessageAcceptance::Accept,
                     None => gossipsub::MessageAcceptance::Reject,

@@ -160,7 +160,10 @@ async fn an_announcement_arrives_signed_in_exactly_the_form_of_the_reference() {
     assert_eq!(sequences.len(), messages.len(), "a repetition is a message of its own");
     let connections = peer.connections().await;
     assert_eq!(connections.len(), 1, "{connections:?}");
-    assert_eq!((&connections[0]["multiplexer"], &connections[0]["encryption"]), (&"/yamux/2.0.0".into(), &"/noise".into()));
+    assert_eq!(
+        (&connections[0]["multiplexer"], &connections[0]["encryption"]),
+        (&"/yamux/2.0.0".into(), &"/noise".into())
+    );
     let status = announcer.handle.status();
     assert_eq!((status.peers, status.announced, status.problem), (1, 1, None));
 }
@@ -204,7 +207,8 @@ async fn a_peer_that_comes_after_the_first_announcement_hears_a_later_one() {
 #[tokio::test]
 async fn announcing_stops_when_the_task_is_assigned_or_was_announced_often_enough() {
     let peer = listening_peer().await;
-    let announcer = Running::start_with(Feed::default(), 4, &[peer.address()], |options| options.attempts_max = 3).await;
+    let announcer =
+        Running::start_with(Feed::default(), 4, &[peer.address()], |options| options.attempts_max = 3).await;
     announcer.feed.assign(1);
     announcer.commit(3);
     hears(&peer, 2, 1).await;

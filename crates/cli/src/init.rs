@@ -91,6 +91,7 @@ pub fn node(options: &NodeArgs) -> anyhow::Result<(Config, MemberOptions, Option
         raft: RaftConfig::default(),
         upgrade: UpgradeConfig::default(),
         chain: None,
+        w3bstream: None,
         outputs: vec![OutputConfig {
             name: "tasks".parse()?,
             scope: Scope::Node,

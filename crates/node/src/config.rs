@@ -8,6 +8,7 @@ use lockstep_ledger::{PoolLimits, RULES_FIRST, RULES_NEWEST};
 use lockstep_types::OutputName;
 use serde::{Deserialize, Serialize};
 
+use crate::announce::W3bstreamConfig;
 use crate::doors::{LimitsConfig, TlsConfig};
 use crate::error::NodeError;
 
@@ -38,6 +39,9 @@ pub struct Config {
     /// opinion about the chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain: Option<ChainConfig>,
+    /// W3bstream's network, where this node announces tasks on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub w3bstream: Option<W3bstreamConfig>,
     /// Stores that this node feeds.
     #[serde(default, rename = "output", skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputConfig>,
@@ -340,6 +344,7 @@ impl Config {
             return Err(bad("limits must be at least 1".into()));
         }
         config.chain.as_ref().map_or(Ok(()), ChainConfig::check).map_err(bad)?;
+        config.w3bstream.as_ref().map_or(Ok(()), |w3bstream| w3bstream.check(&config.outputs)).map_err(bad)?;
         for (i, output) in config.outputs.iter().enumerate() {
             if config.outputs[..i].iter().any(|other| other.name == output.name) {
                 return Err(bad(format!("two outputs are named {}", output.name)));
@@ -385,6 +390,15 @@ mod tests {
                 span_max: 500,
                 poll_ms: 2_000,
             }),
+            w3bstream: Some(W3bstreamConfig {
+                chain_id: 2,
+                listen: vec!["/ip4/0.0.0.0/tcp/9200".into()],
+                advertise: Vec::new(),
+                bootstrap: vec!["/dns4/w3bstream.example/tcp/8000/p2p/16Uiu2HAm6teP".into()],
+                key_file: "w3bstream.key".into(),
+                output: "tasks".parse().unwrap(),
+                attempts_max: 5,
+            }),
             outputs: vec![
                 OutputConfig {
                     name: "tasks".parse().unwrap(),
@@ -410,7 +424,7 @@ mod tests {
         let text = example().to_text().unwrap();
         let error = |text: &str| Config::parse(text).unwrap_err().to_string();
         assert!(error(&text.replace("hold_ms", "hold_msec")).contains("hold_msec"));
-        assert!(error(&text.replace("w3bstream", "tasks")).contains("two outputs"));
+        assert!(error(&text.replace("name = \"w3bstream\"", "name = \"tasks\"")).contains("two outputs"));
         assert!(error(&text.replace("per_second = 1000", "per_second = -1")).contains("per_second"));
         assert!(error(&text.replace("cert = ", "certs = ")).contains("certs"));
         assert!(error(&text.replace("10.0.0.1/32", "nowhere")).contains("nowhere"));
@@ -418,6 +432,8 @@ mod tests {
         assert!(error(&text.replace("span_max = 500", "span_max = 0")).contains("span_max"));
         assert!(error(&text.replace("poll_ms = 2000", "poll_ms = 1")).contains("poll_ms"));
         assert!(error(&text.replace("poll_ms", "gateway_file = \"g\"\npoll_ms")).contains("not both"));
+        assert!(error(&text.replace("output = \"tasks\"", "output = \"nowhere\"")).contains("no output nowhere"));
+        assert!(error(&text.replace("attempts_max = 5", "attempts_max = 0")).contains("attempts_max"));
         assert!(error(&text.replace("heartbeat_ms = 200", "heartbeat_ms = 600")).contains("three times"));
     }
 }

@@ -31,6 +31,7 @@ fn make_home(path: &Path) -> Home {
         raft: RaftConfig::default(),
         upgrade: Default::default(),
         chain: None,
+        w3bstream: None,
         outputs: Vec::new(),
     };
     let options = MemberOptions {

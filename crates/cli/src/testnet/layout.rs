@@ -79,6 +79,7 @@ fn config(http: u16, p2p: u16, dsn: bool) -> anyhow::Result<Config> {
         raft: RaftConfig::default(),
         upgrade: Default::default(),
         chain: None,
+        w3bstream: None,
         outputs,
     })
 }
