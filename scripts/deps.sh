@@ -109,8 +109,8 @@ have_libclang || add libclang1 "reads RocksDB's C header"
 have_clang_headers || install_clang_headers
 if wants test; then
     have_postgres_server || install_postgres
-    command -v node >/dev/null || add nodejs "runs Solidity's compiler, with which proofs are tested in an EVM"
-    command -v npm >/dev/null || add npm "installs that compiler and the EVM where the tests keep their files"
+    command -v node >/dev/null || add nodejs "runs Solidity's compiler, with which proofs are tested in an EVM, and a peer of W3bstream's network"
+    command -v npm >/dev/null || add npm "installs that compiler, the EVM and that peer where the tests keep their files"
     command -v cargo-nextest >/dev/null ||
         echo "deps: cargo-nextest is not installed; the tests run with cargo test instead (slower)"
 fi
@@ -123,4 +123,5 @@ if [[ $missing == yes ]]; then
 fi
 if wants test; then
     testnet/install-anvil.sh
+    testnet/install-w3bstream-peer.sh
 fi

@@ -146,6 +146,13 @@ pub(crate) async fn export(
     Ok(([(header::CONTENT_TYPE, "application/x-protobuf")], page.encode()))
 }
 
+/// The HTTP interface, for programs that make clients of it. Tests hold the handlers' answers against it.
+pub(crate) const OPENAPI_DOCUMENT: &str = include_str!("openapi.json");
+
+pub(crate) async fn openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI_DOCUMENT)
+}
+
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.ports.read.metrics())
 }

@@ -41,12 +41,14 @@ pub(crate) mod path {
     pub(crate) const API_PROOF: &str = "/api/proofs/{id}";
     pub(crate) const API_BOUNDARIES: &str = "/api/boundaries";
     pub(crate) const API_EXPORT: &str = "/api/export";
+    pub(crate) const OPENAPI: &str = "/api/openapi.json";
     pub(crate) const METRICS: &str = "/metrics";
     pub(crate) const LIVE: &str = "/livez";
     pub(crate) const READY: &str = "/readyz";
     pub(crate) const GRPC: &str = "/lockstep.v1.Sequencer/{method}";
     pub(crate) const GRPC_READER: &str = "/lockstep.v1.Reader/{method}";
-    pub(crate) const ALL: [&str; 29] = [
+    pub(crate) const ALL: [&str; 30] = [
+        OPENAPI,
         API_TASKS,
         API_FEED,
         GRPC_READER,
@@ -129,6 +131,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(path::API_PROOF, get(reads::proof))
         .route(path::API_BOUNDARIES, get(reads::boundaries))
         .route(path::API_EXPORT, get(reads::export))
+        .route(path::OPENAPI, get(reads::openapi))
         .route(path::METRICS, get(reads::metrics))
         .route(path::LIVE, get(reads::livez))
         .route(path::READY, get(reads::readyz))
@@ -139,4 +142,20 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .layer(from_fn_with_state(Arc::clone(&app), caller::limit))
         .layer(from_fn(metrics::count))
         .with_state(app)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_is_in_the_openapi_document_and_no_other() {
+        let document: serde_json::Value = serde_json::from_str(crate::reads::OPENAPI_DOCUMENT).unwrap();
+        let mut documented: Vec<&str> = document["paths"].as_object().unwrap().keys().map(String::as_str).collect();
+        let is_grpc = |path: &&str| [path::GRPC, path::GRPC_READER].contains(path);
+        let mut served: Vec<&str> = path::ALL.into_iter().filter(|path| !is_grpc(path)).collect();
+        documented.sort_unstable();
+        served.sort_unstable();
+        assert_eq!(documented, served);
+    }
 }

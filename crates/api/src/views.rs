@@ -121,6 +121,22 @@ pub struct ChainView {
     pub problem: Option<String>,
 }
 
+/// How announcing tasks to W3bstream stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct W3bstreamView {
+    /// This node's peer id on W3bstream's network.
+    pub peer_id: String,
+    /// Peers of that network that listen to announcements.
+    pub peers: u64,
+    /// Tasks that this node has announced since it started, each counted once.
+    pub announced: u64,
+    /// Tasks that wait to be announced, or to be announced again.
+    pub waiting: u64,
+    /// Why it does not get on, where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
 /// `/api/status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusView {
@@ -141,6 +157,9 @@ pub struct StatusView {
     /// The chain of the network's devices; absent where devices come from owners.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain: Option<ChainView>,
+    /// Announcements to W3bstream; absent where this node makes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub w3bstream: Option<W3bstreamView>,
     /// Digest of all that the log has done to the state so far; equal on nodes that have applied the same.
     #[serde(default)]
     pub effects: Digest,

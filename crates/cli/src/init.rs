@@ -94,6 +94,7 @@ pub fn node(options: &NodeArgs) -> anyhow::Result<(Config, MemberOptions, Option
         coordinator: None,
         devices: Default::default(),
         gateways: Vec::new(),
+        w3bstream: None,
         outputs: vec![OutputConfig {
             name: "tasks".parse()?,
             scope: Scope::Node,

@@ -35,6 +35,11 @@ fn print(status: &StatusView) {
         let behind = chain.behind.map(|blocks| format!(", {blocks} confirmed blocks behind")).unwrap_or_default();
         println!("chain    followed to block {block}{behind}");
     }
+    if let Some(w3bstream) = &status.w3bstream {
+        let problem = w3bstream.problem.as_deref().map(|problem| format!(": {problem}")).unwrap_or_default();
+        let (peers, announced, waiting) = (w3bstream.peers, w3bstream.announced, w3bstream.waiting);
+        println!("w3bstream {peers} peers listen, {announced} tasks announced, {waiting} wait{problem}");
+    }
     if let Some(state) = &status.fetching {
         println!("fetching the state from node {}: {}", state.node, so_far(state));
     }

@@ -10,6 +10,7 @@ pub use lockstep_outputs::Layout;
 use lockstep_types::{OutputName, ProjectId};
 use serde::{Deserialize, Serialize};
 
+use crate::announce::W3bstreamConfig;
 use crate::blob_outputs::{BlobKind, BlobKindName, BlobSettings, Mode};
 use crate::coordinator::CoordinatorConfig;
 use crate::devices::DevicesConfig;
@@ -50,6 +51,9 @@ pub struct Config {
     /// Who is asked what became of tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coordinator: Option<CoordinatorConfig>,
+    /// W3bstream's network, where this node announces tasks on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub w3bstream: Option<W3bstreamConfig>,
     /// Stores that this node feeds.
     #[serde(default, rename = "output", skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<OutputConfig>,
@@ -468,6 +472,7 @@ impl Config {
         config.chain.as_ref().map_or(Ok(()), ChainConfig::check).map_err(bad)?;
         config.coordinator.as_ref().map_or(Ok(()), CoordinatorConfig::check).map_err(bad)?;
         GatewayConfig::check(&config.gateways).map_err(bad)?;
+        config.w3bstream.as_ref().map_or(Ok(()), |w3bstream| w3bstream.check(&config.outputs)).map_err(bad)?;
         for (i, output) in config.outputs.iter().enumerate() {
             if config.outputs[..i].iter().any(|other| other.name == output.name) {
                 return Err(bad(format!("two outputs are named {}", output.name)));
@@ -515,6 +520,15 @@ mod tests {
                 poll_ms: 2_000,
             }),
             coordinator: Some(CoordinatorConfig { url: None, url_file: Some("coordinator.url".into()) }),
+            w3bstream: Some(W3bstreamConfig {
+                chain_id: 2,
+                listen: vec!["/ip4/0.0.0.0/tcp/9200".into()],
+                advertise: Vec::new(),
+                bootstrap: vec!["/dns4/w3bstream.example/tcp/8000/p2p/16Uiu2HAm6teP".into()],
+                key_file: "w3bstream.key".into(),
+                output: "tasks".parse().unwrap(),
+                attempts_max: 5,
+            }),
             outputs: vec![
                 OutputConfig {
                     name: "tasks".parse().unwrap(),
@@ -560,7 +574,7 @@ mod tests {
         let text = example().to_text().unwrap();
         let error = |text: &str| Config::parse(text).unwrap_err().to_string();
         assert!(error(&text.replace("hold_ms", "hold_msec")).contains("hold_msec"));
-        assert!(error(&text.replace("w3bstream", "tasks")).contains("two outputs"));
+        assert!(error(&text.replace("name = \"w3bstream\"", "name = \"tasks\"")).contains("two outputs"));
         assert!(error(&text.replace("projects = [7, 8]", "projects = []")).contains("`projects`"));
         assert!(error(&text.replace("\"sprout\"", "\"spruce\"")).contains("spruce"));
         assert!(error(&text.replace("per_second = 1000", "per_second = -1")).contains("per_second"));
@@ -573,6 +587,8 @@ mod tests {
         assert!(error(&text.replace("span_max = 500", "span_max = 0")).contains("span_max"));
         assert!(error(&text.replace("poll_ms = 2000", "poll_ms = 1")).contains("poll_ms"));
         assert!(error(&text.replace("poll_ms", "gateway_file = \"g\"\npoll_ms")).contains("not both"));
+        assert!(error(&text.replace("output = \"tasks\"", "output = \"nowhere\"")).contains("no output nowhere"));
+        assert!(error(&text.replace("attempts_max = 5", "attempts_max = 0")).contains("attempts_max"));
         assert!(error(&text.replace("heartbeat_ms = 200", "heartbeat_ms = 600")).contains("three times"));
     }
 }

@@ -14,6 +14,8 @@
 //! admin.sock     where the operator's commands reach the running node
 //! conflict-*.hex proof that a voter signed two batches at one height
 //! task-states.sqlite  what became of tasks on the chain, where one is followed; made again when it is missing
+//! w3bstream.key  its key on W3bstream's network, hex (0600), where tasks are announced there
+//! w3bstream.json up to which task they were
 //! store/         log and state
 //! ```
 
@@ -343,6 +345,11 @@ impl Home {
         self.file("admin.sock")
     }
 
+    /// Where it is noted which tasks were announced to W3bstream.
+    pub(crate) fn announced(&self) -> PathBuf {
+        self.file("w3bstream.json")
+    }
+
     /// Puts a genesis into the home.
     ///
     /// # Errors
@@ -451,7 +458,7 @@ fn hex_of(bytes: &[u8]) -> String {
     })
 }
 
-fn hex_line(key: &SigningKey) -> String {
+pub(crate) fn hex_line(key: &SigningKey) -> String {
     hex_of(&key.secret_bytes()) + "\n"
 }
 
@@ -474,6 +481,7 @@ mod tests {
             chain: None,
             coordinator: None,
             devices: Default::default(),
+            w3bstream: None,
             outputs: Vec::new(),
             gateways: Vec::new(),
         }

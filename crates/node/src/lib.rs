@@ -3,11 +3,12 @@
 //! One message passes [`Ingress`](ingress::Ingress) (authenticated on the [`verify`] pool), waits in the
 //! [`mempool`], goes to the leader with the [`forward`]er, is proposed by the [`proposer`], and is answered when the
 //! [`tracker`] sees it applied. Voters [`certify`] batches, the leader [`steer`]s certificates and changes of
-//! membership, and follows the [`chain`] of the network's devices, whose [`documents`] are fetched when they are needed. Operators have their say by the [`operator`] module. The [`reader`] serves what is stored, the [`publish`] module feeds the outputs.
+//! membership, and follows the [`chain`] of the network's devices, whose [`documents`] are fetched when they are needed. Operators have their say by the [`operator`] module. The [`reader`] serves what is stored, the [`publish`] module feeds the outputs, and [`announce`] tells W3bstream of their tasks.
 //! [`Node`] starts them, in order, and stops them in the reverse of it.
 
 pub mod admin;
 mod adopt;
+pub mod announce;
 pub mod backup;
 pub mod blob_outputs;
 mod bulk;

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Desk};
 use crate::adopt::Adopter;
+use crate::announce::{self, AnnounceParts, Announcements};
 use crate::backup::Backups;
 use crate::certify::{Certifier, CertifierParts};
 use crate::chain::{Chain, ChainAccess, ChainParts, Follower, TaskFollower, TaskStates};
@@ -193,6 +194,7 @@ impl Node {
         let admin = admin::bind(&home.admin_socket())?;
         let parts = Self::start_parts(home, opened, (handle, log), state, members).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
+        let announcements = announce::start(&mut supervisor, parts.announce_parts(&outputs)).await?;
         parts.start_tasks(&mut supervisor, inbox, &outputs, first_peers)?;
         supervisor.spawn(
             "administration",
@@ -201,7 +203,7 @@ impl Node {
         let http = bound.local_addr();
         let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
         supervisor.spawn("metrics", run_upkeep(upkeep, supervisor.token()));
-        let ports = parts.ports(&Arc::new(parts.reader(outputs, prometheus)))?;
+        let ports = parts.ports(&Arc::new(parts.reader(outputs, announcements, prometheus)))?;
         let open = bound.open(ports, api_stop.clone());
         let gateways = Gateways::new(open.bundles(), &parts.opened.config.gateways);
         parts.network.serve_gateways(gateways).expect("a node serves each channel once");
@@ -652,7 +654,24 @@ impl Parts {
         Ok(Ports { submit: self.ingress.clone(), read, sealed: Arc::new(sealing), registry, feed, prover })
     }
 
-    fn reader(&self, outputs: Vec<RunningOutput>, prometheus: PrometheusHandle) -> Reader {
+    fn announce_parts<'a>(&'a self, outputs: &'a [RunningOutput]) -> AnnounceParts<'a> {
+        AnnounceParts {
+            opened: &self.opened,
+            home: &self.home,
+            state: &self.state,
+            consensus: &self.consensus,
+            tracker: &self.tracker,
+            task_states: &self.task_states,
+            outputs,
+        }
+    }
+
+    fn reader(
+        &self,
+        outputs: Vec<RunningOutput>,
+        announcements: Option<Announcements>,
+        prometheus: PrometheusHandle,
+    ) -> Reader {
         Reader {
             genesis: self.opened.genesis.clone(),
             epochs: self.opened.epochs.clone(),
@@ -670,6 +689,7 @@ impl Parts {
             task_states: self.task_states.clone(),
             clock_off: self.clock_off.subscribe(),
             outputs,
+            announcements,
             prometheus,
             task_key: Arc::new(self.opened.task_key.clone()),
         }

@@ -19,6 +19,7 @@ use lockstep_types::{
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
+use crate::announce::Announcements;
 use crate::certify::Certifier;
 use crate::chain::{Chain, TaskStates};
 use crate::clock_guard;
@@ -49,6 +50,7 @@ pub(crate) struct Reader {
     pub task_states: TaskStates,
     pub clock_off: watch::Receiver<Option<i64>>,
     pub outputs: Vec<RunningOutput>,
+    pub announcements: Option<Announcements>,
     pub prometheus: PrometheusHandle,
     /// Signs views of tasks, as it signs tasks for the outputs.
     pub task_key: Arc<SigningKey>,
@@ -313,6 +315,7 @@ impl Read for Reader {
                 oldest_height: head.as_ref().map_or(Height(0), |head| head.horizon.height),
             },
             chain: self.chain.view(self.leads()),
+            w3bstream: self.announcements.as_ref().map(Announcements::view),
             effects: Digest(head.as_ref().map_or([0; 32], |head| head.effects)),
             complaints: self.complaints(),
             rules_version: head.as_ref().map_or(0, |head| head.rules_version),

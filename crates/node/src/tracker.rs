@@ -156,6 +156,11 @@ impl Tracker {
         self.progress.borrow().clone()
     }
 
+    /// The same, as it changes.
+    pub fn progress_changes(&self) -> watch::Receiver<BTreeMap<OutputName, TaskNumber>> {
+        self.progress.subscribe()
+    }
+
     /// The oldest message that is not in a task yet.
     pub fn oldest_open_message(&self) -> Option<Sequence> {
         self.groups.lock().values().map(|open| open.first_sequence).min()

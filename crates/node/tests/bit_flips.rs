@@ -33,6 +33,7 @@ fn make_home(path: &Path) -> Home {
         chain: None,
         coordinator: None,
         devices: Default::default(),
+        w3bstream: None,
         outputs: Vec::new(),
         gateways: Vec::new(),
     };

@@ -218,6 +218,7 @@ impl Read for Fake {
                 oldest_height: Height(0),
             },
             chain: None,
+            w3bstream: None,
             effects: Digest([0; 32]),
             complaints: vec![],
             rules_version: 2,

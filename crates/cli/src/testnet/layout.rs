@@ -85,6 +85,7 @@ fn config(http: u16, p2p: u16, dsn: bool) -> anyhow::Result<Config> {
         chain: None,
         coordinator: None,
         devices: Default::default(),
+        w3bstream: None,
         outputs,
         gateways: Vec::new(),
     })

@@ -2,6 +2,7 @@
 // Clippy's leave for tests does not reach the functions that they share.
 #![allow(clippy::unwrap_used)]
 
+mod announce;
 mod blobs;
 mod by_hand;
 mod chain;
