@@ -186,6 +186,10 @@ pub enum OutputError {
 /// Published tasks become visible to readers all at once per call, in ascending order of their numbers, and never change
 /// afterwards; only what is filled in ([`Output::fill`]) comes behind greater numbers. What a receipt confirms is durable. Several nodes may use one store at a time: a call that does not
 /// follow what is there changes nothing. Dropping a call's future leaves either all of its tasks or none.
+///
+/// Stores that get blobs ([`Output::part_bytes`]) keep this for each blob instead of each call: what breaks off leaves
+/// whole blobs, in order. Those without a cursor ([`Output::keeps_cursor`]) keep nobody out: what comes late or twice is
+/// there again, in the same bytes.
 #[async_trait]
 pub trait Output: Send + Sync {
     /// Appends `tasks`, which are ascending, without gaps, at least one, and follow `expected_last`, the number of the
