@@ -116,6 +116,10 @@ impl<'a> PartReader<'a> {
         let mut batches = vec![start];
         loop {
             for batch in std::mem::take(&mut batches) {
+                // What is behind the last final task has no certificate yet.
+                if tasks.len() >= max_tasks || (bytes >= max_bytes && !tasks.is_empty()) {
+                    return Ok((tasks, None));
+                }
                 height = batch.header.height.next();
                 let torn = self.last_torn(&batch)?;
                 if let Some(torn) = torn.filter(|torn| *torn >= first) {

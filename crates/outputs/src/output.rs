@@ -193,6 +193,10 @@ pub enum OutputError {
 ///
 /// The caller vouches that it gives every task that is meant for the store: a number between two tasks, or between
 /// `expected_last` and the first of them, that it does not give, is not for this store and no gap.
+///
+/// Stores that get blobs ([`Output::part_bytes`]) keep this for each blob instead of each call: what breaks off leaves
+/// whole blobs, in order. Those without a cursor ([`Output::keeps_cursor`]) keep nobody out: what comes late or twice is
+/// there again, in the same bytes.
 #[async_trait]
 pub trait Output: Send + Sync {
     /// Which readers it is for: what its tasks are signed as.

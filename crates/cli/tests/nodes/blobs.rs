@@ -23,9 +23,11 @@ use crate::{SOON, binary};
 /// Names and contents of the links in a store.
 fn links(store: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(store.join("index")).into_iter().flatten().map(Result::unwrap);
+    // Files on their way to their names have others, and may be gone when they are looked at.
+    let entries = entries.filter(|entry| !entry.file_name().into_string().unwrap().contains('#'));
     let link =
         |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), fs::read_to_string(entry.path()).unwrap());
-    entries.map(link).filter(|(name, _)| !name.contains('#')).collect()
+    entries.map(link).collect()
 }
 
 fn last_task(store: &Path) -> u64 {
