@@ -82,6 +82,10 @@ pub struct PeerView {
     pub http: String,
 }
 
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 /// An output and how far it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OutputView {
@@ -97,6 +101,12 @@ pub struct OutputView {
     /// Tasks that it never got, because they were forgotten first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub gaps: Vec<GapView>,
+    /// Tasks that it refused, and that wait to be tried again.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub refused: u64,
+    /// Whether this node's operator holds it up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
 }
 
 /// Tasks that an output never got.

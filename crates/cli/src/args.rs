@@ -284,6 +284,16 @@ pub struct Outputs {
     pub command: OutputsCommand,
 }
 
+/// An output of a node.
+#[derive(Debug, ClapArgs)]
+pub struct OfOutput {
+    /// The node's directory.
+    #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+    pub home: PathBuf,
+    /// Name of the output in config.toml.
+    pub name: OutputName,
+}
+
 /// What to do with outputs.
 #[derive(Debug, Subcommand)]
 pub enum OutputsCommand {
@@ -313,6 +323,28 @@ pub enum OutputsCommand {
         /// Where the backups are: a directory that the node's user can read, or s3://BUCKET/PREFIX.
         #[arg(long, value_name = "PLACE")]
         from: BackupLocation,
+    },
+    /// Show how the outputs of a node are, and which tasks they refused.
+    Status {
+        /// The node's directory; it has to run.
+        #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
+        home: PathBuf,
+    },
+    /// Try again what an output refused. In the layout sprout a refused task holds its project up until then.
+    Retry(OfOutput),
+    /// Publish nothing to an output from this node until `resume`, also after a restart. An output of the network goes on
+    /// from another node when that leads: pause it at all of them.
+    Pause(OfOutput),
+    /// Go on publishing to an output.
+    Resume(OfOutput),
+    /// Print what an operator of W3bstream has to set to read an output in PostgreSQL.
+    W3bstream {
+        /// Which.
+        #[command(flatten)]
+        of: OfOutput,
+        /// The role that reads: see `lockstep outputs reader`.
+        #[arg(long, default_value = "w3bstream")]
+        role: String,
     },
     /// Make a role that may read an output in PostgreSQL.
     Reader(crate::output_reader::OutputReader),

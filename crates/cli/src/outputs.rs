@@ -7,10 +7,12 @@ use anyhow::{Context as _, bail};
 use lockstep_node::Home;
 use lockstep_node::admin::{AdminAnswer, AdminRequest, administer};
 use lockstep_node::backup::BackupLocation;
+use lockstep_node::config::Layout;
+use lockstep_node::grants::{ReaderSettings, reader_settings};
 use lockstep_node::refill::RefillProgress;
 use lockstep_types::OutputName;
 
-use crate::args::OutputsCommand;
+use crate::args::{OfOutput, OutputsCommand};
 use crate::output_reader;
 use crate::shown::Shown;
 
@@ -21,8 +23,76 @@ pub async fn run(command: OutputsCommand) -> anyhow::Result<()> {
     match command {
         OutputsCommand::Adopt { home, name, accept_ahead } => adopt(home, name, accept_ahead).await,
         OutputsCommand::Refill { home, name, from } => refill(home, name, from).await,
+        OutputsCommand::Status { home } => status(home).await,
+        OutputsCommand::Retry(OfOutput { home, name: output }) => {
+            done(home, AdminRequest::Retry { output }, "what was refused is tried again").await
+        }
+        OutputsCommand::Pause(OfOutput { home, name: output }) => {
+            done(home, AdminRequest::Pause { output }, "paused, until `lockstep outputs resume`").await
+        }
+        OutputsCommand::Resume(OfOutput { home, name: output }) => {
+            done(home, AdminRequest::Resume { output }, "it goes on").await
+        }
+        OutputsCommand::W3bstream { of, role } => w3bstream(&Home::at(of.home), &of.name, &role),
         OutputsCommand::Reader(options) => output_reader::run(options).await,
     }
+}
+
+async fn done(home: PathBuf, request: AdminRequest, what: &str) -> anyhow::Result<()> {
+    match administer(&Home::at(home), &request).await? {
+        AdminAnswer::Done => println!("{what}"),
+        _ => bail!("the node gave another answer than asked for: it has another version"),
+    }
+    Ok(())
+}
+
+async fn status(home: PathBuf) -> anyhow::Result<()> {
+    let AdminAnswer::Outputs(outputs) = administer(&Home::at(home), &AdminRequest::Outputs).await? else {
+        bail!("the node gave another answer than asked for: it has another version");
+    };
+    if outputs.is_empty() {
+        println!("this node feeds no output: `[[output]]` in its config.toml names them");
+    }
+    for output in outputs {
+        let last = output.last_published.map_or_else(|| "none".to_owned(), |last| last.to_string());
+        let scope = serde_json::to_value(output.scope)?;
+        let scope = scope.as_str().unwrap_or_default();
+        println!("{} (of the {scope}): {}, last task {last}, lag {}", output.name, output.state, output.lag);
+        if let Some(error) = output.error {
+            println!("  {error}");
+        }
+        for (task, reason) in &output.refused {
+            println!("  refused task {task}: {reason}");
+        }
+        let more = output.refused_count.saturating_sub(output.refused.len() as u64);
+        if more > 0 {
+            println!("  and {more} more");
+        }
+    }
+    Ok(())
+}
+
+/// What the programs of W3bstream's generations read from their environment.
+fn w3bstream(home: &Home, name: &OutputName, role: &str) -> anyhow::Result<()> {
+    let wanted = reader_settings(home, name)?;
+    let ReaderSettings { layout, host, port, database, public_key, first_task } = wanted;
+    let dsn = format!("postgres://{role}:PASSWORD@{host}:{port}/{database}?sslmode=disable");
+    println!("# tasks are signed with this key: datasourcePublicKey of the project file");
+    println!("# datasourcePublicKey: {public_key}");
+    println!("# PASSWORD is that of the role; `lockstep outputs reader {name} --role {role}` makes it");
+    match layout {
+        Layout::Sprout => {
+            println!("# coordinator; its cursor goes on at the number of the next task, {first_task} in a new store");
+            println!("DEFAULT_DATASOURCE_URI={dsn}");
+            println!("# coordinator and prover");
+            println!("DEFAULT_DATASOURCE_PUBLIC_KEY={public_key}");
+        }
+        Layout::Apinode => {
+            println!("# prover; it is told of tasks where `[w3bstream]` in config.toml names this output");
+            println!("DATASOURCE_DSN={dsn}");
+        }
+    }
+    Ok(())
 }
 
 async fn adopt(home: PathBuf, output: OutputName, accept_ahead: bool) -> anyhow::Result<()> {

@@ -52,7 +52,14 @@ fn print(status: &StatusView) {
     }
     for output in &status.outputs {
         let error = output.error.as_deref().map(|e| format!(": {e}")).unwrap_or_default();
-        println!("output   {} at height {}, lag {}{error}", output.name, output.height, output.lag);
+        let paused = if output.paused { ", PAUSED" } else { "" };
+        println!("output   {} at height {}, lag {}{paused}{error}", output.name, output.height, output.lag);
+        if output.refused > 0 {
+            println!(
+                "output   {} refused {} tasks: `lockstep outputs status` says why, `retry` tries them again",
+                output.name, output.refused
+            );
+        }
         for gap in &output.gaps {
             println!(
                 "output   {} never got tasks {} to {}: they were forgotten before",

@@ -19,6 +19,7 @@ use crate::backup::{BackupLocation, BackupProgress, Backups};
 use crate::error::NodeError;
 use crate::home::Home;
 use crate::operator::Operator;
+use crate::output_desk::{OutputDesk, OutputReport};
 use crate::refill::{RefillProgress, Refills};
 
 /// Longest request or answer in bytes.
@@ -54,6 +55,23 @@ pub enum AdminRequest {
     },
     /// How far the newest refill is.
     RefillProgress,
+    /// How the outputs of this node are.
+    Outputs,
+    /// Publish nothing to an output until told.
+    Pause {
+        /// Its name in config.toml.
+        output: OutputName,
+    },
+    /// Go on.
+    Resume {
+        /// Its name in config.toml.
+        output: OutputName,
+    },
+    /// Try again what an output has refused.
+    Retry {
+        /// Its name in config.toml.
+        output: OutputName,
+    },
 }
 
 /// What it answers.
@@ -68,6 +86,8 @@ pub enum AdminAnswer {
     Adopted(String),
     /// To [`AdminRequest::RefillProgress`]; `None` where there was no refill since the start.
     Refill(Option<RefillProgress>),
+    /// To [`AdminRequest::Outputs`].
+    Outputs(Vec<OutputReport>),
     /// It is done.
     Done,
     /// It is not done: a sentence.
@@ -127,6 +147,7 @@ pub(crate) struct Desk {
     pub backups: Backups,
     pub adopter: Adopter,
     pub refills: Refills,
+    pub outputs: OutputDesk,
 }
 
 /// Answers the operator until `stop`. One request at a time is plenty.
@@ -185,5 +206,9 @@ async fn carry_out(request: AdminRequest, desk: &Desk) -> Result<AdminAnswer, St
         }
         AdminRequest::Refill { output, from } => desk.refills.start(&output, from).map(|()| AdminAnswer::Done),
         AdminRequest::RefillProgress => Ok(AdminAnswer::Refill(desk.refills.progress())),
+        AdminRequest::Outputs => Ok(AdminAnswer::Outputs(desk.outputs.reports())),
+        AdminRequest::Pause { output } => desk.outputs.pause(&output, true).map(|()| AdminAnswer::Done),
+        AdminRequest::Resume { output } => desk.outputs.pause(&output, false).map(|()| AdminAnswer::Done),
+        AdminRequest::Retry { output } => desk.outputs.retry(&output).map(|()| AdminAnswer::Done),
     }
 }

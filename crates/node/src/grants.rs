@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use lockstep_outputs::Layout;
 use lockstep_outputs::PostgresOptions;
 pub use lockstep_outputs::{ReaderAccess, ReaderPassword};
-use lockstep_types::OutputName;
+use lockstep_types::{OutputName, TaskNumber};
 
-use crate::config::{Config, OutputKind};
+use crate::config::OutputKind;
 use crate::error::NodeError;
 use crate::home::Home;
 use crate::publish::read_dsn;
@@ -24,10 +25,15 @@ pub async fn set_up_reader(
     password: Option<&ReaderPassword>,
     dsn_file: Option<&Path>,
 ) -> Result<ReaderAccess, NodeError> {
-    let path = home.file("config.toml");
-    let text = std::fs::read_to_string(&path).map_err(|e| NodeError::Config(format!("{}: {e}", path.display())))?;
-    let config = Config::parse(&text)?;
     let wrong = |reason: String| NodeError::Config(format!("output {name}: {reason}"));
+    let options = options_of(home, name, dsn_file)?;
+    lockstep_outputs::set_up_reader(&options, role, password).await.map_err(|e| wrong(e.to_string()))
+}
+
+/// The way to an output in PostgreSQL that config.toml names.
+fn options_of(home: &Home, name: &OutputName, dsn_file: Option<&Path>) -> Result<PostgresOptions, NodeError> {
+    let wrong = |reason: String| NodeError::Config(format!("output {name}: {reason}"));
+    let config = home.config()?;
     let output = config.outputs.iter().find(|output| output.name == *name);
     let output = output.ok_or_else(|| wrong("config.toml names none".into()))?;
     let OutputKind::Postgres { dsn_file: own, schema, layout } = &output.kind else {
@@ -37,6 +43,41 @@ pub async fn set_up_reader(
         Some(file) => std::fs::read_to_string(file).map_err(|e| wrong(format!("{}: {e}", file.display())))?,
         None => read_dsn(output, home, own)?,
     };
-    let options = PostgresOptions { layout: *layout, ..PostgresOptions::in_schema(dsn.trim(), schema) };
-    lockstep_outputs::set_up_reader(&options, role, password).await.map_err(|e| wrong(e.to_string()))
+    Ok(PostgresOptions { layout: *layout, ..PostgresOptions::in_schema(dsn.trim(), schema) })
+}
+
+/// What a reader of an output in PostgreSQL has to be told. No secret is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReaderSettings {
+    /// Which readers the output is for.
+    pub layout: Layout,
+    /// Server, as the node reaches it.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The database.
+    pub database: String,
+    /// The task key's public half: 65 bytes, hex.
+    pub public_key: String,
+    /// Number of the network's first task.
+    pub first_task: TaskNumber,
+}
+
+/// What a reader of one of the outputs in a node's config.toml has to be told. The node need not run.
+///
+/// # Errors
+/// If there is no such output, it is not in PostgreSQL, or the home cannot be read.
+pub fn reader_settings(home: &Home, name: &OutputName) -> Result<ReaderSettings, NodeError> {
+    let wrong = |reason: String| NodeError::Config(format!("output {name}: {reason}"));
+    let options = options_of(home, name, None)?;
+    let (host, port, database) = options.server().map_err(|e| wrong(e.to_string()))?;
+    let key = home.task_public_key()?;
+    Ok(ReaderSettings {
+        layout: options.layout,
+        host,
+        port,
+        database,
+        public_key: format!("0x{}", hex::encode(key.uncompressed())),
+        first_task: home.genesis()?.params.first_task_number,
+    })
 }

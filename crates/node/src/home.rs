@@ -190,6 +190,14 @@ impl Home {
         fs::read_to_string(&path).map_err(|e| config_error(&path, e))
     }
 
+    /// The key that readers verify tasks with.
+    ///
+    /// # Errors
+    /// If the task key cannot be read.
+    pub fn task_public_key(&self) -> Result<lockstep_types::PublicKey, NodeError> {
+        Ok(self.read_key("task.key")?.public())
+    }
+
     fn read_key(&self, name: &str) -> Result<SigningKey, NodeError> {
         let text = self.read(name)?;
         SigningKey::from_hex(&text).map_err(|_| config_error(&self.file(name), "is not a private key (64 hex digits)"))

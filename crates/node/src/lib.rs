@@ -42,6 +42,7 @@ mod metrics;
 mod node;
 mod operator;
 mod origin;
+pub mod output_desk;
 mod peers;
 mod priority;
 mod progress;

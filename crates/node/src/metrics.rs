@@ -15,6 +15,7 @@ const LEADER: &str = "lockstep_is_leader";
 const TERM: &str = "lockstep_raft_term";
 const OUTPUT_LAG: &str = "lockstep_output_lag_batches";
 const OUTPUT_GAPS: &str = "lockstep_output_missing_tasks";
+const OUTPUT_REFUSED: &str = "lockstep_output_missing_tasks";
 const PROPOSAL_SECONDS: &str = "lockstep_proposal_seconds";
 const PROPOSAL_MESSAGES: &str = "lockstep_proposal_messages";
 const LOG_BYTES: &str = "lockstep_log_bytes";
@@ -73,6 +74,10 @@ pub(crate) fn snapshot(pool: usize, height: u64, sequence: u64, is_leader: bool,
     gauge!(SEQUENCE).set(sequence as f64);
     gauge!(LEADER).set(f64::from(u8::from(is_leader)));
     gauge!(TERM).set(term as f64);
+}
+
+pub(crate) fn output_refused(output: &str, tasks: u64) {
+    gauge!(OUTPUT_REFUSED, "output" => output.to_owned()).set(tasks as f64);
 }
 
 pub(crate) fn output_gaps(output: &str, tasks: u64) {

@@ -39,6 +39,7 @@ use crate::ingress::{Ingress, IngressParts};
 use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
 use crate::mempool::Mempool;
 use crate::operator::{Operator, OperatorParts};
+use crate::output_desk::{OutputDesk, OutputSwitch};
 use crate::peers;
 use crate::progress::{CursorFile, LogSink, NoSink};
 use crate::proofs::History;
@@ -550,10 +551,10 @@ impl Parts {
         let owner = self.opened.owner()?;
         let leads = follow_role(supervisor, &self.consensus);
         let always = watch::channel(true).1;
-        let never = watch::channel(false).1;
         let mut running = Vec::new();
         for config in &self.opened.config.outputs {
             let output = publish::open(config, &self.home, owner)?;
+            let (paused, marker) = OutputSwitch::was_paused(&self.home, config);
             let sink: Arc<dyn ProgressSink> = match config.scope {
                 Scope::Network => {
                     Arc::new(LogSink { consensus: self.consensus.clone(), tracker: self.tracker.clone() })
@@ -575,7 +576,7 @@ impl Parts {
                 signer: TaskSigner::new(self.opened.task_key.clone()),
                 newest: self.tracker.newest_task(),
                 active: if config.scope == Scope::Network { leads.clone() } else { always.clone() },
-                paused: never.clone(),
+                paused: paused.subscribe(),
                 projects: config.projects.clone(),
                 recorded: self.tracker.progress().get(&config.name).copied(),
             });
@@ -592,7 +593,8 @@ impl Parts {
                 seen,
             };
             supervisor.spawn("gaps", watch.run(supervisor.token()));
-            running.push(RunningOutput { name, handle, missing, bell });
+            let switch = OutputSwitch::new(config, handle.clone(), (paused, marker));
+            running.push(RunningOutput { name, handle, missing, bell, switch });
         }
         Ok(running)
     }
@@ -615,6 +617,7 @@ impl Parts {
         Ok(Desk {
             operator: self.operator.clone(),
             refills,
+            outputs: OutputDesk(outputs.iter().map(|output| output.switch.clone()).collect()),
             backups: Backups::new(self.state.clone(), opened.store.clone(), genesis, epochs.clone()),
             adopter: Adopter {
                 home: self.home.clone(),

@@ -21,6 +21,7 @@ use crate::gaps::Seen;
 use crate::home::Home;
 use crate::limits::READ_BYTES_MAX;
 use crate::origin::PartReader;
+use crate::output_desk::OutputSwitch;
 use crate::proofs::History;
 
 /// An output of this node, and a view on what feeds it.
@@ -31,6 +32,8 @@ pub(crate) struct RunningOutput {
     pub missing: watch::Receiver<Seen>,
     /// To be rung when something may have been filled in.
     pub bell: Arc<Notify>,
+    /// The operator's hand on it.
+    pub switch: OutputSwitch,
 }
 
 /// Opens the store that a configuration names. Nothing is connected yet.

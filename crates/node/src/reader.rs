@@ -12,6 +12,7 @@ use lockstep_api::{Read, ReadError, Viewer};
 use lockstep_consensus::{Consensus, ReadError as StateError, SnapshotProgress, StateStore};
 use lockstep_ledger::{KnownMember, Projects};
 use lockstep_network::{Handle, peer_id_of};
+use lockstep_outputs::publisher::State;
 use lockstep_types::{
     Address, Batch, ContentId, Digest, Epochs, Evidence, ExportPage, Genesis, Height, Message, MessageId, NodeId,
     Proof, PublicKey, Sequence, SigningKey, TaskId, TaskNumber,
@@ -187,6 +188,8 @@ impl Reader {
             lag: self.final_height().0.saturating_sub(height.0),
             error: output.handle.status().last_error,
             gaps: self.gaps(output),
+            refused: output.handle.status().refused_count,
+            paused: output.handle.status().state == State::Paused,
         }
     }
 
@@ -437,6 +440,7 @@ impl Read for Reader {
         for output in &self.outputs {
             let view = self.output_view(output);
             metrics::output_lag(&view.name, view.lag);
+            metrics::output_refused(&view.name, view.refused);
             metrics::output_gaps(&view.name, view.gaps.iter().map(|gap| gap.last.0 + 1 - gap.first.0).sum());
         }
         self.prometheus.render()

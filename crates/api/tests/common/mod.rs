@@ -225,7 +225,15 @@ impl Read for Fake {
             fetching: None,
             sending: vec![],
             peers: vec![],
-            outputs: vec![OutputView { name: "files".into(), height: Height(1), lag: 0, error: None, gaps: vec![] }],
+            outputs: vec![OutputView {
+                name: "files".into(),
+                height: Height(1),
+                lag: 0,
+                error: None,
+                gaps: vec![],
+                refused: 2,
+                paused: true,
+            }],
             version: "0.1.0".into(),
         }
     }

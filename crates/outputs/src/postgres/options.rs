@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use tokio_postgres::Config;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
 
 use crate::layout::Layout;
 
@@ -94,6 +94,21 @@ impl PostgresOptions {
             (options.schema, options.reader_schema) = (schema.to_owned(), format!("{schema}_reader"));
         }
         options
+    }
+
+    /// Host, port and database, without any secret.
+    ///
+    /// # Errors
+    /// If the connection string cannot be read.
+    pub fn server(&self) -> Result<(String, u16, String), PostgresOptionsError> {
+        let config: Config = self.dsn.parse().map_err(|_| PostgresOptionsError::Dsn)?;
+        let host = match config.get_hosts().first() {
+            Some(Host::Tcp(name)) => name.clone(),
+            _ => "localhost".to_owned(),
+        };
+        let port = config.get_ports().first().copied().unwrap_or(5432);
+        let database = config.get_dbname().or(config.get_user()).unwrap_or("postgres").to_owned();
+        Ok((host, port, database))
     }
 
     /// Checks everything that can be checked without a server.
