@@ -1,4 +1,5 @@
 //! Announcements to a peer that is set as those of W3bstream.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

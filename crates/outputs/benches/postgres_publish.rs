@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use lockstep_outputs::{
-    FinalMessage, Layout, Options, Owner, PostgresOptions, PostgresOutput, ProgressSink, Publisher, SourceError,
+    FinalMessage, Layout, Options, Owner, Place, PostgresOptions, PostgresOutput, ProgressSink, Publisher, SourceError,
     TaskSigner, TaskSource, UnsignedTask,
 };
 use lockstep_testkit::postgres::Postgres;
@@ -39,6 +39,7 @@ fn task(number: u64) -> UnsignedTask {
             id: MessageId(keccak256(&[b"message", &number.to_be_bytes()])),
             data: Bytes::from_static(&[b'x'; 256]),
         }],
+        origin: None,
     }
 }
 
@@ -53,13 +54,27 @@ impl TaskSource for Source {
         let newest = self.0.borrow().map_or(0, |newest| newest.0);
         Ok((OWNER.next(number).0..=newest).take(max_tasks).map(task).collect())
     }
+
+    async fn parts_after(
+        &self,
+        _number: Option<TaskNumber>,
+        _max_tasks: usize,
+        _max_bytes: usize,
+        _part_bytes: usize,
+    ) -> Result<Vec<UnsignedTask>, SourceError> {
+        Err(SourceError::Unavailable("these tasks have no origin".to_owned()))
+    }
 }
 
 struct Sink;
 
 #[async_trait]
 impl ProgressSink for Sink {
-    async fn record(&self, _output: &OutputName, _last: TaskNumber) {}
+    async fn record(&self, _output: &OutputName, _last: TaskNumber, _places: &[Place]) {}
+
+    async fn recorded(&self, _output: &OutputName) -> Option<TaskNumber> {
+        None
+    }
 }
 
 fn publish(criterion: &mut Criterion) {

@@ -18,6 +18,7 @@ mod hostile;
 mod idle;
 mod joining;
 mod lifetimes;
+mod outputs;
 mod partitions;
 mod refills;
 mod rolling;

@@ -1,0 +1,318 @@
+//! What a node's parts do together: the tasks that run, the outputs that are fed, the doors' ports.
+
+use std::sync::Arc;
+
+use lockstep_api::{Feed, Ports, Read};
+use lockstep_consensus::{Consensus, Role};
+use lockstep_network::{Channel, GossipInbox, Peer};
+use lockstep_outputs::{Options as PublisherOptions, ProgressSink, Publisher, TaskSigner};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::Desk;
+use crate::adopt::Adopter;
+use crate::announce::{AnnounceParts, Announcements};
+use crate::backup::Backups;
+use crate::chain::{Follower, TaskFollower};
+use crate::clock_guard::ClockGuard;
+use crate::config::Scope;
+use crate::control::ControlService;
+use crate::error::NodeError;
+use crate::forward::{run_forwarder, run_gossip};
+use crate::gaps::{GapWatch, Seen};
+use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
+use crate::output_desk::{OutputDesk, OutputSwitch};
+use crate::peers;
+use crate::progress::{CursorFile, LogSink, NoSink};
+use crate::proofs::History;
+use crate::proposer::Proposer;
+use crate::publish::{self, RunningOutput, StateSource};
+use crate::reader::Reader;
+use crate::refill::{RefillParts, Refills};
+use crate::registry::Orders;
+use crate::retention::Retention;
+use crate::sealed::Sealing;
+use crate::secrets::ServerSecrets;
+use crate::steer::Steward;
+use crate::supervisor::Supervisor;
+
+use super::Parts;
+
+impl Parts {
+    pub(super) fn start_tasks(
+        &self,
+        supervisor: &mut Supervisor,
+        inbox: GossipInbox,
+        outputs: &[RunningOutput],
+        first_peers: Vec<Peer>,
+    ) -> Result<(), NodeError> {
+        let token = supervisor.token();
+        let serve_raft = self.network.serve(Channel::Raft, RaftService { consensus: self.consensus.clone() });
+        let serve_bundles = self.network.serve(Channel::Bundle, BundleService { verifier: self.verifier.clone() });
+        let rules_known = self.opened.config.upgrade.rules_max;
+        let control = ControlService {
+            consensus: self.consensus.clone(),
+            certifier: self.certifier.clone(),
+            operator: self.operator.clone(),
+            orders: self.orders()?,
+            conflicts: self.conflicts.clone(),
+            chain: self.chain.clone(),
+            members: self.tracker.members(),
+            rules_known,
+        };
+        let serve_control = self.network.serve(Channel::Control, control);
+        let serve_join = self.network.serve_join(self.operator.clone());
+        let steward = Steward {
+            node: self.opened.node,
+            state: self.state.clone(),
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            certifier: self.certifier.clone(),
+            rules_known,
+            conflicts: self.conflicts.clone(),
+            seen: Arc::default(),
+        };
+        let retention = Retention {
+            state: self.state.clone(),
+            consensus: self.consensus.clone(),
+            tracker: self.tracker.clone(),
+            limits: self.opened.genesis.params.retention,
+            outputs: self
+                .opened
+                .config
+                .outputs
+                .iter()
+                .zip(outputs)
+                .map(|(c, o)| (c.scope, o.name.clone(), o.handle.clone()))
+                .collect(),
+            first_task: self.opened.genesis.params.first_task_number,
+        };
+        supervisor.spawn("retention", retention.run(token.clone()));
+        supervisor.spawn("evidence", self.certifier.clone().run(self.verifier.clone(), token.clone()));
+        supervisor.spawn("certification", steward.clone().run_certification(token.clone()));
+        supervisor.spawn("the leader's duties", steward.run_duties(token.clone()));
+        let clock_guard = ClockGuard {
+            node: self.opened.node,
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            off: self.clock_off.clone(),
+        };
+        supervisor.spawn("the clock guard", clock_guard.run(token.clone()));
+        let follower = Follower {
+            node: self.opened.node,
+            chain: self.chain.clone(),
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            poll: self.chain_poll,
+        };
+        supervisor.spawn("the chain", follower.run(token.clone()));
+        let tasks = TaskFollower { chain: self.chain.clone(), states: self.task_states.clone(), poll: self.chain_poll };
+        supervisor.spawn("states of tasks", tasks.run(token.clone()));
+        let (own, members) = (self.opened.node, self.tracker.members());
+        let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
+        supervisor.spawn("the address book", book);
+        supervisor.spawn("members", peers::run_peers(own, first_peers, members, self.network.clone(), token.clone()));
+        let serve_snapshots =
+            self.network.serve(Channel::Snapshot, SnapshotService { consensus: self.consensus.clone() });
+        for served in [serve_raft, serve_bundles, serve_control, serve_join, serve_snapshots] {
+            served.expect("a node serves each channel once");
+        }
+        let (consensus, stop) = (self.consensus.clone(), token.clone());
+        supervisor.spawn("compaction", async move { consensus.run_compaction(stop).await });
+        let proposer = Proposer {
+            mempool: self.mempool.clone(),
+            consensus: self.consensus.clone(),
+            tracker: self.tracker.clone(),
+            projects: self.tracker.projects(),
+            conflict: self.conflicts.active(),
+        };
+        supervisor.spawn("the proposer", proposer.run(token.clone()));
+        let forwarder = run_forwarder(
+            self.opened.node,
+            self.mempool.clone(),
+            self.consensus.clone(),
+            self.network.clone(),
+            token.clone(),
+        );
+        supervisor.spawn("the forwarder", forwarder);
+        let delay_ms = self.opened.config.p2p.gossip_delay_ms;
+        supervisor.spawn("gossip", run_gossip(self.mempool.clone(), self.network.clone(), delay_ms, token.clone()));
+        supervisor.spawn("the gossip inbox", run_gossip_inbox(inbox, self.verifier.clone(), token));
+        Ok(())
+    }
+
+    pub(super) fn start_publishers(&self, supervisor: &mut Supervisor) -> Result<Vec<RunningOutput>, NodeError> {
+        let genesis = &self.opened.genesis;
+        let owner = self.opened.owner()?;
+        let leads = follow_role(supervisor, &self.consensus);
+        let always = watch::channel(true).1;
+        let mut running = Vec::new();
+        for config in &self.opened.config.outputs {
+            let output = publish::open(config, &self.home, owner)?;
+            let (paused, marker) = OutputSwitch::was_paused(&self.home, config);
+            let sink: Arc<dyn ProgressSink> = match config.scope {
+                Scope::Network => {
+                    Arc::new(LogSink { consensus: self.consensus.clone(), tracker: self.tracker.clone() })
+                }
+                Scope::Node if output.keeps_cursor() => Arc::new(NoSink),
+                Scope::Node => Arc::new(CursorFile::new(self.home.path(), &config.name, owner.epoch)),
+            };
+            let (publisher, handle) = Publisher::new(PublisherOptions {
+                name: config.name.clone(),
+                owner,
+                output,
+                source: Arc::new(StateSource {
+                    state: self.state.clone(),
+                    newest: self.tracker.newest_task(),
+                    head: self.tracker.head(),
+                    history: History { genesis: genesis.clone(), epochs: self.opened.epochs.clone() },
+                }),
+                sink,
+                signer: TaskSigner::new(self.opened.task_key.clone()),
+                newest: self.tracker.newest_task(),
+                active: if config.scope == Scope::Network { leads.clone() } else { always.clone() },
+                paused: paused.subscribe(),
+                projects: config.projects.clone(),
+                recorded: self.tracker.progress().get(&config.name).copied(),
+            });
+            supervisor.spawn("a publisher", publisher.run(supervisor.token()));
+            let (name, bell) = (config.name.clone(), Arc::new(Notify::new()));
+            let seen = watch::Sender::new(Seen { next: owner.first_task_number, gaps: Vec::new() });
+            let missing = seen.subscribe();
+            let watch = GapWatch {
+                name: name.clone(),
+                // A connection of its own, so that a look at many numbers does not hold up publishing.
+                output: publish::open(config, &self.home, owner)?,
+                head: self.tracker.head(),
+                bell: bell.clone(),
+                seen,
+            };
+            supervisor.spawn("gaps", watch.run(supervisor.token()));
+            let switch = OutputSwitch::new(config, handle.clone(), (paused, marker));
+            running.push(RunningOutput { name, handle, missing, bell, switch });
+        }
+        Ok(running)
+    }
+
+    pub(super) fn desk(&self, outputs: &[RunningOutput], stop: CancellationToken) -> Result<Desk, NodeError> {
+        let opened = &self.opened;
+        let (genesis, epochs) = (opened.genesis.clone(), opened.epochs.clone());
+        let refills = Refills::new(RefillParts {
+            home: self.home.clone(),
+            outputs: opened.config.outputs.clone(),
+            bells: outputs.iter().map(|output| (output.name.clone(), output.bell.clone())).collect(),
+            owner: opened.owner()?,
+            genesis: genesis.clone(),
+            epochs: epochs.clone(),
+            state: self.state.clone(),
+            store: opened.store.clone(),
+            signer: TaskSigner::new(opened.task_key.clone()),
+            stop,
+        });
+        Ok(Desk {
+            operator: self.operator.clone(),
+            refills,
+            outputs: OutputDesk(outputs.iter().map(|output| output.switch.clone()).collect()),
+            backups: Backups::new(self.state.clone(), opened.store.clone(), genesis, epochs.clone()),
+            adopter: Adopter {
+                home: self.home.clone(),
+                outputs: opened.config.outputs.clone(),
+                owner: opened.owner()?,
+                epochs,
+            },
+        })
+    }
+
+    fn orders(&self) -> Result<Orders, NodeError> {
+        Ok(Orders {
+            network_id: self.opened.genesis.id()?,
+            epoch: self.opened.epoch(),
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            state: self.state.clone(),
+        })
+    }
+
+    /// What the doors serve.
+    pub(super) fn ports(&self, reader: &Arc<Reader>) -> Result<Ports, NodeError> {
+        let (read, feed): (Arc<dyn Read>, Arc<dyn Feed>) = (reader.clone(), reader.clone());
+        let sealing = Sealing {
+            secrets: ServerSecrets::read(self.home.path(), self.opened.config.devices.server_secret_curve)?
+                .map(Arc::new),
+            ingress: self.ingress.clone(),
+            state: self.state.clone(),
+            documents: self.documents.clone(),
+            verifier: self.verifier.clone(),
+            read: read.clone(),
+            prover: self.prover.clone(),
+        };
+        let registry = Arc::new(self.orders()?);
+        let prover = self.prover.clone();
+        Ok(Ports { submit: self.ingress.clone(), read, sealed: Arc::new(sealing), registry, feed, prover })
+    }
+
+    pub(super) fn announce_parts<'a>(&'a self, outputs: &'a [RunningOutput]) -> AnnounceParts<'a> {
+        AnnounceParts {
+            opened: &self.opened,
+            home: &self.home,
+            state: &self.state,
+            consensus: &self.consensus,
+            tracker: &self.tracker,
+            task_states: &self.task_states,
+            outputs,
+        }
+    }
+
+    pub(super) fn reader(
+        &self,
+        outputs: Vec<RunningOutput>,
+        announcements: Option<Announcements>,
+        prometheus: PrometheusHandle,
+    ) -> Reader {
+        Reader {
+            genesis: self.opened.genesis.clone(),
+            epochs: self.opened.epochs.clone(),
+            node: self.opened.node,
+            key: self.opened.node_key.public(),
+            state: self.state.clone(),
+            consensus: self.consensus.clone(),
+            network: self.network.clone(),
+            tracker: self.tracker.clone(),
+            mempool: self.mempool.clone(),
+            ingress: self.ingress.clone(),
+            operator: self.operator.clone(),
+            certifier: self.certifier.clone(),
+            chain: self.chain.clone(),
+            task_states: self.task_states.clone(),
+            clock_off: self.clock_off.subscribe(),
+            outputs,
+            announcements,
+            prometheus,
+            task_key: Arc::new(self.opened.task_key.clone()),
+        }
+    }
+}
+
+/// Whether this node leads, for publishers of the network's outputs.
+fn follow_role(supervisor: &mut Supervisor, consensus: &Consensus) -> watch::Receiver<bool> {
+    let mut status = consensus.status();
+    let leads = |status: &lockstep_consensus::RaftStatus| status.role == Role::Leader;
+    let (sender, receiver) = watch::channel(leads(&status.borrow_and_update()));
+    let stop = supervisor.token();
+    supervisor.spawn("role", async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = status.changed() => if changed.is_err() { return },
+            }
+            let now = leads(&status.borrow_and_update());
+            sender.send_if_modified(|known| std::mem::replace(known, now) != now);
+        }
+    });
+    receiver
+}
