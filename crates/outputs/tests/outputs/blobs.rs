@@ -12,8 +12,8 @@ use lockstep_outputs::{
 use lockstep_types::blob::{Anchor, BlobMessage};
 use lockstep_types::certificate::sign_batch;
 use lockstep_types::{
-    Api, BatchHash, BatchHeader, Certificate, Digest, Epoch, Evidence, Height, MemberSet, Message, MessageId, NodeId,
-    Signature, SigningKey, TaskNumber, TimeMs, keccak256,
+    Api, BatchHash, BatchHeader, Certificate, Digest, Epoch, Evidence, Height, MemberSet, Message, NodeId, Signature,
+    SigningKey, TaskNumber, TimeMs, keccak256,
 };
 
 use crate::conformance::Store;
@@ -65,8 +65,7 @@ pub fn unsigned_with_origin(number: u64) -> UnsignedTask {
             evidence: Evidence::Device(Signature([7; 65])),
             via: NodeId(0),
         };
-        let id = MessageId(keccak256(&[&m.sequence.0.to_be_bytes()]));
-        BlobMessage::new(m.sequence, id, (1, Height(0)), &message)
+        BlobMessage::new(m.sequence, m.id, (1, Height(0)), &message)
     };
     let part = Arc::new(Part { anchor: anchor(height), part, parts: 2 });
     let messages = task.messages.iter().map(message).collect();
