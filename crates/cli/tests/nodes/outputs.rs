@@ -71,7 +71,8 @@ async fn w3bstreams_operator_is_told_what_to_set_and_no_secret() {
     let postgres = Postgres::start();
     let cluster = Cluster::start(binary(), ClusterOptions::of(1).with_postgres(postgres.dsn())).await;
     let home = cluster.node(0).process.home().to_owned();
-    let name = output(&cluster).await["name"].as_str().unwrap().to_owned();
+    let status = get(cluster.node(0).address(), "/api/status").await.json();
+    let name = status["outputs"].as_array().unwrap().last().unwrap()["name"].as_str().unwrap().to_owned();
     let told = outputs(&home, &["w3bstream", &name, "--role", "reader"]).unwrap();
     assert!(told.contains("DATASOURCE_DSN=postgres://reader:PASSWORD@"), "{told}");
     let key = std::fs::read_to_string(home.join("task.key")).unwrap();
