@@ -276,7 +276,10 @@ impl Output for ObjectOutput {
     }
 
     async fn first_gap(&self, first: TaskNumber, last: TaskNumber) -> Result<Option<Range>, OutputError> {
-        self.tip(true).await?.cursor.check_owner(&self.ours())?;
+        let tip = self.tip(true).await?;
+        tip.cursor.check_owner(&self.ours())?;
+        // What comes behind the last link was not skipped.
+        let Some(last) = tip.cursor.last.map(|newest| last.min(newest)) else { return Ok(None) };
         let mut start = first;
         for (from, to) in self.runs(first, last).await? {
             if from > start {

@@ -327,6 +327,11 @@ async fn every_altered_message_and_token_of_the_vectors_is_refused_by_each_node_
     let server = Document::parse(negative["server"]["did_doc"].as_str().unwrap().as_bytes()).unwrap();
     register(&cluster, ProjectId(5), &document_file(&cluster, document)).await;
     let cases = negative["cases"].as_array().unwrap();
+    // Two cases are about whoever else opens the message: to this server it is good.
+    let to_us = |case: &Value| {
+        let own = &negative["server"]["key_agreement"];
+        case["recipient_kid"] == own["kid"] && case["recipient_d_hex"] == own["d_hex"]
+    };
     let of = |kind: &'static str| cases.iter().filter(move |case| case["kind"] == kind);
     let good = of("token").find(|case| case["name"] == "token_ok").unwrap()["token"].as_str().unwrap();
     let reading = json!({"projectID": 5, "projectVersion": "0.1", "data": "for tokens"}).to_string();
@@ -341,7 +346,7 @@ async fn every_altered_message_and_token_of_the_vectors_is_refused_by_each_node_
         .await;
         let before = sequence(&cluster, node).await;
         let (mut taken, mut refused) = (0, 0);
-        for case in of("jwe") {
+        for case in of("jwe").filter(|case| to_us(case)) {
             let (name, jwe) = (case["name"].as_str().unwrap(), case["jwe"].as_str().unwrap());
             let answer = post(node, good, jwe).await;
             if case["expect"] == "accept" || TAKEN.contains(&name) {
@@ -352,7 +357,7 @@ async fn every_altered_message_and_token_of_the_vectors_is_refused_by_each_node_
                 refused += 1;
             }
         }
-        assert_eq!((taken, refused), (9, 23));
+        assert_eq!((taken, refused), (9, 21));
         // Those that were taken have one content.
         assert!(sequence(&cluster, node).await <= before + 1);
         for case in of("token") {
