@@ -68,7 +68,7 @@ WITH ours AS (
 ), new_tasks AS (
   INSERT INTO {s}."tasks" ("id", "created_at", "updated_at", {task_columns})
   SELECT id, at, at, {task_values} {tasks_from} WHERE EXISTS (SELECT 1 FROM ours)
-  ON CONFLICT ("id") DO NOTHING RETURNING "id" AS filled
+  ON CONFLICT DO NOTHING RETURNING "id" AS filled
 ), new_messages AS (
   INSERT INTO {s}."messages" ("id", "created_at", "updated_at", {message_columns})
   SELECT id, at, at, {message_values} {messages_from}

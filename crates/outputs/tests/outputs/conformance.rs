@@ -138,6 +138,11 @@ async fn with_gap(store: &dyn Store) -> Arc<dyn Output> {
     output
 }
 
+/// Rows beside tasks and messages: the owner's, and in tables that of the gap.
+fn rows_with_gap(store: &dyn Store) -> usize {
+    1 + usize::from(store.layout().is_some())
+}
+
 pub async fn gap(output: &Arc<dyn Output>, first: u64, last: u64) -> Option<(u64, u64)> {
     let gap = output.first_gap(TaskNumber(first), TaskNumber(last)).await.unwrap();
     gap.map(|(first, last)| (first.0, last.0))
@@ -174,7 +179,7 @@ pub async fn what_was_skipped_is_filled_in_once_and_the_cursor_stays(store: &dyn
     for task in tasks(FIRST..=22) {
         assert_eq!(output.read(&task.id).await.unwrap(), Some(stored(store, task)));
     }
-    assert_eq!(store.rows().await.len(), 2 + 3 * (22 - FIRST as usize + 1));
+    assert_eq!(store.rows().await.len(), rows_with_gap(store) + 3 * (22 - FIRST as usize + 1));
     output.publish(&tasks(23..=23), number(22)).await.unwrap();
 }
 
@@ -213,7 +218,7 @@ pub async fn filling_in_that_breaks_down_half_way_leaves_whole_tasks_and_is_done
     }
     output.fill(&tasks(10..=20)).await.unwrap();
     assert_eq!(gap(&output, FIRST, 22).await, None);
-    assert_eq!(store.rows().await.len(), 2 + 3 * (22 - FIRST as usize + 1));
+    assert_eq!(store.rows().await.len(), rows_with_gap(store) + 3 * (22 - FIRST as usize + 1));
 }
 
 pub async fn a_deposed_leaders_late_write_changes_nothing(store: &dyn Store) {
