@@ -409,8 +409,8 @@ pub struct Submit {
 /// Prints final tasks as JSON, one a line, each once and in order, for ever. When a node goes away it goes on at the next.
 #[derive(Debug, ClapArgs)]
 pub struct Tail {
-    /// URL of a node; several times for several.
-    #[arg(long = "url", value_name = "URL", default_value = "http://127.0.0.1:9000")]
+    /// URLs of nodes, separated by commas.
+    #[arg(long = "url", value_name = "URL", value_delimiter = ',', default_value = "http://127.0.0.1:9000")]
     pub urls: Vec<String>,
     /// Only this project's tasks.
     #[arg(long, value_name = "ID", value_parser = registry::project_id)]
