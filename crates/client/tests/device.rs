@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Mode, Node, PROJECT, ioid, key, nowhere, options, server_identity, signing};
-use lockstep_client::{ClientError, Device, DeviceOptions, Outcome};
+use lockstep_client::{ClientError, ClientOptions, Device, DeviceOptions, Outcome};
 use lockstep_identity::Document;
 use lockstep_types::MessageId;
 
@@ -46,7 +46,10 @@ async fn a_busy_node_is_not_asked_before_the_time_that_it_names() {
 #[tokio::test]
 async fn who_gives_up_says_what_is_known() {
     let node = Node::start().await;
-    let give_up = |ms| DeviceOptions { give_up_after: Duration::from_millis(ms), ..options(SAFE) };
+    // One attempt, and no time for another: what is cut off half-way is unknown, rightly, whatever the node would say.
+    let patient = Duration::from_secs(60);
+    let client = ClientOptions { backoff_first: patient, backoff_max: patient, ..options(SAFE).client };
+    let give_up = || DeviceOptions { give_up_after: SAFE, client: client.clone(), ..options(SAFE) };
     for (mode, outcome) in [
         (Mode::Busy, Outcome::NotTaken),
         (Mode::Stopping, Outcome::NotTaken),
@@ -54,11 +57,11 @@ async fn who_gives_up_says_what_is_known() {
         (Mode::Lost, Outcome::Unknown),
     ] {
         node.fails(mode, usize::MAX);
-        let error = signing(&[node.url()], give_up(60)).submit(PROJECT, "0.1", "x").await.unwrap_err();
+        let error = signing(&[node.url()], give_up()).submit(PROJECT, "0.1", "x").await.unwrap_err();
         assert!(matches!(error, ClientError::Exhausted { .. }), "{error}");
         assert_eq!(error.outcome(), outcome, "{mode:?}: {error}");
     }
-    let error = signing(&[nowhere().await], give_up(60)).submit(PROJECT, "0.1", "x").await.unwrap_err();
+    let error = signing(&[nowhere().await], give_up()).submit(PROJECT, "0.1", "x").await.unwrap_err();
     assert_eq!(error.outcome(), Outcome::NotTaken);
     assert!(error.to_string().contains("it was not ordered"), "{error}");
 }
