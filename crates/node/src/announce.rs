@@ -18,7 +18,7 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::chain::TaskStates;
-use crate::config::{OutputConfig, Scope};
+use crate::config::{Layout, OutputConfig, OutputKind, Scope};
 use crate::error::NodeError;
 use crate::home::{Home, Opened, hex_line, random_key};
 use crate::limits::READ_BYTES_MAX;
@@ -64,8 +64,13 @@ fn default_attempts_max() -> u32 {
 impl W3bstreamConfig {
     /// Checks it against the outputs; the error names the setting.
     pub(crate) fn check(&self, outputs: &[OutputConfig]) -> Result<(), String> {
-        if !outputs.iter().any(|output| output.name == self.output) {
-            return Err(format!("w3bstream.output: there is no output {}", self.output));
+        let named = outputs.iter().find(|output| output.name == self.output);
+        let named = named.ok_or_else(|| format!("w3bstream.output: there is no output {}", self.output))?;
+        // Whoever hears of a task there looks for it in tables of the layout apinode.
+        match named.kind {
+            OutputKind::Sqlite { layout: Layout::Apinode, .. }
+            | OutputKind::Postgres { layout: Layout::Apinode, .. } => {}
+            _ => return Err(format!("w3bstream.output: output {} has no tables of the layout apinode", self.output)),
         }
         if self.attempts_max == 0 {
             return Err("w3bstream.attempts_max must be at least 1".into());

@@ -575,6 +575,7 @@ mod tests {
         let error = |text: &str| Config::parse(text).unwrap_err().to_string();
         assert!(error(&text.replace("hold_ms", "hold_msec")).contains("hold_msec"));
         assert!(error(&text.replace("name = \"w3bstream\"", "name = \"tasks\"")).contains("two outputs"));
+        assert!(error(&text.replace("output = \"tasks\"", "output = \"w3bstream\"")).contains("layout apinode"));
         assert!(error(&text.replace("projects = [7, 8]", "projects = []")).contains("`projects`"));
         assert!(error(&text.replace("\"sprout\"", "\"spruce\"")).contains("spruce"));
         assert!(error(&text.replace("per_second = 1000", "per_second = -1")).contains("per_second"));
