@@ -28,7 +28,7 @@ const TASKS_DEFAULT: usize = 100;
 /// Most tasks in a page.
 pub const TASKS_MAX: usize = 1_000;
 /// Tasks that a feed reads at a time.
-const FEED_PAGE: usize = 256;
+pub(crate) const FEED_PAGE: usize = 256;
 /// A feed with nothing to say sends its cursor this often, so that both sides see that the other is there.
 const CURSOR_INTERVAL: Duration = Duration::from_secs(15);
 /// Header of a reader that comes back, by the standard of server-sent events.
@@ -114,13 +114,18 @@ pub(crate) enum FeedItem {
 /// A reader's place among the feeds; given back when it ends.
 struct Place {
     _permit: OwnedSemaphorePermit,
-    /// So that the connection does not count as idle.
-    _running: Option<Running>,
+    busy: Option<Busy>,
 }
 
 impl Place {
-    fn take(app: &App, busy: Option<&Busy>) -> Result<Self, Problem> {
-        Ok(Self { _permit: app.admission.feed()?, _running: busy.map(Busy::hold) })
+    fn take(app: &App, busy: Option<Busy>) -> Result<Self, Problem> {
+        Ok(Self { _permit: app.admission.feed()?, busy })
+    }
+
+    /// The connection is not idle while something is made ready for its reader. One that does not take what is ready is
+    /// idle, so that whoever only holds a place loses it.
+    fn hold(&self) -> Option<Running> {
+        self.busy.as_ref().map(Busy::hold)
     }
 }
 
@@ -131,14 +136,14 @@ pub(crate) struct TaskFeed {
     /// Read, but not taken by the reader yet.
     ready: std::vec::IntoIter<TaskView>,
     has_failed: bool,
-    _place: Place,
+    place: Place,
 }
 
 impl TaskFeed {
     /// Reads the first page, so that what cannot be served is refused at once.
     pub(crate) async fn open(app: Arc<App>, busy: Option<Busy>, query: TasksQuery) -> Result<Self, Problem> {
-        let place = Place::take(&app, busy.as_ref())?;
-        let mut feed = Self { app, query, ready: Vec::new().into_iter(), has_failed: false, _place: place };
+        let place = Place::take(&app, busy)?;
+        let mut feed = Self { app, query, ready: Vec::new().into_iter(), has_failed: false, place };
         feed.read_page().await?;
         Ok(feed)
     }
@@ -152,7 +157,7 @@ impl TaskFeed {
         if self.has_failed {
             return None;
         }
-        let stop = self.app.stop.clone();
+        let (stop, _running) = (self.app.stop.clone(), self.place.hold());
         loop {
             if let Some(task) = self.ready.next() {
                 return Some(Ok(FeedItem::Task(Box::new(task))));
@@ -192,7 +197,7 @@ pub(crate) async fn batches(
     viewer: Viewer,
     from: Height,
 ) -> Result<BoxStream<'static, Result<ExportPage, ReadError>>, Problem> {
-    let place = Place::take(&app, busy.as_ref())?;
+    let place = Place::take(&app, busy)?;
     let first = app.ports.feed.final_batches(from, viewer).await?;
     let next = first.batches.last().map_or(from, |batch| batch.header.height.next());
     let state = (app, place, next, (!first.batches.is_empty()).then_some(first), false);
@@ -203,7 +208,7 @@ pub(crate) async fn batches(
         if let Some(page) = ready {
             return Some((Ok(page), (app, place, next, None, false)));
         }
-        let (stop, feed) = (app.stop.clone(), Arc::clone(&app.ports.feed));
+        let (stop, feed, _running) = (app.stop.clone(), Arc::clone(&app.ports.feed), place.hold());
         tokio::select! {
             biased;
             () = stop.cancelled() => return None,

@@ -9,16 +9,13 @@ use lockstep_types::{Height, ProjectId, TaskNumber};
 use tonic::{Code, Status};
 
 use crate::connection::Busy;
-use crate::feed::{FeedItem, TaskFeed};
+use crate::feed::{FEED_PAGE, FeedItem, TaskFeed};
 use crate::grpc::status_of_problem;
 use crate::ports::{ReadError, TasksQuery};
 use crate::problem::Problem;
 use crate::routes::App;
 use crate::viewer::Viewer;
 use crate::views::{TaskView, from_base64};
-
-/// Tasks that a feed reads at a time.
-const FEED_PAGE: usize = 256;
 
 /// Serves `lockstep.v1.Reader`.
 pub(crate) struct Service {

@@ -161,6 +161,28 @@ async fn a_grpc_feed_is_held_back_by_its_reader_and_says_what_is_forgotten() {
 }
 
 #[tokio::test]
+async fn a_reader_that_takes_nothing_loses_its_place() {
+    let (server, _tasks) =
+        with_tasks(Options { feeds_max: 1, idle_timeout_ms: 200, ..Options::default() }, u64::MAX / 2);
+    // More is ready than the sockets hold, and it reads none of it.
+    let _holds = Events::open(server.addr, "", "").await;
+    let ask = async || {
+        let mut next = Events::open(server.addr, "", "").await;
+        let mut head = [0; 12];
+        next.stream.read_exact(&mut head).await.unwrap();
+        head == *b"HTTP/1.1 200"
+    };
+    let until = std::time::Instant::now() + SOON;
+    while ask().await {
+        assert!(std::time::Instant::now() < until, "the first one did not get its place");
+    }
+    while !ask().await {
+        assert!(std::time::Instant::now() < until + SOON, "its place was not given to another");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
 async fn feeds_have_places_and_end_with_the_node() {
     let (server, tasks) = with_tasks(Options { feeds_max: 2, idle_timeout_ms: 200, ..Options::default() }, 5);
     let mut first = Events::open(server.addr, "?after=4", "").await;
