@@ -256,6 +256,21 @@ pub trait Output: Send + Sync {
     /// and one that keeps no cursor knows only what was published through this value.
     async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError>;
 
+    /// What the store holds from task number `first` on, by ascending number, at most `max` tasks: for audits, which
+    /// compare it with the chain. Fewer, or none, where there are no more. `places` is what was recorded of where tasks
+    /// from `first` on are, ascending: a store that cannot be walked by number reads those, and no others.
+    ///
+    /// # Errors
+    /// [`OutputError::Foreign`] where something in the store is no task of ours, with what and where it is.
+    async fn stored(
+        &self,
+        _first: TaskNumber,
+        _max: usize,
+        _places: &[Place],
+    ) -> Result<Vec<FinalTask>, OutputError> {
+        Err(OutputError::Retryable("this kind of store cannot be walked".to_owned()))
+    }
+
     /// Bytes of a blob, for a store that gets tasks with their origin, cut into blobs. `None`: it needs no origin.
     fn part_bytes(&self) -> Option<usize> {
         None
