@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use lockstep_types::proof::Boundary;
 use lockstep_types::{
-    Address, BatchHash, Digest, Epoch, Height, MessageId, NetworkId, NodeId, ProjectId, ProjectSettings, Sequence,
+    Address, BatchHash, Digest, Epoch, Height, MessageId, NetworkId, NodeId, OutputName, ProjectId, ProjectSettings, Sequence, Stage,
     TaskId, TaskNumber, TimeMs,
 };
 use serde::{Deserialize, Serialize};
@@ -359,6 +359,28 @@ pub struct TaskView {
     /// What became of it on the chain, as this node has read it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub chain: Vec<TaskChainView>,
+    /// Where the network's outputs have it, as far as this node knows. Only where one task is asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub receipts: Vec<ReceiptView>,
+}
+
+/// Where an output of the network has a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceiptView {
+    /// The output.
+    pub output: OutputName,
+    /// Where, in words of its store.
+    pub locator: String,
+    /// What the store commits to the task with, hex with 0x; absent where it has nothing of that kind.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commitment: Option<String>,
+    /// Height of the store's own chain, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub height: Option<Height>,
+    /// How sure it is that the task stays there.
+    pub stage: Stage,
+    /// First and last task that are in the same place: a table, or a blob.
+    pub tasks: (TaskNumber, TaskNumber),
 }
 
 /// `/api/tasks`.

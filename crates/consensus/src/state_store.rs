@@ -17,7 +17,7 @@ use lockstep_store::{
 };
 use lockstep_types::{
     Address, Batch, BatchHeader, Certificate, ContentId, DecodeError, Epoch, Height, MessageId, NetworkId, OutputName,
-    ProjectId, Sequence, Task, TaskId, TaskNumber, proto,
+    Place, ProjectId, Sequence, Task, TaskId, TaskNumber, proto,
 };
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
@@ -259,6 +259,30 @@ impl StateStore {
         self.load(keys::PROGRESS)?.into_iter().map(pair).collect()
     }
 
+    /// Where an output has a task, as far as was reported.
+    pub fn place_of(&self, output: &OutputName, task: TaskNumber) -> Result<Option<Place>, ReadError> {
+        Ok(self.place_at(output, task)?.filter(|place| place.has(task)))
+    }
+
+    /// Where an output has tasks from `first` on, by ascending number, at most `items_max` runs of them.
+    pub fn places_from(
+        &self,
+        output: &OutputName,
+        first: TaskNumber,
+        items_max: usize,
+    ) -> Result<Vec<Place>, ReadError> {
+        let start = self.place_of(output, first)?.map_or(first, |place| place.first);
+        let found = self.storage().scan(Scan {
+            table: Table::Index,
+            start: keys::place(output, start),
+            end: keys::place(output, TaskNumber(u64::MAX)),
+            direction: Direction::Up,
+            items_max,
+            bytes_max: usize::MAX,
+        })?;
+        found.into_iter().map(|(_, record)| Ok(Place::decode(record)?)).collect()
+    }
+
     /// Projects that differ from the genesis.
     pub fn projects(&self) -> Result<BTreeMap<ProjectId, Project>, ReadError> {
         let pair = |(key, value): Pair| Ok((ProjectId(number(&key[1..])?), Project::decode(value)?));
@@ -302,8 +326,15 @@ impl StateStore {
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn forget(&self, horizon: &Horizon) -> Result<(), StoreError> {
-        self.storage().forget_before(horizon.height, horizon.sequence, horizon.task_number)
+    pub fn forget(&self, horizon: &Horizon) -> Result<(), ReadError> {
+        self.storage().forget_before(horizon.height, horizon.sequence, horizon.task_number)?;
+        let mut batch = WriteBatch::default();
+        for output in self.progress()?.keys() {
+            // A run that goes on beyond the horizon stays whole.
+            let kept = self.place_of(output, horizon.task_number)?.map_or(horizon.task_number, |place| place.first);
+            batch.delete_range(Table::Index, keys::place(output, TaskNumber(0)), keys::place(output, kept));
+        }
+        Ok(self.storage().write(batch, Durability::Buffered)?)
     }
 
     /// Bytes on disk.
@@ -470,6 +501,9 @@ fn put(batch: &mut WriteBatch, write: &Write) {
         Write::Group(key, Some(group)) => batch.put(Table::Index, keys::group(&key.encode()), group.encode(key)),
         Write::Group(key, None) => batch.delete(Table::Index, keys::group(&key.encode())),
         Write::Progress(output, number) => batch.put(Table::Index, keys::progress(output), be(number.0)),
+        Write::Place(output, place) => {
+            batch.put(Table::Index, keys::place(output, place.first), place.encode());
+        }
         Write::Gap(output, gap) => batch.put(Table::Index, keys::gap(output, gap.first), be(gap.last.0)),
         Write::Project(id, project) => batch.put(Table::Index, keys::project(*id), project.encode()),
         Write::Device(address, device) => batch.put(Table::Index, keys::device(address), device.encode()),
@@ -541,6 +575,20 @@ impl History for StateStore {
 
     fn device(&self, device: &Address) -> Result<Option<Device>, ReadError> {
         Ok(self.storage().get(Table::Index, &keys::device(device))?.map(Device::decode).transpose()?)
+    }
+
+    fn place_at(&self, output: &OutputName, task: TaskNumber) -> Result<Option<Place>, ReadError> {
+        let mut end = keys::place(output, task);
+        end.push(0);
+        let found = self.storage().scan(Scan {
+            table: Table::Index,
+            start: keys::place(output, TaskNumber(0)),
+            end,
+            direction: Direction::Down,
+            items_max: 1,
+            bytes_max: usize::MAX,
+        })?;
+        Ok(found.into_iter().next().map(|(_, record)| Place::decode(record)).transpose()?)
     }
 
     fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, ReadError> {

@@ -12,8 +12,8 @@ use lockstep_ledger::{
     encode_batch,
 };
 use lockstep_types::{
-    Address, Api, BatchHeader, ContentId, Epoch, Evidence, Height, Message, NetworkId, NetworkParams, ProjectId,
-    ProjectSettings, Signature, TimeMs, VerifiedMessage,
+    Address, Api, BatchHeader, ContentId, Epoch, Evidence, Height, Message, NetworkId, NetworkParams, OutputName, Place,
+    ProjectId, ProjectSettings, Signature, TaskNumber, TimeMs, VerifiedMessage,
 };
 
 const MESSAGES: u64 = 256;
@@ -34,6 +34,9 @@ impl History for View {
         Ok(vec![Standing::default(); of.len()])
     }
     fn device(&self, _device: &Address) -> Result<Option<Device>, Infallible> {
+        Ok(None)
+    }
+    fn place_at(&self, _output: &OutputName, _task: TaskNumber) -> Result<Option<Place>, Infallible> {
         Ok(None)
     }
     fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Infallible> {

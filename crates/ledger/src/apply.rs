@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use lockstep_types::{
     Address, Approval, Batch, BatchHash, BatchHeader, Certificate, ContentId, Epoch, Height, Message, MessageId,
-    NetworkId, NetworkParams, NodeId, OutputName, ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
+    NetworkId, NetworkParams, NodeId, OutputName, Place, ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
 };
 
 use self::building::Building;
@@ -29,15 +29,18 @@ use crate::projects::{Project, Projects};
 /// 2. Progress of outputs is left out of the effects digest: it says nothing about the order.
 /// 3. Orders of projects' owners and updates from a chain count; encrypted messages and the API of 2025 are taken.
 /// 4. An envelope is taken once, however late it comes again. Projects have reader tokens.
+/// 5. Reports of outputs say where tasks are.
 pub const RULES_FIRST: u32 = 1;
 /// The newest rules that this program knows.
-pub const RULES_NEWEST: u32 = 4;
+pub const RULES_NEWEST: u32 = 5;
 /// From these rules on progress of outputs is left out of the effects digest.
 const RULES_WITHOUT_PROGRESS: u32 = 2;
 /// From these rules on there are orders, updates from a chain, encrypted messages and the API of 2025.
 pub(crate) const RULES_WITH_REGISTRY: u32 = 3;
 /// From these rules on an envelope is taken once, and projects have reader tokens.
 const RULES_WITH_ENVELOPES: u32 = 4;
+/// From these rules on it is kept where outputs have tasks.
+pub const RULES_WITH_PLACES: u32 = 5;
 
 /// What `apply` reads of earlier state.
 pub trait History {
@@ -59,6 +62,9 @@ pub trait History {
 
     /// Whether each nonce was used, and which is the highest of its device and project, in order.
     fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Self::Error>;
+
+    /// The last place in an output that begins at a task or before it.
+    fn place_at(&self, output: &OutputName, task: TaskNumber) -> Result<Option<Place>, Self::Error>;
 }
 
 /// Why a committed message was not ordered. The same on every node.
@@ -281,23 +287,65 @@ impl Ledger {
             Command::Rules(version) => Ok(self.apply_rules(version)),
             Command::Order { time_ms, order } => self.apply_order(view, time_ms, *order),
             Command::Chain { time_ms, update, signatures } => self.apply_chain(view, time_ms, *update, &signatures),
-            Command::OutputProgress { output, task_number } => Ok(self.apply_progress(output, task_number)),
+            Command::OutputProgress { output, task_number, places } => {
+                self.apply_progress(view, output, task_number, places)
+            }
         }
     }
 
-    fn apply_progress(&mut self, output: OutputName, task_number: TaskNumber) -> Applied {
+    fn apply_progress<V: History>(
+        &mut self,
+        view: &V,
+        output: OutputName,
+        task_number: TaskNumber,
+        places: Vec<Place>,
+    ) -> Result<Applied, ApplyError<V::Error>> {
+        // Where tasks are is true whoever reports it, and whenever.
+        let mut writes = self.place_writes(view, &output, places)?;
         let known = self.progress.get(&output).copied().unwrap_or_default();
         // A late report of a deposed leader, or one about tasks that do not exist, changes nothing.
         if task_number <= known || task_number >= self.head.next_task_number {
-            return Applied::default();
+            return Ok(Applied { writes, ..Applied::default() });
         }
         let mut effects = Effects::default();
         effects.progress(&output, task_number);
         self.progress.insert(output, task_number);
         if self.head.rules_version >= RULES_WITHOUT_PROGRESS {
-            return Applied { writes: effects.writes, ..Applied::default() };
+            writes.append(&mut effects.writes);
+            return Ok(Applied { writes, ..Applied::default() });
         }
-        self.roll(effects)
+        Ok(self.roll(effects))
+    }
+
+    /// What is to be stored of reported places. Not among the effects: it says nothing about the order.
+    fn place_writes<V: History>(
+        &self,
+        view: &V,
+        output: &OutputName,
+        places: Vec<Place>,
+    ) -> Result<Vec<Write>, ApplyError<V::Error>> {
+        if self.head.rules_version < RULES_WITH_PLACES {
+            return Ok(Vec::new());
+        }
+        let exists = |place: &Place| {
+            place.first >= self.projects.params().first_task_number
+                && place.last < self.head.next_task_number
+                && place.last >= self.head.horizon.task_number
+        };
+        let mut kept: Vec<Place> = Vec::new();
+        for place in places.into_iter().filter(exists) {
+            // A table is one place, however often it is reported.
+            let before = match kept.pop() {
+                None => view.place_at(output, place.first).map_err(ApplyError)?,
+                Some(before) if before.joined(&place).is_some() => Some(before),
+                Some(before) => {
+                    kept.push(before);
+                    None
+                }
+            };
+            kept.push(before.and_then(|before| before.joined(&place)).unwrap_or(place));
+        }
+        Ok(kept.into_iter().map(|place| Write::Place(output.clone(), place)).collect())
     }
 
     /// The effects of an entry that makes no batch.

@@ -3,7 +3,7 @@ use std::convert::Infallible;
 
 use bytes::Bytes;
 use lockstep_types::{
-    Address, Api, Evidence, Message, ProjectId, ProjectSettings, Signature, SigningKey, message::message_leaf,
+    Address, Api, Evidence, Message, Place, ProjectId, ProjectSettings, Signature, SigningKey, message::message_leaf,
 };
 use proptest::prelude::*;
 
@@ -30,6 +30,7 @@ struct Registry {
     nonces: std::collections::BTreeSet<Nonce>,
     projects: BTreeMap<ProjectId, Project>,
     aliases: BTreeMap<TaskId, Sequence>,
+    places: BTreeMap<(OutputName, TaskNumber), Place>,
 }
 
 impl History for View {
@@ -49,6 +50,9 @@ impl History for View {
     }
     fn device(&self, device: &Address) -> Result<Option<Device>, Infallible> {
         Ok(self.2.devices.get(device).cloned())
+    }
+    fn place_at(&self, output: &OutputName, task: TaskNumber) -> Result<Option<Place>, Infallible> {
+        Ok(self.2.places.range((output.clone(), TaskNumber(0))..=(output.clone(), task)).next_back().map(|(_, p)| p.clone()))
     }
     fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Infallible> {
         let state = |nonce: &Nonce| {
@@ -139,6 +143,9 @@ impl Node {
                 Write::Project(id, project) => {
                     assert_eq!(Project::decode(project.encode().into()).unwrap(), **project);
                     self.view.2.projects.insert(*id, (**project).clone());
+                }
+                Write::Place(output, place) => {
+                    self.view.2.places.insert((output.clone(), place.first), place.clone());
                 }
                 Write::TaskAlias(alias, sequence) => drop(self.view.2.aliases.insert(*alias, *sequence)),
                 _ => {}
@@ -268,7 +275,7 @@ fn progress_of_an_output_only_goes_forward_and_never_past_the_tasks() {
     let mut node = Node::new(params(1));
     node.batch(1, &[message("a"), message("b")]);
     let output: OutputName = "pg".parse().unwrap();
-    let report = |n: u64| Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(n) };
+    let report = |n: u64| Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(n), places: Vec::new() };
     assert!(node.run(report(3)).writes.is_empty());
     assert_eq!(node.run(report(2)).writes.len(), 2);
     assert!(node.run(report(1)).writes.is_empty());

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_types::place::PLACES_MAX;
 use lockstep_types::{
-    Address, Approval, Certificate, ChainUpdate, DecodeError, Height, Message, NodeId, OutputName, ProjectId, Sequence,
-    Signature, SignedOrder, TaskNumber, TimeMs, VerifiedMessage, proto,
+    Address, Approval, Certificate, ChainUpdate, DecodeError, Height, Message, NodeId, OutputName, Place, ProjectId,
+    Sequence, Signature, SignedOrder, TaskNumber, TimeMs, VerifiedMessage, proto,
 };
 use prost::Message as _;
 
@@ -55,6 +56,8 @@ pub enum Command {
         output: OutputName,
         /// Number of the last task in it.
         task_number: TaskNumber,
+        /// Where tasks are, by ascending number, at most [`PLACES_MAX`].
+        places: Vec<Place>,
     },
 }
 
@@ -101,11 +104,12 @@ fn encode(kind: proto::command::Kind) -> Bytes {
 
 impl Command {
     /// Encodes a progress report.
-    pub fn encode_progress(output: &OutputName, task_number: TaskNumber) -> Bytes {
-        encode(proto::command::Kind::OutputProgress(proto::OutputProgress {
-            output: output.as_str().to_owned(),
-            task_number: task_number.0,
-        }))
+    ///
+    /// # Errors
+    /// If it breaks a limit.
+    pub fn progress(report: proto::OutputProgress) -> Result<Bytes, DecodeError> {
+        decode_progress(report.clone())?;
+        Ok(encode(proto::command::Kind::OutputProgress(report)))
     }
 
     /// Encodes a certificate.
@@ -189,12 +193,21 @@ impl Command {
                 let signatures = timed.signatures.into_iter().map(signature).collect::<Result<_, DecodeError>>()?;
                 Ok(Self::Chain { time_ms: TimeMs(timed.time_ms), update: Box::new(update), signatures })
             }
-            proto::command::Kind::OutputProgress(progress) => Ok(Self::OutputProgress {
-                output: progress.output.parse().map_err(|_| bad("bad output name"))?,
-                task_number: TaskNumber(progress.task_number),
-            }),
+            proto::command::Kind::OutputProgress(progress) => decode_progress(progress),
         }
     }
+}
+
+fn decode_progress(progress: proto::OutputProgress) -> Result<Command, DecodeError> {
+    let bad = |reason: &str| DecodeError::malformed("log entry", reason);
+    if progress.places.len() > PLACES_MAX {
+        return Err(bad("too many places"));
+    }
+    Ok(Command::OutputProgress {
+        output: progress.output.parse().map_err(|_| bad("bad output name"))?,
+        task_number: TaskNumber(progress.task_number),
+        places: progress.places.into_iter().map(Place::from_proto).collect::<Result<_, _>>()?,
+    })
 }
 
 fn decode_closing(closing: proto::GroupClose) -> Result<GroupClosing, DecodeError> {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use lockstep_types::{
-    Address, Batch, BatchHash, Certificate, Change, ContentId, DecodeError, Hash32, Height, MessageId, OutputName,
+    Address, Batch, BatchHash, Certificate, Change, ContentId, DecodeError, Hash32, Height, MessageId, OutputName, Place,
     ProjectId, Sequence, TaskId, TaskNumber, TimeMs, keccak256, proto,
 };
 use prost::Message as _;
@@ -207,6 +207,8 @@ pub enum Write {
     Group(GroupKey, Option<OpenGroup>),
     /// An output has everything up to this task.
     Progress(OutputName, TaskNumber),
+    /// Where an output has tasks.
+    Place(OutputName, Place),
     /// Tasks that an output never got.
     Gap(OutputName, Gap),
     /// A project as it is from now on.

@@ -446,6 +446,11 @@ impl From<OutputConfig> for OutputTable {
 }
 
 impl Config {
+    /// Outputs that the nodes of the network feed in turns.
+    pub(crate) fn network_outputs(&self) -> impl Iterator<Item = OutputName> {
+        self.outputs.iter().filter(|output| output.scope == Scope::Network).map(|output| output.name.clone())
+    }
+
     /// Reads and checks a file's text.
     ///
     /// # Errors

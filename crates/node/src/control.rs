@@ -7,10 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use lockstep_api::OrderProblem;
 use lockstep_consensus::Consensus;
-use lockstep_ledger::Members;
+use lockstep_ledger::{Command, Members};
 use lockstep_network::{CallError, Client, Service};
 use lockstep_types::conflict::Conflict;
-use lockstep_types::{Approval, BatchHash, BatchHeader, Hash32, Height, NodeId, Signature, SignedOrder, TimeMs, proto};
+use lockstep_types::{Approval, BatchHash, BatchHeader, Hash32, Height, NodeId, OutputName, Signature, SignedOrder, TimeMs, proto};
 use prost::Message as _;
 use tokio::sync::watch;
 
@@ -51,6 +51,8 @@ pub(crate) struct ControlService {
     pub chain: Chain,
     pub members: watch::Receiver<Arc<Members>>,
     pub rules_known: u32,
+    /// Outputs of the network that this node can feed.
+    pub outputs: Vec<OutputName>,
 }
 
 impl ControlService {
@@ -95,6 +97,15 @@ impl ControlService {
             Request::Approval(approval) => {
                 let approval = Approval::from_proto(approval).map_err(|e| e.to_string())?;
                 self.operator.decide(approval).await.map(|()| Response::Done(proto::Done {}))
+            }
+            Request::Outputs(proto::OutputsRequest {}) => {
+                let names = self.outputs.iter().map(|name| name.as_str().to_owned()).collect();
+                Ok(Response::Outputs(proto::OutputsResponse { names }))
+            }
+            Request::Progress(report) => {
+                let command = Command::progress(report).map_err(|e| e.to_string())?;
+                self.consensus.propose(command).await.map_err(|e| e.to_string())?;
+                Ok(Response::Done(proto::Done {}))
             }
             Request::Attest(wanted) => {
                 // Each question costs this operator questions to an endpoint.
@@ -203,6 +214,28 @@ pub(crate) async fn forward_approval(
     timeout: Duration,
 ) -> Result<(), ControlError> {
     match ask(client, Request::Approval(approval.to_proto()), timeout).await? {
+        Response::Done(_) => Ok(()),
+        _ => Err(ControlError::Malformed),
+    }
+}
+
+/// Asks a member which outputs of the network it can feed.
+pub(crate) async fn ask_outputs(client: &mut Client, timeout: Duration) -> Result<Vec<OutputName>, ControlError> {
+    match ask(client, Request::Outputs(proto::OutputsRequest {}), timeout).await? {
+        Response::Outputs(answer) => {
+            answer.names.iter().map(|name| name.parse().map_err(|_| ControlError::Malformed)).collect()
+        }
+        _ => Err(ControlError::Malformed),
+    }
+}
+
+/// Brings a report on an output to the leader.
+pub(crate) async fn forward_progress(
+    client: &mut Client,
+    report: proto::OutputProgress,
+    timeout: Duration,
+) -> Result<(), ControlError> {
+    match ask(client, Request::Progress(report), timeout).await? {
         Response::Done(_) => Ok(()),
         _ => Err(ControlError::Malformed),
     }

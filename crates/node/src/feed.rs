@@ -68,6 +68,7 @@ impl TaskViews {
             time_ms: task.time_ms,
             height: batch.header.height,
             chain: self.chain(task.project_id, &task.id),
+            receipts: Vec::new(),
             project_version: task.project_version,
         })
     }

@@ -61,6 +61,7 @@ pub mod secrets;
 mod steer;
 mod supervisor;
 mod tracker;
+mod turns;
 mod transport;
 mod verify;
 

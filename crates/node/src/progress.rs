@@ -4,29 +4,85 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use lockstep_consensus::Consensus;
-use lockstep_ledger::Command;
+use lockstep_consensus::{Consensus, Role};
+use lockstep_ledger::{Command, RULES_WITH_PLACES};
+use lockstep_network::{Channel, Handle};
 use lockstep_outputs::{Place, ProgressSink};
-use lockstep_types::{OutputName, TaskNumber};
+use lockstep_types::place::PLACES_MAX;
+use lockstep_types::{OutputName, TaskNumber, proto};
 
-use crate::limits::PROGRESS_TIMEOUT;
+use crate::control::forward_progress;
+use crate::limits::{PROGRESS_BYTES_MAX, PROGRESS_TIMEOUT};
 use crate::tracker::Tracker;
 
 /// Puts progress of a network's output into the log.
 pub(crate) struct LogSink {
     pub consensus: Consensus,
+    pub network: Handle,
     pub tracker: Arc<Tracker>,
+}
+
+impl LogSink {
+    async fn report(&self, report: proto::OutputProgress) -> Result<(), String> {
+        let status = self.consensus.status().borrow().clone();
+        if status.role == Role::Leader {
+            let command = Command::progress(report).map_err(|e| e.to_string())?;
+            return self.consensus.propose(command).await.map_err(|e| e.to_string());
+        }
+        let leader = status.leader.ok_or("no leader is known")?;
+        let mut client = self.network.client(leader, Channel::Control);
+        forward_progress(&mut client, report, PROGRESS_TIMEOUT).await.map_err(|e| e.to_string())
+    }
+
+    async fn report_all(&self, output: &OutputName, last: TaskNumber, places: &[Place]) -> Result<(), String> {
+        for report in reports(output, last, places) {
+            self.report(report).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What goes into the log: one report, or several where there are many places.
+fn reports(output: &OutputName, last: TaskNumber, places: &[Place]) -> Vec<proto::OutputProgress> {
+    let output = output.as_str();
+    let empty = |task_number| proto::OutputProgress { output: output.to_owned(), task_number, places: Vec::new() };
+    let (mut reports, mut bytes) = (vec![empty(last.0)], 0);
+    for place in places {
+        let size = place.locator.len() + place.commitment.len();
+        let full = |report: &&mut proto::OutputProgress| {
+            report.places.len() < PLACES_MAX && (report.places.is_empty() || bytes + size <= PROGRESS_BYTES_MAX)
+        };
+        match reports.last_mut().filter(full) {
+            Some(report) => report.places.push(place.to_proto()),
+            None => {
+                // Those before it go only as far as their places.
+                if let Some(before) = reports.last_mut() {
+                    before.task_number = place.first.0.saturating_sub(1).min(last.0);
+                }
+                bytes = 0;
+                reports.push(proto::OutputProgress { places: vec![place.to_proto()], ..empty(last.0) });
+            }
+        }
+        bytes += size;
+    }
+    reports
 }
 
 #[async_trait]
 impl ProgressSink for LogSink {
-    async fn record(&self, output: &OutputName, last: TaskNumber, _places: &[Place]) {
-        let command = Command::encode_progress(output, last);
-        match tokio::time::timeout(PROGRESS_TIMEOUT, self.consensus.propose(command)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%output, %error, "progress was not recorded; the store knows it"),
-            Err(_) => tracing::debug!(%output, "progress was not recorded in time; the store knows it"),
+    async fn record(&self, output: &OutputName, last: TaskNumber, places: &[Place]) -> bool {
+        // Members that do not know where to keep them would keep something else than those that do.
+        let places = if self.keeps_places() { places } else { &[] };
+        match tokio::time::timeout(PROGRESS_TIMEOUT, self.report_all(output, last, places)).await {
+            Ok(Ok(())) => return true,
+            Ok(Err(error)) => tracing::debug!(%output, %error, "progress was not recorded; it will be told again"),
+            Err(_) => tracing::debug!(%output, "progress was not recorded in time; it will be told again"),
         }
+        false
+    }
+
+    fn keeps_places(&self) -> bool {
+        self.tracker.rules_version() >= RULES_WITH_PLACES
     }
 
     async fn recorded(&self, output: &OutputName) -> Option<TaskNumber> {
@@ -39,7 +95,9 @@ pub(crate) struct NoSink;
 
 #[async_trait]
 impl ProgressSink for NoSink {
-    async fn record(&self, _output: &OutputName, _last: TaskNumber, _places: &[Place]) {}
+    async fn record(&self, _output: &OutputName, _last: TaskNumber, _places: &[Place]) -> bool {
+        true
+    }
 
     async fn recorded(&self, _output: &OutputName) -> Option<TaskNumber> {
         None
@@ -72,11 +130,13 @@ impl CursorFile {
 
 #[async_trait]
 impl ProgressSink for CursorFile {
-    async fn record(&self, output: &OutputName, last: TaskNumber, _places: &[Place]) {
+    async fn record(&self, output: &OutputName, last: TaskNumber, _places: &[Place]) -> bool {
         // A few bytes: not worth a thread of its own. Lost, the tasks since come once more.
         if let Err(error) = self.write(last) {
             tracing::warn!(%output, %error, "the output's cursor cannot be written; after a restart tasks will come again");
         }
+        // Nobody is told where tasks are, so there is nothing to keep.
+        true
     }
 
     async fn recorded(&self, _output: &OutputName) -> Option<TaskNumber> {
@@ -87,6 +147,36 @@ impl ProgressSink for CursorFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_places_are_told_in_several_reports_and_none_is_ahead_of_its_places() {
+        let place = |n: u64| Place {
+            first: TaskNumber(n),
+            last: TaskNumber(n),
+            locator: "x".repeat(250),
+            commitment: vec![1; if n % 2 == 0 { 0 } else { 3_000 }],
+            height: None,
+            stage: lockstep_types::Stage::Accepted,
+        };
+        let name: OutputName = "da".parse().unwrap();
+        assert_eq!(reports(&name, TaskNumber(9), &[]).len(), 1);
+        let places: Vec<Place> = (1..=1_000).map(place).collect();
+        let reports = reports(&name, TaskNumber(1_000), &places);
+        assert!(reports.len() > 4);
+        let mut next = 1;
+        for report in &reports {
+            assert!(report.places.len() <= PLACES_MAX);
+            let bytes: usize = report.places.iter().map(|p| p.locator.len() + p.commitment.len()).sum();
+            assert!(bytes <= PROGRESS_BYTES_MAX);
+            for place in &report.places {
+                assert_eq!(place.first_task, next);
+                next += 1;
+            }
+            assert_eq!(report.task_number, next - 1);
+            Command::progress(report.clone()).unwrap();
+        }
+        assert_eq!(next, 1_001);
+    }
 
     #[tokio::test]
     async fn a_cursor_is_there_after_a_restart_and_another_epoch_begins_anew() {

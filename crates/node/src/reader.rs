@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockstep_api::views::{
     BatchMessageView, BatchView, BatchesView, BoundariesView, EvidenceView, GapView, HeadView, LeaderView, MembersView,
-    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, TaskView, TransferView, to_base64,
+    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, ReceiptView, TaskView, TransferView, to_base64,
 };
 use lockstep_api::{Read, ReadError, Viewer};
 use lockstep_consensus::{Consensus, ReadError as StateError, SnapshotProgress, StateStore};
@@ -280,7 +280,28 @@ impl Reader {
         let Some(batch) = self.state.batch_of_task(number)? else { return Ok(None) };
         let Some(task) = batch.task_at(number) else { return Ok(None) };
         let mut reader = TaskReader::new(|sequence| self.state.batch_of_message(sequence));
-        self.task_views().view(&mut reader, (&batch, task), viewer).map(Some)
+        let receipts = self.receipts(number)?;
+        let view = self.task_views().view(&mut reader, (&batch, task), viewer)?;
+        Ok(Some(TaskView { receipts, ..view }))
+    }
+
+    /// Where outputs have a task, as was reported to the log.
+    fn receipts(&self, task: TaskNumber) -> Result<Vec<ReceiptView>, StateError> {
+        let mut receipts = Vec::new();
+        for output in self.tracker.progress().into_keys() {
+            if let Some(place) = self.state.place_of(&output, task)? {
+                let commitment = Some(place.commitment).filter(|bytes| !bytes.is_empty());
+                receipts.push(ReceiptView {
+                    output,
+                    locator: place.locator,
+                    commitment: commitment.map(|bytes| format!("0x{}", hex::encode(bytes))),
+                    height: place.height,
+                    stage: place.stage,
+                    tasks: (place.first, place.last),
+                });
+            }
+        }
+        Ok(receipts)
     }
 }
 

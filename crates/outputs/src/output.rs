@@ -5,17 +5,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use lockstep_types::{
-    Address, Epoch, Height, MessageId, NetworkId, ProjectId, Sequence, Signature, TaskId, TaskNumber, TimeMs,
+    Address, Epoch, MessageId, NetworkId, ProjectId, Sequence, Signature, TaskId, TaskNumber, TimeMs,
 };
 
 use crate::aside::SetAside;
 use crate::layout::Layout;
 use crate::origin::Origin;
 
-/// Longest [`Place::locator`], in bytes.
-pub const LOCATOR_BYTES_MAX: usize = 256;
-/// Longest [`Place::commitment`], in bytes.
-pub const COMMITMENT_BYTES_MAX: usize = 4_096;
+pub use lockstep_types::place::{COMMITMENT_BYTES_MAX, LOCATOR_BYTES_MAX, Place, Stage};
 
 /// A message as readers get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,34 +93,6 @@ pub struct Adopted {
     pub last: Option<TaskNumber>,
     /// First and last number of tasks in it that are not part of this history.
     pub foreign: Option<(TaskNumber, TaskNumber)>,
-}
-
-/// How sure it is that tasks stay where they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    /// The store has taken them.
-    Accepted,
-    /// They are part of a block of the store's chain.
-    Included,
-    /// The store will not take them back.
-    Final,
-}
-
-/// Where in a store a run of tasks is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// Number of the first task.
-    pub first: TaskNumber,
-    /// Number of the last task.
-    pub last: TaskNumber,
-    /// Where, in words of the store: at most [`LOCATOR_BYTES_MAX`] bytes, without credentials.
-    pub locator: String,
-    /// What the store commits to them with; empty where it has nothing of that kind. At most [`COMMITMENT_BYTES_MAX`].
-    pub commitment: Vec<u8>,
-    /// Height of the store's own chain, where it has one.
-    pub height: Option<Height>,
-    /// How sure it is.
-    pub stage: Stage,
 }
 
 /// What a store confirms: these tasks are in it, durably. The same tasks always give an equal receipt, but for stores

@@ -70,9 +70,14 @@ pub trait TaskSource: Send + Sync {
 /// Where progress is noted, for other nodes and for purging. Best effort: the store is the truth.
 #[async_trait]
 pub trait ProgressSink: Send + Sync {
-    /// Tasks up to `last` are in the output; `places` says where those are that came since the last word. May be lost,
-    /// repeated, and cut short by a deadline.
-    async fn record(&self, output: &OutputName, last: TaskNumber, places: &[Place]);
+    /// Tasks up to `last` are in the output; `places` says where those are that came since the last word. May be
+    /// repeated, and cut short by a deadline. `false`: it is not known to be noted.
+    async fn record(&self, output: &OutputName, last: TaskNumber, places: &[Place]) -> bool;
+
+    /// Whether it keeps places. Then those of tasks that another node published and did not report are found out anew.
+    fn keeps_places(&self) -> bool {
+        false
+    }
 
     /// What is noted now, by this node or any other: a store that keeps no cursor is continued from there.
     async fn recorded(&self, output: &OutputName) -> Option<TaskNumber>;

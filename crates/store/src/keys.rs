@@ -70,6 +70,8 @@ pub const GROUP: u8 = b'g';
 pub const PROGRESS: u8 = b'u';
 /// Prefix of tasks that outputs never got, in [`crate::Table::Index`].
 pub const GAP: u8 = b'w';
+/// Prefix of where outputs have tasks, in [`crate::Table::Index`].
+pub const PLACE: u8 = b'f';
 /// Prefix of projects, in [`crate::Table::Index`].
 pub const PROJECT: u8 = b'p';
 /// Prefix of devices, in [`crate::Table::Index`].
@@ -116,6 +118,12 @@ pub fn boundary_certificate(height: Height) -> Vec<u8> {
 /// Tasks that an output never got, by the first of them, in [`crate::Table::Index`].
 pub fn gap(output: &OutputName, first: TaskNumber) -> Vec<u8> {
     [named(GAP, output.as_str().as_bytes()), vec![0], first.0.to_be_bytes().to_vec()].concat()
+}
+
+/// Where an output has the run of tasks that begins with `first`, in [`crate::Table::Index`]. Names of outputs contain no
+/// zero byte.
+pub fn place(output: &OutputName, first: TaskNumber) -> Vec<u8> {
+    [named(PLACE, output.as_str().as_bytes()), vec![0], first.0.to_be_bytes().to_vec()].concat()
 }
 
 /// Height of the batch whose first message has this sequence, in [`crate::Table::Chain`].

@@ -212,7 +212,9 @@ fn check_agreement(first: &NodeChain, other: &NodeChain, violations: &mut Violat
         differ(format!("batch {}: {a:?} and {b:?}", a.height));
     }
     // How far a task is published, each node knows for itself.
-    let same = |a: &TaskView, b: &TaskView| TaskView { status: b.status, chain: b.chain.clone(), ..a.clone() } == *b;
+    let same = |a: &TaskView, b: &TaskView| {
+        TaskView { status: b.status, chain: b.chain.clone(), receipts: b.receipts.clone(), ..a.clone() } == *b
+    };
     for (a, b) in first.tasks.iter().zip(&other.tasks).filter(|(a, b)| !same(a, b)) {
         differ(format!("task {}: {a:?} and {b:?}", a.number));
     }
@@ -399,6 +401,7 @@ mod tests {
             time_ms: TimeMs(n),
             height: Height(n),
             chain: Vec::new(),
+            receipts: vec![],
         });
     }
 

@@ -18,6 +18,7 @@ pub mod ids;
 pub mod members;
 pub mod merkle;
 pub mod message;
+pub mod place;
 pub mod proof;
 pub mod registry;
 pub mod signature;
@@ -45,6 +46,7 @@ pub use ids::{
 };
 pub use members::{Approval, Change, MemberRole, MemberSet, Proposal, SetMember};
 pub use message::{Api, DecodeError, Evidence, Message, TaskEvidence, VerifiedMessage};
+pub use place::{Place, Stage};
 pub use proof::{Proof, ProofError, Proven, verify_proof, verify_proof_in};
 pub use registry::{ChainEvent, ChainUpdate, DeviceEntry, DevicePolicy, Order, OrderKind, SignedOrder};
 pub use signature::{PublicKey, Signature, SignatureError, SigningKey};

@@ -149,6 +149,14 @@ fn payload(viewer: Viewer) -> Option<String> {
     (viewer == Viewer::with_token("reader")).then(|| to_base64(b"21.5"))
 }
 
+fn receipts(number: u64) -> Vec<ReceiptView> {
+    let tasks = (TaskNumber(number), TaskNumber(number));
+    let (output, commitment, height) = ("celestia".parse().unwrap(), Some("0x01".to_owned()), Some(Height(9)));
+    let blob = ReceiptView { output, locator: "celestia:9".into(), commitment, height, stage: Stage::Included, tasks };
+    let (output, locator) = ("db".parse().unwrap(), "postgres:public".into());
+    vec![blob, ReceiptView { output, locator, commitment: None, height: None, stage: Stage::Final, tasks }]
+}
+
 fn task(id: TaskId, number: u64, viewer: Viewer) -> TaskView {
     TaskView {
         id,
@@ -162,6 +170,7 @@ fn task(id: TaskId, number: u64, viewer: Viewer) -> TaskView {
         time_ms: TimeMs(1_709_210_096_789),
         height: Height(5),
         chain: vec![],
+        receipts: receipts(number),
     }
 }
 

@@ -175,7 +175,7 @@ fn what_is_below_the_horizon_is_forgotten_and_ids_never_come_again() {
     let mut node = Node::new(params(1));
     let first = node.batch(1, &[message("a")]);
     node.batch(50_000, &[message("b")]);
-    node.run(Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(1) });
+    node.run(Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(1), places: Vec::new() });
     // Not final yet.
     assert!(node.run(Command::Horizon(Height(2))).writes.is_empty());
     certify(&mut node, 2, &[1, 2]);
@@ -205,7 +205,7 @@ fn an_output_that_was_overtaken_by_the_horizon_has_a_gap() {
     let mut node = Node::new(params(1));
     node.batch(1, &[message("a"), message("b")]);
     node.batch(2, &[message("c")]);
-    node.run(Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(1) });
+    node.run(Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(1), places: Vec::new() });
     certify(&mut node, 2, &[1, 2]);
     let applied = node.run(Command::Horizon(Height(2)));
     let gap = Gap { first: TaskNumber(2), last: TaskNumber(2) };
@@ -218,7 +218,7 @@ fn rules_are_activated_by_the_log_and_never_go_back() {
     let mut node = Node::new(params(1));
     node.batch(1, &[message("a"), message("b")]);
     assert_eq!(node.batches[0].header.rules_version, RULES_FIRST);
-    let report = |n: u64| Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(n) };
+    let report = |n: u64| Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(n), places: Vec::new() };
     let before = node.ledger.head.effects;
     node.run(report(1));
     assert_ne!(node.ledger.head.effects, before);

@@ -76,7 +76,7 @@ fn digests_and_hashes_are_those_that_are_documented() {
     effects(&node, "effects digest");
     hash(&node, 1);
     let output: OutputName = "tasks".parse().unwrap();
-    node.run(Command::OutputProgress { output, task_number: TaskNumber(1) });
+    node.run(Command::OutputProgress { output, task_number: TaskNumber(1), places: Vec::new() });
     effects(&node, "effects digest after output `tasks` reports task 1");
     node.run(Command::Rules(2));
     effects(&node, "effects digest after rules 2");

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use lockstep_api::{Feed, Ports, Read};
-use lockstep_consensus::{Consensus, Role};
 use lockstep_network::{Channel, GossipInbox, Peer};
 use lockstep_outputs::{Options as PublisherOptions, ProgressSink, Publisher, TaskSigner};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -36,6 +35,7 @@ use crate::sealed::Sealing;
 use crate::secrets::ServerSecrets;
 use crate::steer::Steward;
 use crate::supervisor::Supervisor;
+use crate::turns::Turns;
 
 use super::Parts;
 
@@ -60,6 +60,7 @@ impl Parts {
             chain: self.chain.clone(),
             members: self.tracker.members(),
             rules_known,
+            outputs: self.opened.config.network_outputs().collect(),
         };
         let serve_control = self.network.serve(Channel::Control, control);
         let serve_join = self.network.serve_join(self.operator.clone());
@@ -148,7 +149,8 @@ impl Parts {
     pub(super) fn start_publishers(&self, supervisor: &mut Supervisor) -> Result<Vec<RunningOutput>, NodeError> {
         let genesis = &self.opened.genesis;
         let owner = self.opened.owner()?;
-        let leads = follow_role(supervisor, &self.consensus);
+        let shared = (self.consensus.clone(), self.network.clone(), self.tracker.clone());
+        let turns = Turns::new(self.opened.node, shared, self.opened.config.network_outputs());
         let always = watch::channel(true).1;
         let mut running = Vec::new();
         for config in &self.opened.config.outputs {
@@ -156,7 +158,8 @@ impl Parts {
             let (paused, marker) = OutputSwitch::was_paused(&self.home, config);
             let sink: Arc<dyn ProgressSink> = match config.scope {
                 Scope::Network => {
-                    Arc::new(LogSink { consensus: self.consensus.clone(), tracker: self.tracker.clone() })
+                    let (consensus, network) = (self.consensus.clone(), self.network.clone());
+                    Arc::new(LogSink { consensus, network, tracker: self.tracker.clone() })
                 }
                 Scope::Node if output.keeps_cursor() => Arc::new(NoSink),
                 Scope::Node => Arc::new(CursorFile::new(self.home.path(), &config.name, owner.epoch)),
@@ -174,7 +177,7 @@ impl Parts {
                 sink,
                 signer: TaskSigner::new(self.opened.task_key.clone()),
                 newest: self.tracker.newest_task(),
-                active: if config.scope == Scope::Network { leads.clone() } else { always.clone() },
+                active: turns.of(&config.name).unwrap_or_else(|| always.clone()),
                 paused: paused.subscribe(),
                 projects: config.projects.clone(),
                 recorded: self.tracker.progress().get(&config.name).copied(),
@@ -195,6 +198,7 @@ impl Parts {
             let switch = OutputSwitch::new(config, handle.clone(), (paused, marker));
             running.push(RunningOutput { name, handle, missing, bell, switch });
         }
+        supervisor.spawn("turns", turns.run(supervisor.token()));
         Ok(running)
     }
 
@@ -296,23 +300,4 @@ impl Parts {
             task_key: Arc::new(self.opened.task_key.clone()),
         }
     }
-}
-
-/// Whether this node leads, for publishers of the network's outputs.
-fn follow_role(supervisor: &mut Supervisor, consensus: &Consensus) -> watch::Receiver<bool> {
-    let mut status = consensus.status();
-    let leads = |status: &lockstep_consensus::RaftStatus| status.role == Role::Leader;
-    let (sender, receiver) = watch::channel(leads(&status.borrow_and_update()));
-    let stop = supervisor.token();
-    supervisor.spawn("role", async move {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                changed = status.changed() => if changed.is_err() { return },
-            }
-            let now = leads(&status.borrow_and_update());
-            sender.send_if_modified(|known| std::mem::replace(known, now) != now);
-        }
-    });
-    receiver
 }

@@ -26,6 +26,11 @@ impl Progress {
         Some(self.at.map_or(now, |at| now.max(at + RECORD_INTERVAL)))
     }
 
+    /// Notes that a record was tried, and is to be tried again.
+    pub(super) fn failed(&mut self, now: Instant) {
+        self.at = Some(now);
+    }
+
     /// Notes that `last` was recorded.
     pub(super) fn record(&mut self, last: Option<TaskNumber>, now: Instant) {
         (self.recorded, self.at) = (last, Some(now));
@@ -46,6 +51,8 @@ mod tests {
         assert_eq!(progress.due(n(2), start), Some(start + RECORD_INTERVAL));
         let later = start + RECORD_INTERVAL * 3;
         assert_eq!(progress.due(n(3), later), Some(later));
+        progress.failed(later);
+        assert_eq!(progress.due(n(3), later), Some(later + RECORD_INTERVAL));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What a publisher does while it is the one to publish.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_types::TaskNumber;
@@ -21,6 +22,10 @@ const RECORD_DEADLINE: Duration = Duration::from_millis(250);
 
 /// Places that are collected for one record; with so many it is made at once.
 const PLACES_PER_RECORD_MAX: usize = 256;
+/// Places that wait for a record; with so many nothing is published until one is made.
+const PLACES_WAITING_MAX: usize = 16 * PLACES_PER_RECORD_MAX;
+/// Chunks of tasks whose places are found out anew after a change of publishers; the others' stay unknown.
+const CHUNKS_FOUND_AGAIN_MAX: usize = 32;
 
 /// Why publishing stopped for now.
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -58,6 +63,8 @@ pub(super) struct Work {
     progress: Progress,
     /// Where the tasks are that the sink was not told of yet.
     places: Vec<Place>,
+    /// Whether another node may have published tasks without having told the sink where they are.
+    find_places: bool,
     backoff: Backoff,
     /// Whether the last attempt also ended with the store elsewhere: two who publish must not chase each other.
     moved: bool,
@@ -71,7 +78,7 @@ impl Work {
     pub(super) fn new(options: Options, status: watch::Sender<Status>, retry: watch::Receiver<u64>) -> Self {
         let progress = Progress::new(options.recorded);
         let (places, backoff) = (Vec::new(), Backoff::default());
-        Self { options, status, progress, places, backoff, moved: false, retry, retry_due: false }
+        Self { options, status, progress, places, find_places: true, backoff, moved: false, retry, retry_due: false }
     }
 
     /// Does nothing, and says so.
@@ -80,6 +87,7 @@ impl Work {
         self.backoff.reset();
         self.retry.mark_unchanged();
         self.retry_due = false;
+        (self.places, self.find_places) = (Vec::new(), true);
     }
 
     /// Publishes for ever. May be dropped at any await.
@@ -99,6 +107,9 @@ impl Work {
     async fn follow(&mut self) -> Result<Infallible, Problem> {
         let mut last = self.start().await?;
         self.set(|status| status.last_published = last);
+        if std::mem::take(&mut self.find_places) {
+            self.find_places_up_to(last).await;
+        }
         // A retry that was broken off is taken up by whoever publishes.
         self.retry_due |= self.look_at_refused().await?;
         let mut prefetched = None;
@@ -137,7 +148,7 @@ impl Work {
             let mut advance = advance?;
             last = Some(advance.last);
             self.keep_places(std::mem::take(&mut advance.places));
-            self.note_published(last).await;
+            self.note_published(last).await?;
             if advance.refused {
                 self.look_at_refused().await?;
             }
@@ -159,19 +170,36 @@ impl Work {
         Ok(last.max(recorded).max(self.options.recorded))
     }
 
+    /// Asks the store where tasks up to `last` are that another node published: what it has already gives the same
+    /// receipt again.
+    async fn find_places_up_to(&mut self, last: Option<TaskNumber>) {
+        let Options { output, sink, name, .. } = &self.options;
+        let (output, mut from) = (Arc::clone(output), sink.recorded(name).await);
+        if !sink.keeps_places() || !output.keeps_cursor() {
+            return;
+        }
+        for _ in 0..CHUNKS_FOUND_AGAIN_MAX {
+            let Some(last) = last.filter(|last| from < Some(*last)) else { return };
+            let Ok(Some(mut chunk)) = self.prepare(from).await else { return };
+            chunk.tasks.retain(|task| task.number <= last);
+            if !chunk.tasks.is_empty() {
+                // Where some were set aside there is none for all of them.
+                let Ok(receipt) = output.publish(&chunk.tasks, from).await else { return };
+                self.keep_places(receipt.places);
+            }
+            from = Some(chunk.end.min(last));
+        }
+    }
+
     /// Keeps where tasks are for the next record. Runs in one table are one place.
     fn keep_places(&mut self, places: Vec<Place>) {
         for place in places {
             match self.places.last_mut() {
-                Some(before)
-                    if before.last.next() == place.first
-                        && before.commitment.is_empty()
-                        && (&before.locator, &before.commitment, before.height, before.stage)
-                            == (&place.locator, &place.commitment, place.height, place.stage) =>
-                {
-                    before.last = place.last;
-                }
-                _ => self.places.push(place),
+                Some(before) => match before.joined(&place) {
+                    Some(joined) => *before = joined,
+                    None => self.places.push(place),
+                },
+                None => self.places.push(place),
             }
         }
     }
@@ -293,7 +321,7 @@ impl Work {
         }
     }
 
-    async fn note_published(&mut self, last: Option<TaskNumber>) {
+    async fn note_published(&mut self, last: Option<TaskNumber>) -> Result<(), SourceError> {
         self.succeeded();
         self.set(|status| {
             (status.state, status.last_published, status.last_error) = (State::Publishing, last, None);
@@ -303,14 +331,21 @@ impl Work {
         if many || self.progress.due(last, now).is_some_and(|due| due <= now) {
             self.record(last).await;
         }
+        if self.places.len() >= PLACES_WAITING_MAX {
+            return Err(SourceError::Unavailable("no majority takes down where tasks are".to_owned()));
+        }
+        Ok(())
     }
 
     async fn record(&mut self, last: Option<TaskNumber>) {
-        self.progress.record(last, Instant::now());
-        let places = std::mem::take(&mut self.places);
-        if let Some(last) = last {
-            // Late or lost is fine: the next record, or the store, says it again.
-            let _ = timeout(RECORD_DEADLINE, self.options.sink.record(&self.options.name, last, &places)).await;
+        let Some(number) = last else { return };
+        let record = self.options.sink.record(&self.options.name, number, &self.places);
+        // Late or lost is fine: the next record says it again.
+        if timeout(RECORD_DEADLINE, record).await == Ok(true) {
+            self.places.clear();
+            self.progress.record(last, Instant::now());
+        } else {
+            self.progress.failed(Instant::now());
         }
     }
 

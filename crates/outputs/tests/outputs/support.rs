@@ -172,9 +172,10 @@ impl TaskSource for Feed {
 
 #[async_trait]
 impl ProgressSink for Feed {
-    async fn record(&self, _output: &OutputName, last: TaskNumber, places: &[Place]) {
+    async fn record(&self, _output: &OutputName, last: TaskNumber, places: &[Place]) -> bool {
         self.recorded.lock().unwrap().push(last);
         self.places.lock().unwrap().extend_from_slice(places);
+        true
     }
 
     async fn recorded(&self, _output: &OutputName) -> Option<TaskNumber> {
