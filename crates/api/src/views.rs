@@ -3,8 +3,8 @@
 use base64::Engine as _;
 use lockstep_types::proof::Boundary;
 use lockstep_types::{
-    Address, BatchHash, Digest, Epoch, Height, MessageId, NetworkId, NodeId, OutputName, ProjectId, ProjectSettings, Sequence, Stage,
-    TaskId, TaskNumber, TimeMs,
+    Address, BatchHash, Digest, Epoch, Height, MessageId, NetworkId, NodeId, OutputName, ProjectId, ProjectSettings,
+    Sequence, Stage, TaskId, TaskNumber, TimeMs,
 };
 use serde::{Deserialize, Serialize};
 

@@ -12,8 +12,8 @@ use lockstep_ledger::{
     encode_batch,
 };
 use lockstep_types::{
-    Address, Api, BatchHeader, ContentId, Epoch, Evidence, Height, Message, NetworkId, NetworkParams, OutputName, Place,
-    ProjectId, ProjectSettings, Signature, TaskNumber, TimeMs, VerifiedMessage,
+    Address, Api, BatchHeader, ContentId, Epoch, Evidence, Height, Message, NetworkId, NetworkParams, OutputName,
+    Place, ProjectId, ProjectSettings, Signature, TaskNumber, TimeMs, VerifiedMessage,
 };
 
 const MESSAGES: u64 = 256;

@@ -52,7 +52,12 @@ impl History for View {
         Ok(self.2.devices.get(device).cloned())
     }
     fn place_at(&self, output: &OutputName, task: TaskNumber) -> Result<Option<Place>, Infallible> {
-        Ok(self.2.places.range((output.clone(), TaskNumber(0))..=(output.clone(), task)).next_back().map(|(_, p)| p.clone()))
+        Ok(self
+            .2
+            .places
+            .range((output.clone(), TaskNumber(0))..=(output.clone(), task))
+            .next_back()
+            .map(|(_, p)| p.clone()))
     }
     fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Infallible> {
         let state = |nonce: &Nonce| {
@@ -275,7 +280,11 @@ fn progress_of_an_output_only_goes_forward_and_never_past_the_tasks() {
     let mut node = Node::new(params(1));
     node.batch(1, &[message("a"), message("b")]);
     let output: OutputName = "pg".parse().unwrap();
-    let report = |n: u64| Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(n), places: Vec::new() };
+    let report = |n: u64| Command::OutputProgress {
+        output: "pg".parse().unwrap(),
+        task_number: TaskNumber(n),
+        places: Vec::new(),
+    };
     assert!(node.run(report(3)).writes.is_empty());
     assert_eq!(node.run(report(2)).writes.len(), 2);
     assert!(node.run(report(1)).writes.is_empty());

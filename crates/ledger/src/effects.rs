@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use lockstep_types::{
-    Address, Batch, BatchHash, Certificate, Change, ContentId, DecodeError, Hash32, Height, MessageId, OutputName, Place,
-    ProjectId, Sequence, TaskId, TaskNumber, TimeMs, keccak256, proto,
+    Address, Batch, BatchHash, Certificate, Change, ContentId, DecodeError, Hash32, Height, MessageId, OutputName,
+    Place, ProjectId, Sequence, TaskId, TaskNumber, TimeMs, keccak256, proto,
 };
 use prost::Message as _;
 

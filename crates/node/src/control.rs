@@ -10,7 +10,9 @@ use lockstep_consensus::Consensus;
 use lockstep_ledger::{Command, Members};
 use lockstep_network::{CallError, Client, Service};
 use lockstep_types::conflict::Conflict;
-use lockstep_types::{Approval, BatchHash, BatchHeader, Hash32, Height, NodeId, OutputName, Signature, SignedOrder, TimeMs, proto};
+use lockstep_types::{
+    Approval, BatchHash, BatchHeader, Hash32, Height, NodeId, OutputName, Signature, SignedOrder, TimeMs, proto,
+};
 use prost::Message as _;
 use tokio::sync::watch;
 

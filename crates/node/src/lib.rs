@@ -61,8 +61,8 @@ pub mod secrets;
 mod steer;
 mod supervisor;
 mod tracker;
-mod turns;
 mod transport;
+mod turns;
 mod verify;
 
 pub use config::Config;

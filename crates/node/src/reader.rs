@@ -6,7 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockstep_api::views::{
     BatchMessageView, BatchView, BatchesView, BoundariesView, EvidenceView, GapView, HeadView, LeaderView, MembersView,
-    MessageView, NodeView, OutputView, PeerView, Progress, Role, StatusView, ReceiptView, TaskView, TransferView, to_base64,
+    MessageView, NodeView, OutputView, PeerView, Progress, ReceiptView, Role, StatusView, TaskView, TransferView,
+    to_base64,
 };
 use lockstep_api::{Read, ReadError, Viewer};
 use lockstep_consensus::{Consensus, ReadError as StateError, SnapshotProgress, StateStore};

@@ -29,6 +29,7 @@ mod snapshots;
 mod start_errors;
 mod steps;
 mod testnet;
+mod turns;
 mod vectors;
 mod verify;
 mod ways;

@@ -214,11 +214,53 @@ fn an_output_that_was_overtaken_by_the_horizon_has_a_gap() {
 }
 
 #[test]
+fn where_outputs_have_tasks_is_kept_and_a_table_is_one_place() {
+    let mut node = Node::new(params(1));
+    let output: OutputName = "db".parse().unwrap();
+    let messages = ["a", "b", "c", "d", "e"].map(message);
+    node.batch(1, &messages);
+    let place = |first: u64, last: u64, commitment: &[u8]| Place {
+        first: TaskNumber(first),
+        last: TaskNumber(last),
+        locator: "here".into(),
+        commitment: commitment.to_vec(),
+        height: None,
+        stage: lockstep_types::Stage::Final,
+    };
+    let report = |n: u64, places: &[Place]| Command::OutputProgress {
+        output: "db".parse().unwrap(),
+        task_number: TaskNumber(n),
+        places: places.to_vec(),
+    };
+    let kept = |node: &Node| node.view.2.places.values().cloned().collect::<Vec<_>>();
+    // Rules that do not know of places.
+    node.run(Command::Rules(4));
+    node.run(report(1, &[place(1, 1, b"")]));
+    assert_eq!(kept(&node), []);
+    node.run(Command::Rules(5));
+    let effects = node.ledger.head.effects;
+    node.run(report(2, &[place(1, 1, b""), place(2, 2, b"")]));
+    assert_eq!(kept(&node), [place(1, 2, b"")]);
+    // Once more, as after a change of publishers, and on.
+    node.run(report(3, &[place(2, 3, b"")]));
+    assert_eq!(kept(&node), [place(1, 3, b"")]);
+    // Each blob is a place of its own; what is told late is as true. Tasks that do not exist are nowhere.
+    node.run(report(3, &[place(4, 4, b"x"), place(5, 5, b"y"), place(6, 6, b"z")]));
+    assert_eq!(kept(&node), [place(1, 3, b""), place(4, 4, b"x"), place(5, 5, b"y")]);
+    assert_eq!(node.ledger.progress()[&output], TaskNumber(3));
+    assert_eq!(node.ledger.head.effects, effects, "it says nothing about the order");
+}
+
+#[test]
 fn rules_are_activated_by_the_log_and_never_go_back() {
     let mut node = Node::new(params(1));
     node.batch(1, &[message("a"), message("b")]);
     assert_eq!(node.batches[0].header.rules_version, RULES_FIRST);
-    let report = |n: u64| Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(n), places: Vec::new() };
+    let report = |n: u64| Command::OutputProgress {
+        output: "pg".parse().unwrap(),
+        task_number: TaskNumber(n),
+        places: Vec::new(),
+    };
     let before = node.ledger.head.effects;
     node.run(report(1));
     assert_ne!(node.ledger.head.effects, before);

@@ -107,9 +107,6 @@ impl Work {
     async fn follow(&mut self) -> Result<Infallible, Problem> {
         let mut last = self.start().await?;
         self.set(|status| status.last_published = last);
-        if std::mem::take(&mut self.find_places) {
-            self.find_places_up_to(last).await;
-        }
         // A retry that was broken off is taken up by whoever publishes.
         self.retry_due |= self.look_at_refused().await?;
         let mut prefetched = None;
@@ -119,6 +116,11 @@ impl Work {
                 self.retry_due = true;
                 self.retry_refused(last).await?;
                 self.retry_due = false;
+            }
+            // Before, this node does not know them itself.
+            if self.find_places && *self.options.newest.borrow() >= last {
+                self.find_places = false;
+                self.find_places_up_to(last).await;
             }
             if !self.is_final_after(last) {
                 self.wait_for_more(last).await;
@@ -300,7 +302,8 @@ impl Work {
         self.set(|status| (status.state, status.last_error) = (State::CaughtUp, None));
         let (mut newest, mut retry) = (self.options.newest.clone(), self.retry.clone());
         loop {
-            let due = self.progress.due(last, Instant::now());
+            // Where tasks are comes with how far it is, or never.
+            let due = self.progress.due(last, Instant::now()).filter(|_| !self.find_places);
             let record = async {
                 match due {
                     Some(due) => sleep_until(due).await,
@@ -309,7 +312,8 @@ impl Work {
             };
             let more = async {
                 // Where its owner is gone the node is ending, and with it this.
-                if newest.wait_for(|newest| *newest > last).await.is_err() {
+                let find = self.find_places;
+                if newest.wait_for(|newest| *newest > last || (find && *newest == last)).await.is_err() {
                     std::future::pending::<()>().await;
                 }
             };
@@ -357,6 +361,8 @@ impl Work {
     /// Makes a problem visible and says how long to rest.
     fn judge(&mut self, problem: &Problem) -> Duration {
         let jitter = rand::random::<f64>();
+        // Whoever published in between may be gone before it has told where.
+        self.find_places |= matches!(problem, Problem::Output(OutputError::Moved { .. }));
         let (state, rest) = match problem {
             // Somebody else published: no failure, unless it goes on without us ever getting anything done.
             Problem::Output(OutputError::Moved { .. }) if !self.moved => {

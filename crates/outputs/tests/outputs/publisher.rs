@@ -1,6 +1,7 @@
 //! The publisher: leader changes, failures, and silence when nothing happens.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -106,6 +107,31 @@ async fn what_the_network_has_forgotten_is_skipped_and_shown_as_a_gap() {
     assert_eq!(status.newest_gap, Some((TaskNumber(FIRST), TaskNumber(FIRST + 2))));
     node.stop().await;
     assert_eq!(store.numbers(), (FIRST + 3..=FIRST + 5).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_tasks_are_is_told_until_it_is_noted_and_found_out_anew_by_the_next_publisher() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tasks.db");
+    let open = || Arc::new(SqliteOutput::new(SqliteOptions::new(&path), owner()));
+    let feed = Feed::new();
+    let told = || {
+        let places = feed.places.lock().unwrap();
+        (places.first().map(|place| place.first.0), places.last().map(|place| place.last.0))
+    };
+    feed.deaf.store(true, Ordering::SeqCst);
+    feed.finalize(3_000);
+    let node = Node::start(&feed, open(), true, None);
+    node.wait_for("all tasks", |s| s.state == State::CaughtUp).await;
+    node.stop().await;
+    assert_eq!(told(), (None, None));
+    // The next one was not there when they were published.
+    feed.finalize(3_010);
+    let node = Node::start(&feed, open(), true, None);
+    node.wait_for("all tasks", |s| s.state == State::CaughtUp && s.last_published == number(3_010)).await;
+    feed.deaf.store(false, Ordering::SeqCst);
+    eventually("everything is told", async || (told() == (Some(FIRST), Some(3_010))).then_some(())).await;
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

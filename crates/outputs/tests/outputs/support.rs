@@ -85,6 +85,8 @@ pub struct Feed {
     asked: Mutex<Vec<u64>>,
     mixed: AtomicBool,
     lost: AtomicU64,
+    /// Nothing that it is told is noted.
+    pub deaf: AtomicBool,
     pub recorded: Mutex<Vec<TaskNumber>>,
     pub places: Mutex<Vec<Place>>,
 }
@@ -97,6 +99,7 @@ impl Feed {
             asked: Mutex::default(),
             mixed: AtomicBool::default(),
             lost: AtomicU64::default(),
+            deaf: AtomicBool::default(),
             recorded: Mutex::default(),
             places: Mutex::default(),
         })
@@ -173,8 +176,15 @@ impl TaskSource for Feed {
 #[async_trait]
 impl ProgressSink for Feed {
     async fn record(&self, _output: &OutputName, last: TaskNumber, places: &[Place]) -> bool {
+        if self.deaf.load(Ordering::SeqCst) {
+            return false;
+        }
         self.recorded.lock().unwrap().push(last);
         self.places.lock().unwrap().extend_from_slice(places);
+        true
+    }
+
+    fn keeps_places(&self) -> bool {
         true
     }
 
