@@ -19,6 +19,7 @@ pub mod partition;
 pub mod ports;
 pub mod postgres;
 pub mod process;
+pub mod proxy;
 pub mod random;
 pub mod rounds;
 pub mod sockets;
