@@ -90,10 +90,14 @@ impl ObjectOutput {
 
     async fn links_from(&self, first: TaskNumber, last: TaskNumber, max: usize) -> Result<Walked, OutputError> {
         let mut walked = Walked::default();
-        let mut next = first;
+        let (mut next, mut seen) = (first, None);
         loop {
             let (names, more) = self.chain.link_names(next, last).await?;
-            let mut found = stream::iter(&names).map(|name| self.chain.link_at(name)).buffered(REQUESTS_MAX);
+            // The name before may have been looked at already.
+            let names: Vec<String> = names.into_iter().filter(|name| Some(name) > seen.as_ref()).collect();
+            seen = names.last().cloned().or(seen);
+            let asking = stream::iter(names.clone()).map(|name| async move { self.chain.link_at(&name).await });
+            let mut found = asking.buffered(REQUESTS_MAX);
             for (place, name) in names.iter().enumerate() {
                 match found.next().await {
                     Some(Ok(Some(link))) => walked.add(name, link, first),
