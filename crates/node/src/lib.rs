@@ -9,6 +9,7 @@
 pub mod admin;
 mod adopt;
 pub mod announce;
+pub mod audit;
 pub mod backup;
 pub mod blob_outputs;
 mod bulk;
@@ -59,6 +60,7 @@ mod retention;
 mod sealed;
 pub mod secrets;
 mod steer;
+mod store_calls;
 mod supervisor;
 mod tracker;
 mod transport;

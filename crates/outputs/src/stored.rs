@@ -267,7 +267,8 @@ mod tests {
 
     #[test]
     fn another_spelling_is_another_row() {
-        let upper = |column: &[u8]| column.to_ascii_uppercase().iter().map(|b| if *b == b'X' { b'x' } else { *b }).collect();
+        let upper =
+            |column: &[u8]| column.to_ascii_uppercase().iter().map(|b| if *b == b'X' { b'x' } else { *b }).collect();
         let whole = task(Layout::Sprout);
         let (mut found, messages) = rows(&whole, Layout::Sprout);
         found.id = Some(upper(&found.id.unwrap()));

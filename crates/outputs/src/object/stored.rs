@@ -244,4 +244,3 @@ impl ObjectOutput {
         Ok(strays)
     }
 }
-
