@@ -6,6 +6,7 @@
 //! membership, and follows the [`chain`] of the network's devices, whose [`documents`] are fetched when they are needed. Operators have their say by the [`operator`] module. The [`reader`] serves what is stored, the [`publish`] module feeds the outputs, and [`announce`] tells W3bstream of their tasks.
 //! [`Node`] starts them, in order, and stops them in the reverse of it.
 
+pub mod add_output;
 pub mod admin;
 mod adopt;
 pub mod announce;

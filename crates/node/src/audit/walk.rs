@@ -70,9 +70,28 @@ impl<'a> Walk<'a> {
         });
         if let Some(end) = end {
             self.refused = self.refused()?;
-            self.compare(first, end)?;
+            let kept = self.begin_of_chain(first, end)?;
+            self.compare(kept, end)?;
         }
         self.look_for_strays()
+    }
+
+    /// The first task that this node keeps, so that nothing below is read from the store.
+    fn begin_of_chain(&mut self, first: TaskNumber, end: TaskNumber) -> Result<TaskNumber, AuditError> {
+        if let Some(task) = self.next_of_chain(first, end)? {
+            self.ahead.push_front(task);
+            return Ok(first);
+        }
+        let kept = self.ahead.front().map_or(end.next(), |task| task.number).min(end.next());
+        self.note_not_kept(kept.0 - first.0);
+        Ok(kept)
+    }
+
+    fn note_not_kept(&self, count: u64) {
+        self.note(|progress| {
+            progress.not_kept += count;
+            progress.tasks_done += count;
+        });
     }
 
     /// The last task that the store has, or that was recorded as there.
@@ -155,11 +174,7 @@ impl<'a> Walk<'a> {
             let Some(task) = self.next_of_chain(next, last)? else {
                 // It is no longer kept: what was read ahead, or the end, says up to where.
                 let kept = self.ahead.front().map_or(last.next(), |task| task.number).min(last.next());
-                let skipped = kept.0 - next.0;
-                self.note(|progress| {
-                    (progress.not_kept, progress.tasks_done) =
-                        (progress.not_kept + skipped, progress.tasks_done + skipped);
-                });
+                self.note_not_kept(kept.0 - next.0);
                 while stored.front().is_some_and(|task| task.number < kept) {
                     stored.pop_front();
                 }

@@ -233,7 +233,10 @@ impl Parts {
             operator: self.operator.clone(),
             refills,
             audits,
-            outputs: OutputDesk(outputs.iter().map(|output| output.switch.clone()).collect()),
+            outputs: OutputDesk {
+                switches: outputs.iter().map(|output| output.switch.clone()).collect(),
+                tracker: self.tracker.clone(),
+            },
             backups: Backups::new(self.state.clone(), opened.store.clone(), genesis, epochs.clone()),
             adopter: Adopter {
                 home: self.home.clone(),
