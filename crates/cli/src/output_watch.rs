@@ -138,7 +138,8 @@ pub async fn run(home: &Home, name: &OutputName) -> anyhow::Result<()> {
                 let is_news = report.error != said;
                 said.clone_from(&report.error);
                 screen.show(&filling.line(&report, screen.terminal), is_news);
-                if report.lag == 0 && report.error.is_none() && report.state != "paused" && report.settled {
+                let is_known = report.settled && report.newest >= report.last_published;
+                if report.lag == 0 && report.error.is_none() && report.state != "paused" && is_known {
                     screen.end();
                     let last = report.last_published.map_or_else(|| "no task".into(), |last| format!("task {last}"));
                     println!("output {name} has every final task, up to {last}");
