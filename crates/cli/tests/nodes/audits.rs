@@ -63,9 +63,15 @@ fn listed(found: &Value) -> Vec<(String, Option<u64>, String)> {
     found["findings"]["listed"].as_array().unwrap().iter().map(finding).collect()
 }
 
-async fn wait_all_published(cluster: &Cluster, outputs: usize) -> u64 {
+async fn wait_all_published(cluster: &Cluster, outputs: usize, history: &History) -> u64 {
     eventually("every output has every task", SOON * 2, async || {
         let tasks = count_sqlite(&cluster.sqlite(0)).map_err(|e| e.to_string())?;
+        let file = Connection::open(cluster.sqlite(0)).map_err(|e| e.to_string())?;
+        let messages = file.query_row("SELECT count(*) FROM messages", [], |row| row.get::<_, i64>(0));
+        // Groups that are not full yet become tasks when they are old enough.
+        if messages.map_err(|e| e.to_string())? < history.acknowledged() as i64 {
+            return Err(format!("{tasks} tasks, and some messages are in none yet"));
+        }
         for node in 0..cluster.len() {
             let status = get(cluster.node(node).address(), "/api/status").await.json();
             let views = status["outputs"].as_array().unwrap().clone();
@@ -112,7 +118,7 @@ async fn an_audit_finds_nothing_in_good_stores_and_names_every_row_that_was_touc
     let load = Load::start(&LoadOptions::of(cluster.urls()), &history);
     more_messages(&history, 600).await;
     load.stop().await;
-    let tasks = wait_all_published(&cluster, OUTPUTS.len()).await;
+    let tasks = wait_all_published(&cluster, OUTPUTS.len(), &history).await;
     // Of the leader and of others, also where they do not publish.
     for home in &homes[..2] {
         for name in OUTPUTS {
@@ -209,7 +215,7 @@ async fn an_output_that_is_added_later_fills_from_the_oldest_task() {
     let load = Load::start(&options, &history);
     more_messages(&history, 4_000).await;
     load.stop().await;
-    let tasks = wait_all_published(&cluster, 1).await;
+    let tasks = wait_all_published(&cluster, 1, &history).await;
 
     let more = ["more", "--kind", "sqlite", "--path", "more.sqlite"];
     let refused = |arguments: &[&str], why: &str| {

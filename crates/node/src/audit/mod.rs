@@ -7,6 +7,8 @@
 //! published meanwhile is not looked at.
 
 mod findings;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 use std::collections::BTreeMap;

@@ -15,7 +15,7 @@ use crate::gaps::{self, Range};
 use crate::store_calls::StoreCalls;
 
 /// Tasks of one page of a store, and of one read of the chain.
-const PAGE_TASKS: usize = 1_024;
+const PAGE_TASKS: usize = 4_096;
 /// Payload bytes of one read of the chain (one task, or part, may exceed it).
 const READ_BYTES_MAX: usize = 8 << 20;
 /// Places of one page, for stores that are walked by them.
@@ -273,6 +273,7 @@ impl<'a> Walk<'a> {
         let (Some((first, _)), Some((last, _))) = (lacking.first(), lacking.last()) else { return Ok(()) };
         let (output, first, last) = (self.parts.output, *first, *last);
         let gaps = self.call(|| gaps::look(output, first, last))?.gaps;
+        let mut missing = Vec::new();
         self.note(|progress| {
             for (number, project) in lacking {
                 if self.refused.explains(number, project) {
@@ -280,10 +281,34 @@ impl<'a> Walk<'a> {
                 } else if gaps.iter().any(|(first, last)| (*first..=*last).contains(&number)) {
                     progress.skipped += 1;
                 } else {
-                    progress.findings.add(FindingKind::Missing, Some((number, number)), "");
+                    missing.push(number);
                 }
             }
         });
+        self.look_again(&missing)
+    }
+
+    /// Looks once more for tasks whose absence nothing explains: they may have been filled in since the first look.
+    fn look_again(&self, missing: &[TaskNumber]) -> Result<(), AuditError> {
+        let mut rest = missing;
+        while let Some(first) = rest.first().copied() {
+            let places = self.places(first)?;
+            let page = self.call(|| self.parts.output.stored(first, PAGE_TASKS, &places))?;
+            let looked_at = page.last().map_or(rest.len(), |last| rest.partition_point(|number| *number <= last));
+            let (now, later) = rest.split_at(looked_at.max(1));
+            for number in now {
+                match page.tasks.iter().find(|task| task.number == *number) {
+                    Some(found) => {
+                        let task = self.read_chain(*number)?.into_iter().find(|task| task.number == *number);
+                        task.into_iter().for_each(|task| self.judge(found, task));
+                    }
+                    None => self.note(|progress| {
+                        progress.findings.add(FindingKind::Missing, Some((*number, *number)), "");
+                    }),
+                }
+            }
+            rest = later;
+        }
         Ok(())
     }
 

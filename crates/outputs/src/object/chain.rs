@@ -259,16 +259,17 @@ impl Chain {
     ) -> Result<BTreeMap<TaskNumber, Filled>, OutputError> {
         let names_max = usize::try_from(last.0.saturating_sub(first.0).saturating_add(1)).unwrap_or(usize::MAX);
         let (filled, _) = self.filled_at_most(first, last, names_max).await?;
-        Ok(filled.into_iter().map(|filled| (filled.number, filled)).collect())
+        Ok(filled.into_iter().map(|(_, filled)| (filled.number, filled)).collect())
     }
 
-    /// What was filled in from `first` to `last`, at most `max` of them, by number, and up to which number that is all.
+    /// What was filled in from `first` to `last`, at most `max` of them, by the number of the name, and up to which number
+    /// that is all.
     pub async fn filled_at_most(
         &self,
         first: TaskNumber,
         last: TaskNumber,
         max: usize,
-    ) -> Result<(Vec<Filled>, TaskNumber), OutputError> {
+    ) -> Result<(Vec<(TaskNumber, Filled)>, TaskNumber), OutputError> {
         let names_max = max.saturating_add(1);
         let mut names = self.names(FILLED, Some(&padded(first.0.saturating_sub(1))), names_max).await?;
         names.retain(|name| number_of(name).is_some_and(|number| (first..=last).contains(&number)));
@@ -278,7 +279,8 @@ impl Chain {
             let found = self.get(&self.key(&[FILLED, &name]), ENTRY_BYTES_MAX).await?;
             let found =
                 found.ok_or_else(|| OutputError::Retryable(format!("{FILLED}/{name} is listed, but not there")))?;
-            parse::<Filled>(&name, &found)
+            let number = number_of(&name).unwrap_or_default();
+            Ok((number, parse::<Filled>(&name, &found)?))
         });
         let found = found.buffered(REQUESTS_MAX).try_collect().await?;
         Ok((found, beyond.map_or(last, |beyond| TaskNumber(beyond.0 - 1))))

@@ -185,12 +185,17 @@ impl ObjectOutput {
     async fn add_filled(
         &self,
         page: &mut Page,
-        filled: Vec<Filled>,
+        filled: Vec<(TaskNumber, Filled)>,
         skipped: &[Range],
     ) -> Result<TaskNumber, OutputError> {
         let mut bytes = 0;
         let mut blob: Option<(BlobAt, Result<Vec<FinalTask>, Damaged>)> = None;
-        for Filled { number, id, at, .. } in filled {
+        for (number, Filled { number: said, id, at, .. }) in filled {
+            if said != number {
+                let reason = format!("filled/{} is not what its name says", name_of(number));
+                page.damaged.push(Damaged::at(number, reason));
+                continue;
+            }
             if !skipped.iter().any(|(first, last)| (*first..=*last).contains(&number)) {
                 let reason = format!("filled/{} is of a task that was not skipped", name_of(number));
                 page.damaged.push(Damaged::at(number, reason));
