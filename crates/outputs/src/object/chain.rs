@@ -280,7 +280,7 @@ impl Chain {
             let found =
                 found.ok_or_else(|| OutputError::Retryable(format!("{FILLED}/{name} is listed, but not there")))?;
             let number = number_of(&name).unwrap_or_default();
-            Ok((number, parse::<Filled>(&name, &found)?))
+            parse::<Filled>(&name, &found).map(|filled| (number, filled))
         });
         let found = found.buffered(REQUESTS_MAX).try_collect().await?;
         Ok((found, beyond.map_or(last, |beyond| TaskNumber(beyond.0 - 1))))
