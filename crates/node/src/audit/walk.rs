@@ -168,9 +168,12 @@ impl<'a> Walk<'a> {
         let mut stored = self.in_order(page.tasks, (first, last));
         let damaged = page.damaged;
         let is_damaged = |number: TaskNumber| damaged.iter().any(|d| (d.first..=d.last).contains(&number));
-        self.note(|progress| damaged.iter().filter(|d| d.first <= last).for_each(|d| progress.findings.add_damaged(d)));
+        let mut unsaid = damaged.iter().filter(|damaged| damaged.first <= last).peekable();
         let (mut next, mut lacking): (TaskNumber, Vec<Lacking>) = (first, Vec::new());
         while next <= last {
+            while let Some(damaged) = unsaid.next_if(|damaged| damaged.first <= next) {
+                self.note(|progress| progress.findings.add_damaged(damaged));
+            }
             let Some(task) = self.next_of_chain(next, last)? else {
                 // It is no longer kept: what was read ahead, or the end, says up to where.
                 let kept = self.ahead.front().map_or(last.next(), |task| task.number).min(last.next());
@@ -200,6 +203,7 @@ impl<'a> Walk<'a> {
             self.note(|progress| progress.tasks_done += 1);
             next = number.next();
         }
+        self.note(|progress| unsaid.for_each(|damaged| progress.findings.add_damaged(damaged)));
         self.explain(lacking)
     }
 
