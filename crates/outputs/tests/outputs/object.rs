@@ -310,10 +310,10 @@ async fn every_object_that_was_changed_is_named_with_its_tasks() {
         check("an entry of another filled task", &touched).await;
 
         assert_eq!(strays(&output).await, Vec::<String>::new());
-        for name in ["index/ours", "filled/99999999999999999999"] {
+        for name in ["index/0-ours", "filled/99999999999999999999"] {
             std::fs::write(path(name.into()), "x").unwrap();
         }
         let named = strays(&output).await;
-        assert_eq!(named, ["index/ours is of no task", "filled/99999999999999999999 is of no task"]);
+        assert_eq!(named, ["index/0-ours is of no task", "filled/99999999999999999999 is of no task"]);
     }
 }
