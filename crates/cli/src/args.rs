@@ -11,7 +11,7 @@ use lockstep_types::{Address, OutputName, ProjectId};
 
 pub use self::registry::{
     DevicesArg, DevicesCommand, KeysCommand, OfProject, Owner, ProjectArg, ProjectsCommand, ReadersCommand,
-    RotateCommand, Settings,
+    RotateCommand, Settings, project_id,
 };
 
 /// A decentralized sequencer for DePIN: puts the messages of devices in one order and hands them on as tasks.
@@ -324,11 +324,18 @@ pub enum OutputsCommand {
         #[arg(long, value_name = "PLACE")]
         from: BackupLocation,
     },
+    Add(Box<crate::output_add::OutputAdd>),
+    Audit(crate::output_audit::OutputAudit),
     /// Show how the outputs of a node are, and which tasks they refused.
     Status {
         /// The node's directory; it has to run.
         #[arg(long, value_name = "DIR", env = "LOCKSTEP_HOME")]
         home: PathBuf,
+        /// Only this output.
+        name: Option<OutputName>,
+        /// Show how it fills, until it has every final task.
+        #[arg(long, requires = "name")]
+        watch: bool,
     },
     /// Try again what an output refused. In the layout sprout a refused task holds its project up until then.
     Retry(OfOutput),

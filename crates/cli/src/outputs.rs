@@ -13,8 +13,8 @@ use lockstep_node::refill::RefillProgress;
 use lockstep_types::OutputName;
 
 use crate::args::{OfOutput, OutputsCommand};
-use crate::output_reader;
 use crate::shown::Shown;
+use crate::{output_add, output_audit, output_reader, output_watch};
 
 /// How often a running refill is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -23,7 +23,12 @@ pub async fn run(command: OutputsCommand) -> anyhow::Result<()> {
     match command {
         OutputsCommand::Adopt { home, name, accept_ahead } => adopt(home, name, accept_ahead).await,
         OutputsCommand::Refill { home, name, from } => refill(home, name, from).await,
-        OutputsCommand::Status { home } => status(home).await,
+        OutputsCommand::Audit(options) => output_audit::run(options).await,
+        OutputsCommand::Add(options) => output_add::run(*options).await,
+        OutputsCommand::Status { home, name: Some(name), watch: true } => {
+            output_watch::run(&Home::at(home), &name).await
+        }
+        OutputsCommand::Status { home, name, .. } => status(home, name).await,
         OutputsCommand::Retry(OfOutput { home, name: output }) => {
             done(home, AdminRequest::Retry { output }, "what was refused is tried again").await
         }
@@ -46,14 +51,17 @@ async fn done(home: PathBuf, request: AdminRequest, what: &str) -> anyhow::Resul
     Ok(())
 }
 
-async fn status(home: PathBuf) -> anyhow::Result<()> {
+async fn status(home: PathBuf, only: Option<OutputName>) -> anyhow::Result<()> {
     let AdminAnswer::Outputs(outputs) = administer(&Home::at(home), &AdminRequest::Outputs).await? else {
         bail!("the node gave another answer than asked for: it has another version");
     };
     if outputs.is_empty() {
         println!("this node feeds no output: `[[output]]` in its config.toml names them");
     }
-    for output in outputs {
+    if let Some(name) = only.as_ref().filter(|name| outputs.iter().all(|output| output.name != **name)) {
+        bail!("this node feeds no output {name}: see config.toml");
+    }
+    for output in outputs.into_iter().filter(|output| only.as_ref().is_none_or(|name| output.name == *name)) {
         let last = output.last_published.map_or_else(|| "none".to_owned(), |last| last.to_string());
         let scope = serde_json::to_value(output.scope)?;
         let scope = scope.as_str().unwrap_or_default();

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use lockstep_api::views::MembersView;
-use lockstep_types::{Approval, OutputName, proto};
+use lockstep_types::{Approval, OutputName, TaskNumber, proto};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -15,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::adopt::Adopter;
+use crate::audit::{AuditProgress, Audits};
 use crate::backup::{BackupLocation, BackupProgress, Backups};
 use crate::error::NodeError;
 use crate::home::Home;
@@ -55,6 +56,23 @@ pub enum AdminRequest {
     },
     /// How far the newest refill is.
     RefillProgress,
+    /// Begin to compare what an output's store holds with the chain.
+    Audit {
+        /// Its name in config.toml.
+        output: OutputName,
+        /// The task to begin with; the first one if not given.
+        from: Option<TaskNumber>,
+    },
+    /// How far the newest audit of an output is.
+    AuditProgress {
+        /// Its name in config.toml.
+        output: OutputName,
+    },
+    /// End the audit of an output.
+    StopAudit {
+        /// Its name in config.toml.
+        output: OutputName,
+    },
     /// How the outputs of this node are.
     Outputs,
     /// Publish nothing to an output until told.
@@ -86,6 +104,8 @@ pub enum AdminAnswer {
     Adopted(String),
     /// To [`AdminRequest::RefillProgress`]; `None` where there was no refill since the start.
     Refill(Option<RefillProgress>),
+    /// To [`AdminRequest::AuditProgress`]; `None` where there was no audit of it since the start.
+    Audit(Option<Box<AuditProgress>>),
     /// To [`AdminRequest::Outputs`].
     Outputs(Vec<OutputReport>),
     /// It is done.
@@ -147,6 +167,7 @@ pub(crate) struct Desk {
     pub backups: Backups,
     pub adopter: Adopter,
     pub refills: Refills,
+    pub audits: Audits,
     pub outputs: OutputDesk,
 }
 
@@ -206,6 +227,12 @@ async fn carry_out(request: AdminRequest, desk: &Desk) -> Result<AdminAnswer, St
         }
         AdminRequest::Refill { output, from } => desk.refills.start(&output, from).map(|()| AdminAnswer::Done),
         AdminRequest::RefillProgress => Ok(AdminAnswer::Refill(desk.refills.progress())),
+        AdminRequest::Audit { output, from } => desk.audits.start(&output, from).map(|()| AdminAnswer::Done),
+        AdminRequest::AuditProgress { output } => Ok(AdminAnswer::Audit(desk.audits.progress(&output).map(Box::new))),
+        AdminRequest::StopAudit { output } => {
+            desk.audits.stop(&output);
+            Ok(AdminAnswer::Done)
+        }
         AdminRequest::Outputs => Ok(AdminAnswer::Outputs(desk.outputs.reports())),
         AdminRequest::Pause { output } => desk.outputs.pause(&output, true).map(|()| AdminAnswer::Done),
         AdminRequest::Resume { output } => desk.outputs.pause(&output, false).map(|()| AdminAnswer::Done),

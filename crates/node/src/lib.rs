@@ -6,9 +6,11 @@
 //! membership, and follows the [`chain`] of the network's devices, whose [`documents`] are fetched when they are needed. Operators have their say by the [`operator`] module. The [`reader`] serves what is stored, the [`publish`] module feeds the outputs, and [`announce`] tells W3bstream of their tasks.
 //! [`Node`] starts them, in order, and stops them in the reverse of it.
 
+pub mod add_output;
 pub mod admin;
 mod adopt;
 pub mod announce;
+pub mod audit;
 pub mod backup;
 pub mod blob_outputs;
 mod bulk;
@@ -59,6 +61,7 @@ mod retention;
 mod sealed;
 pub mod secrets;
 mod steer;
+mod store_calls;
 mod supervisor;
 mod tracker;
 mod transport;

@@ -2,6 +2,7 @@
 //! refused.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use lockstep_outputs::Handle;
 use lockstep_outputs::publisher::State;
@@ -11,6 +12,7 @@ use tokio::sync::watch;
 
 use crate::config::{OutputConfig, Scope};
 use crate::home::Home;
+use crate::tracker::Tracker;
 
 /// How an output of this node is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +25,12 @@ pub struct OutputReport {
     pub state: String,
     /// The last task known to be in it.
     pub last_published: Option<TaskNumber>,
+    /// The newest final task.
+    pub newest: Option<TaskNumber>,
     /// Final tasks that are not known to be in it.
     pub lag: u64,
+    /// Whether it is known how far the output is: here, where this node publishes to it, or by what another one has said.
+    pub settled: bool,
     /// Why it does not get on.
     pub error: Option<String>,
     /// The first tasks that it refused, with the reasons.
@@ -55,8 +61,10 @@ impl OutputSwitch {
         Self { name: config.name.clone(), scope: config.scope, handle, paused, marker }
     }
 
-    fn report(&self) -> OutputReport {
+    /// `recorded`: how far it is by the log.
+    fn report(&self, recorded: Option<TaskNumber>) -> OutputReport {
         let status = self.handle.status();
+        let last_published = status.last_published.max(recorded);
         let state = match status.state {
             State::Standby => "standby",
             State::Paused => "paused",
@@ -69,8 +77,10 @@ impl OutputSwitch {
             name: self.name.clone(),
             scope: self.scope,
             state: state.to_owned(),
-            last_published: status.last_published,
-            lag: status.lag,
+            last_published,
+            newest: self.handle.newest(),
+            lag: self.handle.lag_behind(last_published),
+            settled: last_published.is_some() || status.state == State::CaughtUp,
             error: status.last_error,
             refused: status.refused,
             refused_count: status.refused_count,
@@ -90,15 +100,19 @@ impl OutputSwitch {
 }
 
 /// See the module's documentation.
-pub(crate) struct OutputDesk(pub Vec<OutputSwitch>);
+pub(crate) struct OutputDesk {
+    pub switches: Vec<OutputSwitch>,
+    pub tracker: Arc<Tracker>,
+}
 
 impl OutputDesk {
     pub fn reports(&self) -> Vec<OutputReport> {
-        self.0.iter().map(OutputSwitch::report).collect()
+        let progress = self.tracker.progress();
+        self.switches.iter().map(|output| output.report(progress.get(&output.name).copied())).collect()
     }
 
     fn find(&self, name: &OutputName) -> Result<&OutputSwitch, String> {
-        let found = self.0.iter().find(|output| output.name == *name);
+        let found = self.switches.iter().find(|output| output.name == *name);
         found.ok_or_else(|| format!("this node feeds no output {name}: see config.toml"))
     }
 

@@ -99,6 +99,7 @@ impl AltDaServer {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 DepositError::Retryable(format!("{text}; look at the credentials in its URL"))
             }
+            StatusCode::NOT_FOUND => DepositError::Absent(text),
             _ => DepositError::Retryable(text),
         })
     }
@@ -165,6 +166,11 @@ impl Deposit for AltDaServer {
             response => response?,
         };
         Ok(read_body(response, Self::BYTES_MAX).await.map_err(transfer)?.into())
+    }
+
+    fn hash(&self, at: &Deposited) -> Option<Hash32> {
+        let (kind, hash) = at.commitment.split_first()?;
+        (*kind == KECCAK).then(|| hash.try_into().ok()).flatten()
     }
 
     async fn stage(&self, _at: &Deposited) -> Result<Stage, DepositError> {

@@ -30,6 +30,9 @@ const SMALL_ANSWER_BYTES_MAX: usize = 4 << 20;
 /// What a node complains about that will never be otherwise for a blob.
 const REFUSALS: [&str; 3] = ["too large", "blob size", "exceeds the max"];
 
+/// What a node says where there is no such blob.
+const NOT_FOUND: &str = "blob: not found";
+
 /// A namespace of version 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Namespace([u8; NAMESPACE_BYTES]);
@@ -181,7 +184,11 @@ impl Deposit for CelestiaNode {
     async fn get(&self, at: &Deposited) -> Result<Bytes, DepositError> {
         let height = Self::height(at)?;
         let params = json!([height.0, self.namespace(), STANDARD.encode(&at.commitment)]);
-        let found: NodeBlob = self.rpc.call("blob.Get", params, ANSWER_BYTES_MAX).await.map_err(failed)?;
+        let found = self.rpc.call("blob.Get", params, ANSWER_BYTES_MAX).await;
+        let found: NodeBlob = found.map_err(|error| match &error {
+            ChainError::Rpc { message, .. } if message.contains(NOT_FOUND) => DepositError::Absent(error.to_string()),
+            _ => failed(error),
+        })?;
         let malformed = |_| DepositError::Retryable("blob.Get answers something that is not base64".to_owned());
         Ok(STANDARD.decode(found.data).map_err(malformed)?.into())
     }

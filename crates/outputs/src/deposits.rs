@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use lockstep_types::{Hash32, Height, TaskId, TaskNumber};
+use futures::{StreamExt as _, stream};
+use lockstep_types::{Hash32, Height, TaskId, TaskNumber, keccak256};
 use parking_lot::Mutex;
 
 use crate::blobs::{Piece, pieces_aside, read_back};
@@ -15,10 +16,13 @@ use crate::output::{
     Adopted, Adoption, COMMITMENT_BYTES_MAX, FinalTask, LOCATOR_BYTES_MAX, Output, OutputError, Owner, Place, Receipt,
     Stage,
 };
+use crate::stored::{Damaged, PAGE_BYTES_MAX, Page};
 use crate::tables;
 
 /// Blobs of which it is remembered where they are, for [`Output::read`].
 const REMEMBERED_MAX: usize = 256;
+/// Blobs that are read at a time.
+const READS_MAX: usize = 4;
 
 /// Where a blob was put.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +46,9 @@ pub enum DepositError {
     /// The store never takes this blob.
     #[error("{0}")]
     Refused(String),
+    /// The store says that there is nothing (yet).
+    #[error("{0}")]
+    Absent(String),
 }
 
 /// A store that takes blobs.
@@ -57,6 +64,11 @@ pub trait Deposit: Send + Sync {
 
     /// What is at a place; an error where there is nothing (yet).
     async fn get(&self, at: &Deposited) -> Result<Bytes, DepositError>;
+
+    /// Keccak256 of what is at a place, where its commitment is that.
+    fn hash(&self, _at: &Deposited) -> Option<Hash32> {
+        None
+    }
 
     /// How sure it is by now that it stays, once it was read back.
     async fn stage(&self, at: &Deposited) -> Result<Stage, DepositError>;
@@ -90,7 +102,7 @@ impl<D: Deposit> Deposits<D> {
 
     async fn put(&self, piece: Piece) -> Result<Place, OutputError> {
         let failed = |error| match error {
-            DepositError::Retryable(reason) => OutputError::Retryable(reason),
+            DepositError::Retryable(reason) | DepositError::Absent(reason) => OutputError::Retryable(reason),
             DepositError::Refused(reason) => OutputError::Refused { task: piece.first, reason },
         };
         let at = self.deposit.put(&piece.bytes, &piece.hash).await.map_err(failed)?;
@@ -124,6 +136,32 @@ impl<D: Deposit> Deposits<D> {
             places.push(self.put(piece).await?);
         }
         Ok(places)
+    }
+
+    /// The tasks at a place, from `first` on; what is wrong there is the inner error.
+    async fn at_place(&self, place: &Place, first: TaskNumber) -> Result<Result<Vec<FinalTask>, Damaged>, OutputError> {
+        let at = Deposited {
+            locator: place.locator.clone(),
+            commitment: place.commitment.clone(),
+            height: place.height,
+            stage: place.stage,
+        };
+        let (first, last) = (place.first.max(first), place.last);
+        let damaged = |reason: String| Ok(Err(Damaged { first, last, reason: format!("{}: {reason}", place.locator) }));
+        let bytes = match self.deposit.get(&at).await {
+            Ok(bytes) => bytes,
+            Err(DepositError::Absent(reason)) => return damaged(reason),
+            Err(error) => return Err(OutputError::Retryable(error.to_string())),
+        };
+        let hash = self.deposit.hash(&at).unwrap_or_else(|| keccak256(&[&bytes]));
+        match read_back(bytes, &hash) {
+            Ok(mut tasks) => {
+                tasks.retain(|task| (first..=last).contains(&task.number));
+                Ok(Ok(tasks))
+            }
+            Err(OutputError::Foreign(reason)) => damaged(reason),
+            Err(error) => Err(error),
+        }
     }
 
     fn passed(&self, last: TaskNumber) {
@@ -178,6 +216,37 @@ impl<D: Deposit> Output for Deposits<D> {
         let Some((at, hash)) = found else { return Ok(None) };
         let bytes = self.deposit.get(&at).await.map_err(|error| OutputError::Retryable(error.to_string()))?;
         Ok(read_back(bytes, &hash)?.into_iter().find(|task| task.id == *id))
+    }
+
+    /// Places may tell of the same tasks several times: they got there more than once.
+    async fn stored(&self, first: TaskNumber, max: usize, places: &[Place]) -> Result<Page, OutputError> {
+        let (mut page, mut bytes) = (Page::default(), 0);
+        let wanted: Vec<Place> = places.iter().filter(|place| place.last >= first).cloned().collect();
+        let reading = stream::iter(wanted).map(|place| async move { self.at_place(&place, first).await });
+        let mut reading = reading.buffered(READS_MAX);
+        while let Some(found) = reading.next().await {
+            match found? {
+                Ok(tasks) => page.tasks.extend(tasks),
+                Err(damaged) => page.damaged.push(damaged),
+            }
+            bytes += D::PART_BYTES as u64;
+            if page.tasks.len() >= max || bytes >= PAGE_BYTES_MAX {
+                break;
+            }
+        }
+        drop(reading);
+        page.tasks.sort_by_key(|task| task.number);
+        page.tasks.dedup();
+        let twice = page.tasks.windows(2).filter(|pair| pair[0].number == pair[1].number).map(|pair| pair[0].number);
+        page.damaged.extend(twice.map(|number| Damaged::at(number, "it is there twice, and not the same")));
+        page.tasks.dedup_by_key(|task| task.number);
+        if let Some(beyond) = page.tasks.get(max).map(|task| task.number) {
+            page.tasks.truncate(max);
+            page.damaged.retain(|damaged| damaged.first < beyond);
+            page.damaged.iter_mut().for_each(|damaged| damaged.last = damaged.last.min(TaskNumber(beyond.0 - 1)));
+        }
+        page.damaged.sort_by_key(|damaged| damaged.first);
+        Ok(page)
     }
 
     fn part_bytes(&self) -> Option<usize> {

@@ -96,6 +96,30 @@ impl Layout {
         }
     }
 
+    /// A message's id as its column has it; empty where the layout has none.
+    pub(crate) fn message_column(self, id: &MessageId) -> Vec<u8> {
+        match self {
+            Self::Apinode => Vec::new(),
+            Self::Sprout => id.to_string().into_bytes(),
+        }
+    }
+
+    /// A device as its column has it.
+    pub(crate) fn device_column(self, device: &Address) -> Vec<u8> {
+        match self {
+            Self::Apinode => device.0.to_vec(),
+            Self::Sprout => w3bstream::client_id(device).into_bytes(),
+        }
+    }
+
+    /// A signature as its column has it.
+    pub(crate) fn signature_column(self, signature: &Signature) -> Vec<u8> {
+        match self {
+            Self::Apinode => signature.0.to_vec(),
+            Self::Sprout => signature.to_string().into_bytes(),
+        }
+    }
+
     /// A signature out of its column.
     pub(crate) fn signature(self, column: &[u8]) -> Option<Signature> {
         match self {

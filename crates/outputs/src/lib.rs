@@ -3,7 +3,8 @@
 //! [`output`] has the promise that every store keeps, [`Output`]; [`postgres`] and [`sqlite`] keep it with the tables of
 //! one of W3bstream's generations of readers ([`layout`]), and set [`aside`] what they cannot take. [`publisher`] reads final tasks from its [`source`], signs them and hands
 //! them on, in order, for ever. It holds no truth of its own: what was published is what the store says
-//! ([`Output::last`]), so that a new leader, a restart or a restored store goes on at the right place.
+//! ([`Output::last`]), so that a new leader, a restart or a restored store goes on at the right place. What is [`stored`] can be
+//! read again, for audits.
 
 #[cfg(feature = "altda")]
 pub mod altda;
@@ -23,6 +24,7 @@ pub mod postgres;
 pub mod publisher;
 pub mod source;
 pub mod sqlite;
+pub mod stored;
 mod tables;
 
 #[cfg(feature = "altda")]
@@ -41,3 +43,4 @@ pub use postgres::{
 pub use publisher::{Handle, Options, Publisher, State, Status};
 pub use source::{ProgressSink, SourceError, TaskSigner, TaskSource, UnsignedTask};
 pub use sqlite::{SqliteOptions, SqliteOutput};
+pub use stored::{Damaged, Page, StrayMark, Strays};

@@ -9,6 +9,7 @@ mod chain;
 mod entry;
 mod error;
 mod options;
+mod stored;
 
 use std::collections::BTreeMap;
 
@@ -24,6 +25,7 @@ use self::entry::{BlobAt, ENTRY_VERSION, Filled, Kind, Link, name_of};
 use crate::blobs::{Piece, pieces, pieces_aside};
 use crate::layout::Layout;
 use crate::output::{Adopted, Adoption, FinalTask, Output, OutputError, Owner, Place, Receipt, Stage};
+use crate::stored::{Page, StrayMark, Strays};
 use crate::tables::{self, Admission, Cursor, Ours};
 
 /// Bytes of a blob, unless one task alone has more.
@@ -310,6 +312,14 @@ impl Output for ObjectOutput {
 
     async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {
         self.find(id).await
+    }
+
+    async fn stored(&self, first: TaskNumber, max: usize, _places: &[Place]) -> Result<Page, OutputError> {
+        self.walk(first, max).await
+    }
+
+    async fn strays(&self, after: Option<&StrayMark>) -> Result<Strays, OutputError> {
+        self.stray_names(after).await
     }
 
     fn part_bytes(&self) -> Option<usize> {

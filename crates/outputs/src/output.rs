@@ -11,6 +11,7 @@ use lockstep_types::{
 use crate::aside::SetAside;
 use crate::layout::Layout;
 use crate::origin::Origin;
+use crate::stored::{Page, StrayMark, Strays};
 
 pub use lockstep_types::place::{COMMITMENT_BYTES_MAX, LOCATOR_BYTES_MAX, Place, Stage};
 
@@ -226,13 +227,15 @@ pub trait Output: Send + Sync {
     async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError>;
 
     /// What the store holds from task number `first` on, by ascending number, at most `max` tasks: for audits, which
-    /// compare it with the chain. Fewer, or none, where there are no more. `places` is what was recorded of where tasks
-    /// from `first` on are, ascending: a store that cannot be walked by number reads those, and no others.
-    ///
-    /// # Errors
-    /// [`OutputError::Foreign`] where something in the store is no task of ours, with what and where it is.
-    async fn stored(&self, _first: TaskNumber, _max: usize, _places: &[Place]) -> Result<Vec<FinalTask>, OutputError> {
-        Err(OutputError::Retryable("this kind of store cannot be walked".to_owned()))
+    /// compare it with the chain. Fewer where they are large; none, and nothing damaged, where there are no more. Tasks
+    /// that were filled in are in their place. `places` is what was recorded of where tasks from `first` on are,
+    /// ascending: a store that cannot be walked by number reads those, and no others.
+    async fn stored(&self, first: TaskNumber, max: usize, places: &[Place]) -> Result<Page, OutputError>;
+
+    /// What the store has that belongs to no task: a part of it, `after` an earlier one. For audits. A store that holds
+    /// nothing beside tasks has none.
+    async fn strays(&self, _after: Option<&StrayMark>) -> Result<Strays, OutputError> {
+        Ok(Strays::default())
     }
 
     /// Bytes of a blob, for a store that gets tasks with their origin, cut into blobs. `None`: it needs no origin.

@@ -12,6 +12,7 @@ mod reader;
 mod schema;
 mod session;
 mod statements;
+mod stored;
 
 use async_trait::async_trait;
 use lockstep_types::{TaskId, TaskNumber};
@@ -23,7 +24,8 @@ pub use self::reader::{ReaderAccess, ReaderError, ReaderPassword, set_up_reader}
 use self::session::{CallError, Session, Step};
 use crate::aside::SetAside;
 use crate::layout::Layout;
-use crate::output::{Adopted, Adoption, FinalTask, Output, OutputError, Owner, Receipt};
+use crate::output::{Adopted, Adoption, FinalTask, Output, OutputError, Owner, Place, Receipt};
+use crate::stored::{Page, StrayMark, Strays};
 use crate::tables::{self, Admission, Ours};
 
 /// Most messages of one statement.
@@ -285,5 +287,22 @@ impl Output for PostgresOutput {
         let task = session.read(id).await?;
         *slot = Some(session);
         Ok(task)
+    }
+
+    async fn stored(&self, first: TaskNumber, max: usize, _places: &[Place]) -> Result<Page, OutputError> {
+        let mut slot = self.session.lock().await;
+        let mut session = self.session(&mut slot).await?;
+        session.cursor().await?.check_owner(&self.ours)?;
+        let page = session.stored(first, max).await?;
+        *slot = Some(session);
+        Ok(page)
+    }
+
+    async fn strays(&self, after: Option<&StrayMark>) -> Result<Strays, OutputError> {
+        let mut slot = self.session.lock().await;
+        let session = self.session(&mut slot).await?;
+        let strays = session.strays(after).await?;
+        *slot = Some(session);
+        Ok(strays)
     }
 }

@@ -100,9 +100,17 @@ impl Handle {
     /// How it stands now.
     pub fn status(&self) -> Status {
         let status = self.status.borrow().clone();
-        let newest = *self.newest.borrow();
-        let missing = newest.map_or(0, |n| n.next().0.saturating_sub(self.owner.next(status.last_published).0));
-        Status { lag: missing, ..status }
+        Status { lag: self.lag_behind(status.last_published), ..status }
+    }
+
+    /// Final tasks behind this one.
+    pub fn lag_behind(&self, last: Option<TaskNumber>) -> u64 {
+        self.newest().map_or(0, |newest| newest.next().0.saturating_sub(self.owner.next(last).0))
+    }
+
+    /// Number of the newest final task.
+    pub fn newest(&self) -> Option<TaskNumber> {
+        *self.newest.borrow()
     }
 
     /// Tries refused tasks again, soon. `false`: this node does not publish now, so ask the one that does.

@@ -7,6 +7,7 @@ mod aside;
 mod database;
 mod ddl;
 mod rows;
+mod stored;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +19,8 @@ use lockstep_types::{ProjectId, TaskId, TaskNumber};
 use self::database::Database;
 use crate::aside::{Refusals, RefusedTask, SetAside};
 use crate::layout::Layout;
-use crate::output::{Adopted, Adoption, FinalTask, Output, OutputError, Owner, Receipt};
+use crate::output::{Adopted, Adoption, FinalTask, Output, OutputError, Owner, Place, Receipt};
+use crate::stored::{Page, StrayMark, Strays};
 use crate::tables::Ours;
 
 /// Where the file is.
@@ -148,6 +150,15 @@ impl Output for SqliteOutput {
     async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {
         let id = *id;
         self.run(move |database, ours| database.read(ours, &id)).await
+    }
+
+    async fn stored(&self, first: TaskNumber, max: usize, _places: &[Place]) -> Result<Page, OutputError> {
+        self.run(move |database, ours| database.stored(ours, first, max)).await
+    }
+
+    async fn strays(&self, after: Option<&StrayMark>) -> Result<Strays, OutputError> {
+        let after = after.cloned();
+        self.run(move |database, ours| database.strays(ours, after.as_ref())).await
     }
 }
 

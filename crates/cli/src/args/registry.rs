@@ -63,7 +63,7 @@ pub struct OfProject {
     pub project: ProjectId,
 }
 
-pub(super) fn project_id(text: &str) -> Result<ProjectId, String> {
+pub fn project_id(text: &str) -> Result<ProjectId, String> {
     Ok(text.parse::<ProjectArg>()?.id)
 }
 

@@ -1,7 +1,7 @@
 //! `lockstep verify`: a stopped node's home, a running node, or one proof or blob in a file.
 
 mod blob;
-mod progress;
+pub mod progress;
 mod remote;
 
 use std::fs;
@@ -27,6 +27,18 @@ const UNABLE: i32 = 2;
 pub struct NotGood {
     pub code: i32,
     text: String,
+}
+
+impl NotGood {
+    /// Something is wrong, in words.
+    pub fn wrong(what: impl std::fmt::Display) -> Self {
+        Self { code: WRONG, text: format!("NOT GOOD: {what}") }
+    }
+
+    /// It could not be checked.
+    pub fn unable(reason: impl std::fmt::Display) -> Self {
+        unable(reason)
+    }
 }
 
 fn bad(part: &str, reason: impl std::fmt::Display, way_out: &str) -> NotGood {

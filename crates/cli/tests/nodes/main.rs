@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod announce;
+mod audits;
 mod bad_outputs;
 mod blobs;
 mod by_hand;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::Desk;
 use crate::adopt::Adopter;
 use crate::announce::{AnnounceParts, Announcements};
+use crate::audit::{AuditParts, Audits};
 use crate::backup::Backups;
 use crate::chain::{Follower, TaskFollower};
 use crate::clock_guard::ClockGuard;
@@ -147,7 +148,6 @@ impl Parts {
     }
 
     pub(super) fn start_publishers(&self, supervisor: &mut Supervisor) -> Result<Vec<RunningOutput>, NodeError> {
-        let genesis = &self.opened.genesis;
         let owner = self.opened.owner()?;
         let shared = (self.consensus.clone(), self.network.clone(), self.tracker.clone());
         let turns = Turns::new(self.opened.node, shared, self.opened.config.network_outputs());
@@ -168,12 +168,7 @@ impl Parts {
                 name: config.name.clone(),
                 owner,
                 output,
-                source: Arc::new(StateSource {
-                    state: self.state.clone(),
-                    newest: self.tracker.newest_task(),
-                    head: self.tracker.head(),
-                    history: History { genesis: genesis.clone(), epochs: self.opened.epochs.clone() },
-                }),
+                source: Arc::new(self.source()),
                 sink,
                 signer: TaskSigner::new(self.opened.task_key.clone()),
                 newest: self.tracker.newest_task(),
@@ -202,6 +197,17 @@ impl Parts {
         Ok(running)
     }
 
+    /// Final tasks, as the outputs get them.
+    fn source(&self) -> StateSource {
+        let (genesis, epochs) = (self.opened.genesis.clone(), self.opened.epochs.clone());
+        StateSource {
+            state: self.state.clone(),
+            newest: self.tracker.newest_task(),
+            head: self.tracker.head(),
+            history: History { genesis, epochs },
+        }
+    }
+
     pub(super) fn desk(&self, outputs: &[RunningOutput], stop: CancellationToken) -> Result<Desk, NodeError> {
         let opened = &self.opened;
         let (genesis, epochs) = (opened.genesis.clone(), opened.epochs.clone());
@@ -215,12 +221,26 @@ impl Parts {
             state: self.state.clone(),
             store: opened.store.clone(),
             signer: TaskSigner::new(opened.task_key.clone()),
+            stop: stop.clone(),
+        });
+        let audits = Audits::new(AuditParts {
+            home: self.home.clone(),
+            outputs: opened.config.outputs.clone(),
+            owner: opened.owner()?,
+            source: Arc::new(self.source()),
+            newest: self.tracker.newest_task(),
+            signer: TaskSigner::new(opened.task_key.clone()),
+            places: Arc::new(self.state.clone()),
             stop,
         });
         Ok(Desk {
             operator: self.operator.clone(),
             refills,
-            outputs: OutputDesk(outputs.iter().map(|output| output.switch.clone()).collect()),
+            audits,
+            outputs: OutputDesk {
+                switches: outputs.iter().map(|output| output.switch.clone()).collect(),
+                tracker: self.tracker.clone(),
+            },
             backups: Backups::new(self.state.clone(), opened.store.clone(), genesis, epochs.clone()),
             adopter: Adopter {
                 home: self.home.clone(),

@@ -11,7 +11,6 @@ mod plan;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use lockstep_consensus::StateStore;
 use lockstep_outputs::publisher::{BYTES_PER_PUBLISH_MAX, TASKS_PER_PUBLISH_MAX};
@@ -34,11 +33,7 @@ use crate::gaps::{self, Range};
 use crate::home::Home;
 use crate::priority::{BACKUP, give_way};
 use crate::publish;
-
-/// How often a call to a store that is not available is made, and the rest between two.
-const OUTPUT_ATTEMPTS_MAX: usize = 5;
-/// See [`OUTPUT_ATTEMPTS_MAX`].
-const OUTPUT_REST: Duration = Duration::from_secs(1);
+use crate::store_calls::StoreCalls;
 
 /// How far a refill is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -178,35 +173,12 @@ struct Filled<'a> {
     output: Arc<dyn Output>,
     /// Projects whose tasks it takes; `None`: all.
     projects: Option<&'a BTreeSet<ProjectId>>,
-    runtime: &'a Handle,
-    stop: &'a CancellationToken,
+    calls: StoreCalls,
 }
 
 impl Filled<'_> {
-    /// Makes a call, again where the store is not available, unless the node ends.
     fn call<T, F: Future<Output = Result<T, OutputError>>>(&self, call: impl Fn() -> F) -> Result<T, OutputError> {
-        let calling = async {
-            let mut attempt = 1;
-            loop {
-                match call().await {
-                    Err(OutputError::Retryable(_)) if attempt < OUTPUT_ATTEMPTS_MAX => {
-                        attempt += 1;
-                        tokio::time::sleep(OUTPUT_REST).await;
-                    }
-                    result => return result,
-                }
-            }
-        };
-        let ending = || Err(OutputError::Retryable("the node is stopping".into()));
-        if self.stop.is_cancelled() {
-            return ending();
-        }
-        self.runtime.block_on(async {
-            tokio::select! {
-                () = self.stop.cancelled() => ending(),
-                result = calling => result,
-            }
-        })
+        self.calls.call(call)
     }
 
     /// What is missing below the store's last task.
@@ -233,7 +205,8 @@ impl Inner {
         let parts = &self.parts;
         let said = |error: &dyn std::fmt::Display| error.to_string();
         let output = publish::open(config, &parts.home, parts.owner).map_err(|e| said(&e))?;
-        let filled = Filled { output, projects: config.projects.as_ref(), runtime, stop: &parts.stop };
+        let calls = StoreCalls { runtime: runtime.clone(), stop: parts.stop.clone() };
+        let filled = Filled { output, projects: config.projects.as_ref(), calls };
         let first = parts.owner.first_task_number;
         let mut missing = filled.missing(first).map_err(|e| said(&e))?;
         self.note(|progress| progress.tasks_missing = gaps::count(&missing));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use lockstep_types::{Digest, TaskNumber};
+use lockstep_types::{Digest, Height, TaskNumber};
 use object_store::path::Path;
 use object_store::{Error, ObjectStoreExt as _, PutMode};
 use serde::Serialize;
@@ -19,10 +19,10 @@ use crate::blobs::{Piece, read_back};
 use crate::output::{FinalTask, OutputError, Owner};
 
 const OWNER: &str = "lockstep.json";
-const INDEX: &str = "index";
+pub(super) const INDEX: &str = "index";
 const HEIGHTS: &str = "heights";
 const BLOBS: &str = "blobs";
-const FILLED: &str = "filled";
+pub(super) const FILLED: &str = "filled";
 
 /// Names that one page of a walk has.
 pub(super) const PAGE_NAMES: usize = 1_000;
@@ -173,24 +173,48 @@ impl Chain {
         }
     }
 
-    /// Links that have tasks from `first` to `last`, ascending, from at most one page of names, and whether there may
-    /// be more.
-    pub async fn links(&self, first: TaskNumber, last: TaskNumber) -> Result<(Vec<Link>, bool), OutputError> {
+    /// Names of the links that may have tasks from `first` to `last`, ascending: at most one page of them, and whether
+    /// there may be more.
+    pub async fn link_names(&self, first: TaskNumber, last: TaskNumber) -> Result<(Vec<String>, bool), OutputError> {
         let mut names: Vec<String> = self.name_before(first).await?.into_iter().collect();
         let after = names.last().cloned().unwrap_or_else(|| name_of(first));
         let mut rest = self.names(INDEX, Some(&after), PAGE_NAMES).await?;
         let more = rest.len() >= PAGE_NAMES;
         rest.truncate(PAGE_NAMES);
         names.extend(rest.into_iter().filter(|name| number_of(name).is_some_and(|number| number <= last)));
-        let found = stream::iter(names).map(|name| async move {
-            match self.get(&self.key(&[INDEX, &name]), ENTRY_BYTES_MAX).await? {
-                Some(found) => parse::<Link>(&name, &found).map(Some),
-                None => Ok(None),
-            }
-        });
+        Ok((names, more))
+    }
+
+    /// The link that stands at a name, if there is one.
+    pub async fn link_at(&self, name: &str) -> Result<Option<Link>, OutputError> {
+        match self.get(&self.key(&[INDEX, name]), ENTRY_BYTES_MAX).await? {
+            Some(found) => parse::<Link>(name, &found).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Links that have tasks from `first` to `last`, ascending, from at most one page of names, and whether there may
+    /// be more.
+    pub async fn links(&self, first: TaskNumber, last: TaskNumber) -> Result<(Vec<Link>, bool), OutputError> {
+        let (names, more) = self.link_names(first, last).await?;
+        let found = stream::iter(names).map(|name| async move { self.link_at(&name).await });
         let links: Vec<Option<Link>> = found.buffered(REQUESTS_MAX).try_collect().await?;
         let links = links.into_iter().flatten().filter(|link| link.last >= first && link.first <= last);
         Ok((links.collect(), more))
+    }
+
+    /// The entry of a height.
+    pub async fn height_entry(&self, height: Height, first: TaskNumber) -> Result<Option<Link>, OutputError> {
+        let name = name_of(first);
+        let found = self.get(&self.key(&[HEIGHTS, &padded(height.0), &name]), ENTRY_BYTES_MAX).await?;
+        found.map(|found| parse(&format!("{HEIGHTS}/{}/{name}", padded(height.0)), &found)).transpose()
+    }
+
+    /// A page of names in a directory behind `after`, and whether there may be more.
+    pub async fn all_names(&self, directory: &str, after: Option<&str>) -> Result<(Vec<String>, bool), OutputError> {
+        let names = self.names(directory, after, PAGE_NAMES).await?;
+        let more = self.place.is_sorted && names.len() >= PAGE_NAMES;
+        Ok((names, more))
     }
 
     /// Puts a blob where its hash says, and the entry of its height.
@@ -234,16 +258,32 @@ impl Chain {
         last: TaskNumber,
     ) -> Result<BTreeMap<TaskNumber, Filled>, OutputError> {
         let names_max = usize::try_from(last.0.saturating_sub(first.0).saturating_add(1)).unwrap_or(usize::MAX);
-        let names = self.names(FILLED, Some(&padded(first.0.saturating_sub(1))), names_max).await?;
-        let within = |name: &String| number_of(name).is_some_and(|number| (first..=last).contains(&number));
-        let found = stream::iter(names.into_iter().filter(within)).map(|name| async move {
+        let (filled, _) = self.filled_at_most(first, last, names_max).await?;
+        Ok(filled.into_iter().map(|(_, filled)| (filled.number, filled)).collect())
+    }
+
+    /// What was filled in from `first` to `last`, at most `max` of them, by the number of the name, and up to which number
+    /// that is all.
+    pub async fn filled_at_most(
+        &self,
+        first: TaskNumber,
+        last: TaskNumber,
+        max: usize,
+    ) -> Result<(Vec<(TaskNumber, Filled)>, TaskNumber), OutputError> {
+        let names_max = max.saturating_add(1);
+        let mut names = self.names(FILLED, Some(&padded(first.0.saturating_sub(1))), names_max).await?;
+        names.retain(|name| number_of(name).is_some_and(|number| (first..=last).contains(&number)));
+        let beyond = names.get(max).and_then(|name| number_of(name));
+        names.truncate(max);
+        let found = stream::iter(names).map(|name| async move {
             let found = self.get(&self.key(&[FILLED, &name]), ENTRY_BYTES_MAX).await?;
             let found =
                 found.ok_or_else(|| OutputError::Retryable(format!("{FILLED}/{name} is listed, but not there")))?;
-            let filled: Filled = parse(&name, &found)?;
-            Ok((filled.number, filled))
+            let number = number_of(&name).unwrap_or_default();
+            parse::<Filled>(&name, &found).map(|filled| (number, filled))
         });
-        found.buffered(REQUESTS_MAX).try_collect().await
+        let found = found.buffered(REQUESTS_MAX).try_collect().await?;
+        Ok((found, beyond.map_or(last, |beyond| TaskNumber(beyond.0 - 1))))
     }
 }
 

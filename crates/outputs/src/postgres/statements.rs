@@ -107,6 +107,28 @@ SELECT "id", "project_id", "created_at", "message_ids"::text, {signature} FROM {
 const MESSAGES: &str = r#"
 SELECT "id", {name}, "project_version", {device}, "data" FROM {s}."messages" WHERE "{marker}" = $1 ORDER BY "id""#;
 
+/// A row that nobody has marked as deleted, nor as changed.
+const AS_MADE: &str = r#"("deleted_at" IS NULL AND "updated_at" IS NOT DISTINCT FROM "created_at")"#;
+/// Tasks with how many bytes their payloads have, so that no more are fetched than there is room for.
+const STORED: &str = r#"
+SELECT "id", {task_id}, "project_id", "created_at", "message_ids"::text, {signature}, {as_made}, (
+  SELECT coalesce(sum(octet_length(m."data")), 0)::bigint FROM {s}."messages" AS m WHERE m."{marker}" = t."{marker}")
+FROM {s}."tasks" AS t WHERE "id" >= $1 ORDER BY "id" LIMIT $2"#;
+const STORED_MESSAGES: &str = r#"
+SELECT {task_id}, "id", {name}, "project_version", {device}, "data", "project_id", "created_at", {as_made}
+FROM {s}."messages" WHERE "{marker}" = ANY($1) ORDER BY "id""#;
+/// Messages of no task, of a number of them by ascending id; one look, so that a writer's rows are all there or none.
+const STRAY_MESSAGES: &str = r#"
+WITH page AS (
+  SELECT "id", "{marker}" AS task FROM {s}."messages" WHERE "id" > $1 ORDER BY "id" LIMIT $2
+)
+SELECT (SELECT max("id") FROM page), (SELECT count(*) FROM page), ARRAY(
+  SELECT "id" FROM page WHERE NOT EXISTS (SELECT 1 FROM {s}."tasks" AS t WHERE t."{marker}" = page.task) ORDER BY "id")"#;
+/// Tasks behind the cursor, which stands at $1 where there was none.
+const STRAY_TASKS: &str = r#"
+SELECT "id" FROM {s}."tasks" WHERE "id" > (SELECT coalesce("last_task", $1) FROM {s}."lockstep_cursor")
+ORDER BY "id" LIMIT $2"#;
+
 /// A refused task: the cursor moves behind it, and where projects halt, its own does unless it does already.
 const REFUSE: &str = r#"
 WITH moved AS (
@@ -191,6 +213,10 @@ pub(super) struct Statements {
     pub ids: Statement,
     pub task: Statement,
     pub messages: Statement,
+    pub stored: Statement,
+    pub stored_messages: Statement,
+    pub stray_messages: Statement,
+    pub stray_tasks: Statement,
     pub refuse: Statement,
     pub refused: Statement,
     pub refused_count: Statement,
@@ -216,6 +242,7 @@ impl Statements {
                 .replace("{signature}", shape.task_read[1])
                 .replace("{name}", shape.message_read[0])
                 .replace("{device}", shape.message_read[1])
+                .replace("{as_made}", AS_MADE)
                 .replace("{marker}", layout.marker())
                 .replace("{layout}", layout.name())
                 .replace("{s}", &format!("\"{schema}\""))
@@ -236,6 +263,10 @@ impl Statements {
             ids: prepare(IDS).await?,
             task: prepare(TASK).await?,
             messages: prepare(MESSAGES).await?,
+            stored: prepare(STORED).await?,
+            stored_messages: prepare(STORED_MESSAGES).await?,
+            stray_messages: prepare(STRAY_MESSAGES).await?,
+            stray_tasks: prepare(STRAY_TASKS).await?,
             refuse: prepare(REFUSE).await?,
             refused: prepare(REFUSED).await?,
             refused_count: prepare(REFUSED_COUNT).await?,

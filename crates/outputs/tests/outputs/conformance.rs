@@ -11,6 +11,7 @@ use lockstep_outputs::{Adopted, Adoption, FinalMessage, FinalTask, Layout, Outpu
 use lockstep_types::{Epoch, MessageId, NetworkId, Sequence, TaskId, TaskNumber};
 
 pub use crate::refusals::*;
+pub use crate::stored::*;
 use crate::support::{FIRST, Feed, Node, number, owner, signer, tasks as plain_tasks, unsigned};
 
 /// An empty store, and ways around its adapter.
@@ -57,12 +58,15 @@ pub trait Tables: Store {
     /// Makes of it what it was before it remembered what was skipped and refused.
     async fn forget_gaps(&self);
 
+    /// Does something to the rows behind the adapter's back.
+    async fn alter(&self, sql: &str);
+
     /// Rows of this task are fine again.
     async fn accept_rows(&self);
 }
 
 /// A task as it is read back: not every layout keeps its messages' ids.
-fn stored(store: &dyn Store, mut task: FinalTask) -> FinalTask {
+pub fn stored(store: &dyn Store, mut task: FinalTask) -> FinalTask {
     if store.layout() == Some(Layout::Apinode) {
         task.messages.iter_mut().for_each(|message| message.id = MessageId::ZERO);
     }
@@ -504,6 +508,9 @@ macro_rules! conformance_suite {
             a_refused_task_halts_its_project_until_it_is_resumed_in_order,
             resuming_that_breaks_down_half_way_leaves_nothing,
             what_the_server_itself_refuses_is_named,
+            what_is_stored_is_walked_by_number_with_what_was_filled_in,
+            every_change_of_a_row_is_named_with_its_task,
+            rows_of_no_task_are_strays,
             a_store_that_is_away_for_a_while_gets_everything_once,
             a_slow_store_gets_everything_once,
             what_is_refused_is_tried_again_when_asked,

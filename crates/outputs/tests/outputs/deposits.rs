@@ -30,6 +30,7 @@ use tokio::task::JoinHandle;
 
 use crate::blobs::{Faulty, PART, blob_tasks};
 use crate::conformance::Store;
+use crate::stored::{walk, wrong};
 use crate::support::{FIRST, Feed, number, owner};
 
 const NAMESPACE: &str = "00000000006c6f636b73";
@@ -390,4 +391,35 @@ async fn a_receipt_of_celestia_names_the_block_and_is_final_when_the_node_says_s
     let options = CelestiaOptions::new(server.url.parse().unwrap(), NAMESPACE.parse().unwrap());
     let refused = CelestiaOutput::new(options, owner()).unwrap().publish(&blob_tasks(FIRST..=FIRST), None).await;
     assert!(matches!(&refused, Err(OutputError::Retryable(reason)) if reason.contains("token")), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_receipts_tell_of_is_read_again_and_what_is_changed_is_named() {
+    for kind in KINDS {
+        let server = Server::start(kind);
+        let (last, second) = (FIRST + 4 * PART - 1, FIRST + PART);
+        let tasks = blob_tasks(FIRST..=last);
+        let receipt = server.open(owner()).publish(&tasks, None).await.unwrap();
+        // Once more, as after a change of the leader.
+        let again = server.open(owner()).publish(&tasks[..PART as usize], None).await.unwrap();
+        let places: Vec<_> = again.places.iter().chain(&receipt.places).cloned().collect();
+        let output = server.open(owner());
+        for (first, max) in [(0, 7), (FIRST + 5, 1_000), (last + 1, 7)] {
+            let found = walk(&output, first, max, &places).await;
+            let wanted: Vec<_> = tasks.iter().filter(|task| task.number.0 >= first).cloned().collect();
+            assert!(found.tasks == wanted && found.damaged.is_empty(), "{kind:?} from {first}: {:?}", found.damaged);
+        }
+        assert_eq!(walk(&output, 0, 7, &[]).await, Default::default());
+        let key = |part: usize| receipt.places[part].commitment.clone();
+        {
+            let mut held = server.held.lock().unwrap();
+            held.blobs.remove(&key(1));
+            held.blobs.insert(key(2), Bytes::from_static(b"something else"));
+        }
+        let found = walk(&output, 0, 1_000, &places).await;
+        assert_eq!(wrong(&found, &tasks), (second..second + 2 * PART).collect(), "{kind:?}: {:?}", found.damaged);
+        server.held.lock().unwrap().down = true;
+        let down = output.stored(TaskNumber(FIRST), 7, &places).await;
+        assert!(matches!(down, Err(OutputError::Retryable(_))), "{kind:?}: {down:?}");
+    }
 }

@@ -10,4 +10,5 @@ mod postgres;
 mod publisher;
 mod refusals;
 mod sqlite;
+mod stored;
 mod support;

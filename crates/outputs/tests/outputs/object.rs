@@ -1,6 +1,6 @@
 //! Object stores: a directory, and a server that speaks S3.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::blobs::{Faulty, PART, blob_tasks};
 use crate::conformance::Store;
+use crate::stored::{strays, walk, wrong};
 use crate::support::{FIRST, number, owner};
 
 /// A store of objects in a directory: of its own, or a server's.
@@ -166,6 +167,7 @@ async fn a_directory_passes_the_suite() {
         what_cannot_be_stored_is_refused_and_changes_nothing,
         a_large_call_is_whole,
         tables_that_another_program_fills_are_not_adopted,
+        what_is_stored_is_walked_by_number_with_what_was_filled_in,
     );
 }
 
@@ -186,6 +188,7 @@ async fn a_server_that_speaks_s3_passes_the_suite() {
         readers_get_payloads_in_signed_order,
         what_cannot_be_stored_is_refused_and_changes_nothing,
         tables_that_another_program_fills_are_not_adopted,
+        what_is_stored_is_walked_by_number_with_what_was_filled_in,
     );
 }
 
@@ -246,4 +249,71 @@ async fn a_blob_that_was_changed_in_the_store_is_noticed() {
     assert!(matches!(output.read(&tasks[0].id).await, Err(OutputError::Foreign(_))));
     let newer = Owner { first_task_number: TaskNumber(FIRST + 1), ..owner() };
     assert!(matches!(store.open(newer).last().await, Err(OutputError::Foreign(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_object_that_was_changed_is_named_with_its_tasks() {
+    let local = Objects::local();
+    let server = Objects::s3();
+    for store in [local, server] {
+        let output = store.open(owner());
+        let (parts, path) = (12, |name: String| store.directory.join(name));
+        let skipped = FIRST + parts * PART;
+        let expected: Vec<FinalTask> =
+            [FIRST..=skipped - 1, skipped + 4..=skipped + 9].into_iter().flat_map(blob_tasks).collect();
+        output.publish(&blob_tasks(FIRST..=skipped - 1), None).await.unwrap();
+        output.skip(TaskNumber(skipped + 3), number(skipped - 1)).await.unwrap();
+        output.publish(&blob_tasks(skipped + 4..=skipped + 9), number(skipped + 3)).await.unwrap();
+        output.fill(&blob_tasks(skipped..=skipped + 2)).await.unwrap();
+        let expected = [expected, blob_tasks(skipped..=skipped + 2)].concat();
+        let index = |part: u64| format!("index/{:020}", FIRST + part * PART);
+        let entry = |name: &str| serde_json::from_slice::<Value>(&store.objects("")[name]).unwrap();
+        let of_part = |part: u64| (FIRST + part * PART..FIRST + (part + 1) * PART).collect::<BTreeSet<u64>>();
+        let mut touched = BTreeSet::new();
+        let check = async |what: &str, touched: &BTreeSet<u64>| {
+            for max in [5, 1_000] {
+                let found = walk(&output, 0, max, &[]).await;
+                assert_eq!(&wrong(&found, &expected), touched, "{what}, {max} at a time: {:?}", found.damaged);
+            }
+        };
+        check("nothing", &touched).await;
+        let blob = |part: u64| entry(&index(part))["blob"].as_str().unwrap().to_owned();
+        let changed = blob(1);
+        let mut bytes = std::fs::read(path(changed.clone())).unwrap();
+        bytes[100] ^= 1;
+        std::fs::write(path(changed), bytes).unwrap();
+        touched.extend(of_part(1));
+        check("a changed blob", &touched).await;
+        std::fs::remove_file(path(blob(3))).unwrap();
+        touched.extend(of_part(3));
+        check("a blob that is gone", &touched).await;
+        std::fs::remove_file(path(index(5))).unwrap();
+        touched.extend(of_part(5));
+        check("a link that is gone", &touched).await;
+        std::fs::write(path(index(6)), "{}").unwrap();
+        touched.extend(of_part(6));
+        check("a link that cannot be read", &touched).await;
+        let height = entry(&index(8))["height"].as_u64().unwrap();
+        std::fs::remove_file(path(format!("heights/{height:020}/{:020}", FIRST + 8 * PART))).unwrap();
+        touched.extend(of_part(8));
+        check("an entry by height that is gone", &touched).await;
+        let swapped = std::fs::read_to_string(path(index(10))).unwrap().replace(&blob(10), &blob(9));
+        std::fs::write(path(index(10)), swapped).unwrap();
+        touched.extend(of_part(10));
+        check("a link to another blob", &touched).await;
+        std::fs::remove_file(path(format!("filled/{skipped:020}"))).unwrap();
+        touched.insert(skipped);
+        check("a filled task that is gone", &touched).await;
+        let (from, to) = (format!("filled/{:020}", skipped + 1), format!("filled/{:020}", skipped + 2));
+        std::fs::copy(path(from), path(to)).unwrap();
+        touched.insert(skipped + 2);
+        check("an entry of another filled task", &touched).await;
+
+        assert_eq!(strays(&output).await, Vec::<String>::new());
+        for name in ["index/0-ours", "filled/99999999999999999999"] {
+            std::fs::write(path(name.into()), "x").unwrap();
+        }
+        let named = strays(&output).await;
+        assert_eq!(named, ["index/0-ours is of no task", "filled/99999999999999999999 is of no task"]);
+    }
 }

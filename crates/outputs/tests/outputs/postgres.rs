@@ -129,6 +129,10 @@ impl Tables for Schema<'_> {
         self.connect().await.batch_execute(sql).await.unwrap();
     }
 
+    async fn alter(&self, sql: &str) {
+        self.connect().await.batch_execute(sql).await.unwrap();
+    }
+
     async fn accept_rows(&self) {
         self.connect().await.batch_execute("DROP TRIGGER refuses ON tasks").await.unwrap();
     }

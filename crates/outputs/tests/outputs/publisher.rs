@@ -8,8 +8,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockstep_outputs::publisher::State;
 use lockstep_outputs::{
-    Adopted, Adoption, FinalTask, Layout, Output, OutputError, Receipt, Refusals, RefusedTask, SetAside, SqliteOptions,
-    SqliteOutput, Status,
+    Adopted, Adoption, FinalTask, Layout, Output, OutputError, Page, Place, Receipt, Refusals, RefusedTask, SetAside,
+    SqliteOptions, SqliteOutput, Status,
 };
 use lockstep_types::signature::recover_address;
 use lockstep_types::{MessageId, ProjectId, SigningKey, TaskId, TaskNumber};
@@ -79,6 +79,11 @@ impl Output for Fake {
 
     async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {
         Ok(self.tasks.lock().unwrap().iter().find(|t| t.id == *id).cloned())
+    }
+
+    async fn stored(&self, first: TaskNumber, max: usize, _places: &[Place]) -> Result<Page, OutputError> {
+        let tasks = self.tasks.lock().unwrap();
+        Ok(tasks.iter().filter(|task| task.number >= first).take(max).cloned().collect::<Vec<_>>().into())
     }
 }
 
@@ -314,6 +319,10 @@ impl Output for Choosy {
 
     async fn read(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {
         self.store.read(id).await
+    }
+
+    async fn stored(&self, first: TaskNumber, max: usize, places: &[Place]) -> Result<Page, OutputError> {
+        self.store.stored(first, max, places).await
     }
 }
 

@@ -135,6 +135,10 @@ impl Tables for File {
         self.connect().execute_batch("DROP TABLE lockstep_gaps; DROP TABLE lockstep_refused").unwrap();
     }
 
+    async fn alter(&self, sql: &str) {
+        self.connect().execute_batch(sql).unwrap();
+    }
+
     async fn accept_rows(&self) {}
 }
 

@@ -1,0 +1,227 @@
+//! Audits: every task that a store holds, held against the certified chain as this node has it.
+//!
+//! The chain's tasks are read where the publisher reads them ([`TaskSource`]) and signed as it signs them, which gives the
+//! same bytes; the store's by number ([`Output::stored`]). Both are walked side by side in pages ([`walk`]). What a store
+//! lacks for a reason is told apart: what was skipped because the network had forgotten it, what it refused, what is for
+//! others. Then what the store has beside tasks is looked for ([`Output::strays`]). Nothing is written, and what is
+//! published meanwhile is not looked at.
+
+mod findings;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lockstep_consensus::StateStore;
+use lockstep_outputs::{Output, OutputError, Owner, Place, SourceError, TaskSigner, TaskSource};
+use lockstep_types::{OutputName, TaskNumber};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+pub use self::findings::{FINDINGS_LISTED_MAX, Finding, FindingKind, Findings};
+use self::walk::{Walk, WalkParts};
+use crate::config::OutputConfig;
+use crate::error::NodeError;
+use crate::home::Home;
+use crate::priority::{BACKUP, give_way};
+use crate::publish;
+use crate::store_calls::StoreCalls;
+
+/// How far an audit is, and what it found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditProgress {
+    /// The output.
+    pub output: OutputName,
+    /// First and last task that are compared; `None` where there are none, or it is not known yet.
+    pub range: Option<(TaskNumber, TaskNumber)>,
+    /// Tasks of these that were looked at.
+    pub tasks_done: u64,
+    /// Rows or objects that were looked at for strays, after the tasks.
+    pub rows_done: u64,
+    /// Tasks that are as they should be.
+    pub good: u64,
+    /// Tasks that the store lacks because the network had forgotten them: see `lockstep outputs refill`.
+    pub skipped: u64,
+    /// Tasks that the store has set aside, or that wait behind one.
+    pub refused: u64,
+    /// Tasks of projects that the output does not take.
+    pub others: u64,
+    /// Final tasks that are not in the store yet.
+    pub unpublished: u64,
+    /// Tasks of the range that this node no longer keeps.
+    pub not_kept: u64,
+    /// What is wrong.
+    pub findings: Findings,
+    /// Whether it has ended.
+    pub ended: bool,
+    /// Why it has not come to its end.
+    pub error: Option<String>,
+}
+
+impl AuditProgress {
+    fn of(output: OutputName) -> Self {
+        Self {
+            output,
+            range: None,
+            tasks_done: 0,
+            rows_done: 0,
+            good: 0,
+            skipped: 0,
+            refused: 0,
+            others: 0,
+            unpublished: 0,
+            not_kept: 0,
+            findings: Findings::default(),
+            ended: false,
+            error: None,
+        }
+    }
+
+    /// How many tasks the range has.
+    pub fn tasks_total(&self) -> u64 {
+        self.range.map_or(0, |(first, last)| (last.0 + 1).saturating_sub(first.0))
+    }
+}
+
+/// Where tasks are in stores that cannot be walked, as the log has recorded it.
+pub(crate) trait Places: Send + Sync {
+    /// Places in an output with tasks from `first` on, ascending, at most `max`; fewer, or none, where no more are known.
+    fn places(&self, output: &OutputName, first: TaskNumber, max: usize) -> Result<Vec<Place>, String>;
+}
+
+impl Places for StateStore {
+    fn places(&self, output: &OutputName, first: TaskNumber, max: usize) -> Result<Vec<Place>, String> {
+        self.places_from(output, first, max).map_err(|e| e.to_string())
+    }
+}
+
+/// Why an audit has not come to its end.
+#[derive(Debug, thiserror::Error)]
+enum AuditError {
+    /// The store cannot be read.
+    #[error(transparent)]
+    Output(#[from] OutputError),
+    /// This node cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Settings.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// In words.
+    #[error("{0}")]
+    Said(String),
+}
+
+/// What audits work with.
+pub(crate) struct AuditParts {
+    pub home: Home,
+    pub outputs: Vec<OutputConfig>,
+    pub owner: Owner,
+    pub source: Arc<dyn TaskSource>,
+    /// Number of the newest final task.
+    pub newest: watch::Receiver<Option<TaskNumber>>,
+    pub signer: TaskSigner,
+    pub places: Arc<dyn Places>,
+    /// The node ends, and with it what tasks run on.
+    pub stop: CancellationToken,
+}
+
+/// An audit that runs, or the newest one of its output.
+struct Running {
+    progress: Arc<Mutex<AuditProgress>>,
+    stop: CancellationToken,
+}
+
+struct Inner {
+    parts: AuditParts,
+    /// One of each output at most.
+    running: Mutex<BTreeMap<OutputName, Running>>,
+}
+
+/// Audits of a running node, one at a time of each output. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Audits(Arc<Inner>);
+
+impl Audits {
+    pub fn new(parts: AuditParts) -> Self {
+        Self(Arc::new(Inner { parts, running: Mutex::default() }))
+    }
+
+    /// How far the newest audit of an output is; `None` where there was none since the start.
+    pub fn progress(&self, name: &OutputName) -> Option<AuditProgress> {
+        self.0.running.lock().get(name).map(|running| running.progress.lock().clone())
+    }
+
+    /// Ends the audit of an output, where there is one.
+    pub fn stop(&self, name: &OutputName) {
+        if let Some(running) = self.0.running.lock().get(name) {
+            running.stop.cancel();
+        }
+    }
+
+    /// Begins one, at task `from` or the first one.
+    pub fn start(&self, name: &OutputName, from: Option<TaskNumber>) -> Result<(), String> {
+        let config = self.0.parts.outputs.iter().find(|config| config.name == *name).cloned();
+        let config = config.ok_or_else(|| format!("this node feeds no output {name}: see config.toml"))?;
+        let stop = self.0.parts.stop.child_token();
+        let progress = Arc::new(Mutex::new(AuditProgress::of(name.clone())));
+        {
+            let mut running = self.0.running.lock();
+            if running.get(name).is_some_and(|running| !running.progress.lock().ended) {
+                return Err(format!("output {name} is being audited already: wait for it"));
+            }
+            running.insert(name.clone(), Running { progress: progress.clone(), stop: stop.clone() });
+        }
+        let (inner, noted) = (self.0.clone(), progress.clone());
+        let calls = StoreCalls { runtime: Handle::current(), stop };
+        let run = move || {
+            give_way(BACKUP);
+            let result = inner.audit(&config, from, calls, &noted);
+            let mut progress = noted.lock();
+            progress.error = result.err().map(|error| error.to_string());
+            let (output, findings) = (config.name.as_str(), progress.findings.total());
+            match &progress.error {
+                Some(error) => tracing::warn!(output, findings, error, "the audit has not come to its end"),
+                None if findings > 0 => tracing::error!(output, findings, "the store is not what the chain says"),
+                None => tracing::info!(output, tasks = progress.good, "the audit has found nothing wrong"),
+            }
+            progress.ended = true;
+        };
+        let spawned = std::thread::Builder::new().name("audit".into()).spawn(run);
+        spawned.map(drop).map_err(|error| {
+            progress.lock().ended = true;
+            error.to_string()
+        })
+    }
+}
+
+impl Inner {
+    fn audit(
+        &self,
+        config: &OutputConfig,
+        from: Option<TaskNumber>,
+        calls: StoreCalls,
+        progress: &Mutex<AuditProgress>,
+    ) -> Result<(), AuditError> {
+        let parts = &self.parts;
+        // A connection of its own, so that publishing goes on beside it.
+        let output: Arc<dyn Output> = publish::open(config, &parts.home, parts.owner)?;
+        let walk = Walk::new(WalkParts {
+            config,
+            output: &*output,
+            source: &*parts.source,
+            signer: &parts.signer,
+            places: &*parts.places,
+            calls,
+            progress,
+        });
+        let newest = *parts.newest.borrow();
+        let first = parts.owner.first_task_number;
+        walk.run(from.unwrap_or(first).max(first), newest)
+    }
+}
