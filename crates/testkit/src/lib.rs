@@ -9,6 +9,7 @@ pub mod balancer;
 pub mod bucket;
 pub mod check;
 pub mod cluster;
+pub mod da;
 pub mod follow;
 pub mod history;
 pub mod http;

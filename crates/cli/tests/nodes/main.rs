@@ -11,6 +11,7 @@ mod chain;
 mod conflicts;
 mod coordinator;
 mod epochs;
+mod every_output;
 mod failover;
 mod feeds;
 mod full_disk;
