@@ -262,12 +262,7 @@ pub trait Output: Send + Sync {
     ///
     /// # Errors
     /// [`OutputError::Foreign`] where something in the store is no task of ours, with what and where it is.
-    async fn stored(
-        &self,
-        _first: TaskNumber,
-        _max: usize,
-        _places: &[Place],
-    ) -> Result<Vec<FinalTask>, OutputError> {
+    async fn stored(&self, _first: TaskNumber, _max: usize, _places: &[Place]) -> Result<Vec<FinalTask>, OutputError> {
         Err(OutputError::Retryable("this kind of store cannot be walked".to_owned()))
     }
 
