@@ -111,6 +111,14 @@ impl Nats {
         self.launch(index);
     }
 
+    /// Waits until all servers say that they are whole: with every stream's messages.
+    ///
+    /// # Panics
+    /// When they do not in time.
+    pub fn wait_until_whole(&self) {
+        assert!(self.is_ready_in_time(), "NATS is not whole within {SERVER_DEADLINE:?}:\n{}", self.log());
+    }
+
     /// What the servers wrote to their logs.
     pub fn log(&self) -> String {
         let read = |server: &Server| fs::read_to_string(server.directory.join("log")).unwrap_or_default();

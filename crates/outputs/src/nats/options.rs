@@ -13,6 +13,9 @@ const REPLICAS_MAX: usize = 5;
 /// Most servers in one setting; those know the others of their cluster.
 const SERVERS_MAX: usize = 16;
 
+/// Longest rest between two tries to connect.
+const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(500);
+
 /// Why a stream cannot be used. Never repeats a credential.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NatsOptionsError {
@@ -108,8 +111,11 @@ impl NatsOptions {
         if !(1..=REPLICAS_MAX).contains(&self.replicas) {
             return Err(NatsOptionsError::Replicas);
         }
-        let mut connect =
-            ConnectOptions::new().name("lockstep").connection_timeout(self.timeout).request_timeout(Some(self.timeout));
+        let mut connect = ConnectOptions::new()
+            .name("lockstep")
+            .connection_timeout(self.timeout)
+            .request_timeout(Some(self.timeout))
+            .reconnect_delay_callback(reconnect_delay);
         let mut servers = Vec::new();
         for text in self.servers.split([',', ' ', '\t', '\r', '\n']).filter(|text| !text.is_empty()) {
             let (server, login) = split_login(text).ok_or(NatsOptionsError::Url)?;
@@ -139,6 +145,15 @@ impl NatsOptions {
             duplicate_window: self.duplicate_window,
         })
     }
+}
+
+/// Before the next try to connect: none at first, and never so long that calls that wait for it give up.
+fn reconnect_delay(attempts: usize) -> Duration {
+    if attempts <= 1 {
+        return Duration::ZERO;
+    }
+    let doublings = u32::try_from(attempts).unwrap_or(u32::MAX).min(16);
+    Duration::from_millis(1 << doublings).min(RECONNECT_DELAY_MAX)
 }
 
 fn is_word(text: &str) -> bool {

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::context::{ContextBuilder, CreateStreamErrorKind, GetStreamErrorKind};
-use async_nats::jetstream::stream::{Config, Info, RawMessageErrorKind, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::stream::{
+    Config, Info, RawMessageBuilder, RawMessageErrorKind, RetentionPolicy, StorageType, Stream,
+};
 use async_nats::jetstream::{Context, ErrorCode};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -22,6 +24,8 @@ use lockstep_types::blob::Blob;
 const REQUESTS_MAX: usize = 64;
 /// Messages of one page of a walk.
 pub(super) const PAGE_MESSAGES: u64 = 256;
+/// How long answers are waited for, in turn, in parts of the longest wait.
+const WAIT_PARTS: [u32; 4] = [8, 4, 2, 1];
 /// For connecting to one of the servers, in answers' time limits.
 const CONNECT_TIMEOUTS: u32 = 3;
 /// Longest error text that is shown.
@@ -44,6 +48,7 @@ pub(super) struct Session {
     pub subject: String,
     /// Bytes that a message has at most, with its headers, as the stream says; `None`: as the server does.
     message_bytes_max: Option<usize>,
+    timeout: Duration,
 }
 
 /// What went wrong, in one sentence.
@@ -65,11 +70,26 @@ pub(super) async fn connect(target: &Target) -> Result<Client, OutputError> {
     }
 }
 
+/// Asks again and longer where no answer comes: while a stream has no leader nobody answers, and who leads it then has
+/// not heard the question.
+async fn patiently<T, F: Future<Output = T>>(longest: Duration, mut ask: impl FnMut() -> F) -> Result<T, OutputError> {
+    for part in WAIT_PARTS {
+        if let Ok(answer) = timeout(longest / part, ask()).await {
+            return Ok(answer);
+        }
+    }
+    Err(OutputError::Retryable("no server of NATS answers for the stream".to_owned()))
+}
+
 impl Session {
     /// Finds the stream, or makes it.
     pub async fn open(client: Client, target: &Target) -> Result<Self, OutputError> {
-        let context = ContextBuilder::new().timeout(target.timeout).max_ack_inflight(2 * IN_FLIGHT_MAX).build(client);
-        let stream = match context.get_stream(&target.stream).await {
+        let context = ContextBuilder::new()
+            .timeout(target.timeout)
+            .ack_timeout(target.timeout)
+            .max_ack_inflight(2 * IN_FLIGHT_MAX)
+            .build(client);
+        let stream = match patiently(target.timeout, || context.get_stream(&target.stream)).await? {
             Ok(stream) => stream,
             Err(error) => match error.kind() {
                 GetStreamErrorKind::JetStream(e) if e.error_code() == ErrorCode::STREAM_NOT_FOUND => {
@@ -82,7 +102,7 @@ impl Session {
         check(config, &format!("{}.>", target.subject))?;
         let message_bytes_max = usize::try_from(config.max_message_size).ok().filter(|bytes| *bytes > 0);
         let (name, subject) = (target.stream.clone(), target.subject.clone());
-        Ok(Self { context, stream, name, subject, message_bytes_max })
+        Ok(Self { context, stream, name, subject, message_bytes_max, timeout: target.timeout })
     }
 
     /// Bytes that the payload of a message has at most, and whose word that is.
@@ -117,42 +137,33 @@ impl Session {
 
     /// How the stream stands.
     pub async fn info(&self) -> Result<Info, OutputError> {
-        self.stream.get_info().await.map_err(|e| retryable(&e))
+        patiently(self.timeout, || self.stream.get_info()).await?.map_err(|e| retryable(&e))
     }
 
     /// The last message; `None` where there is none.
     pub async fn last(&self) -> Result<Option<Entry>, OutputError> {
-        self.entry(self.stream.raw_message_builder().last_by_subject(">").send().await)
+        self.ask(|request| request.last_by_subject(">")).await
     }
 
     /// The first message from a sequence on.
     pub async fn next(&self, sequence: u64) -> Result<Option<Entry>, OutputError> {
-        let request = self.stream.raw_message_builder().sequence(sequence.max(1)).next_by_subject(">");
-        self.entry(request.send().await)
+        self.ask(|request| request.sequence(sequence.max(1)).next_by_subject(">")).await
     }
 
     /// The first note from a sequence on.
     pub async fn next_note(&self, sequence: u64) -> Result<Option<Entry>, OutputError> {
-        let request = self.stream.raw_message_builder().sequence(sequence.max(1)).next_by_subject(self.notes());
-        self.entry(request.send().await)
+        self.ask(|request| request.sequence(sequence.max(1)).next_by_subject(self.notes())).await
     }
 
     async fn get(&self, sequence: u64) -> Result<Option<Entry>, OutputError> {
-        self.entry(self.stream.get_raw_message(sequence).await)
+        self.ask(|request| request.sequence(sequence)).await
     }
 
-    /// Messages of a range of sequences, ascending, without those that limits have removed.
-    pub async fn page(&self, from: u64, to: u64) -> Result<Vec<Entry>, OutputError> {
-        let asking = stream::iter(from..=to).map(|sequence| self.get(sequence));
-        let found: Vec<Option<Entry>> = asking.buffered(REQUESTS_MAX).try_collect().await?;
-        Ok(found.into_iter().flatten().collect())
-    }
-
-    fn entry(
+    async fn ask(
         &self,
-        found: Result<async_nats::jetstream::message::StreamMessage, async_nats::jetstream::stream::RawMessageError>,
+        question: impl Fn(RawMessageBuilder) -> RawMessageBuilder,
     ) -> Result<Option<Entry>, OutputError> {
-        match found {
+        match patiently(self.timeout, || question(self.stream.raw_message_builder()).send()).await? {
             Ok(message) => {
                 let mark = Mark::parse(&message.headers, &self.at(message.sequence))?;
                 Ok(Some(Entry { sequence: message.sequence, mark, payload: message.payload }))
@@ -160,6 +171,13 @@ impl Session {
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(retryable(&error)),
         }
+    }
+
+    /// Messages of a range of sequences, ascending, without those that limits have removed.
+    pub async fn page(&self, from: u64, to: u64) -> Result<Vec<Entry>, OutputError> {
+        let asking = stream::iter(from..=to).map(|sequence| self.get(sequence));
+        let found: Vec<Option<Entry>> = asking.buffered(REQUESTS_MAX).try_collect().await?;
+        Ok(found.into_iter().flatten().collect())
     }
 
     /// The task in a message that has one.
