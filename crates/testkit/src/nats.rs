@@ -50,16 +50,16 @@ impl Nats {
     /// # Panics
     /// When NATS's server is not installed or does not come up in time.
     pub fn start() -> Self {
-        Self::start_with(3, "")
+        Self::start_with(3, "", "")
     }
 
-    /// Starts `count` servers, each with these further settings.
+    /// Starts `count` servers, each with these further settings: of the server, and in the section of JetStream.
     ///
     /// # Panics
     /// As [`Nats::start`].
-    pub fn start_with(count: usize, settings: &str) -> Self {
+    pub fn start_with(count: usize, settings: &str, jetstream: &str) -> Self {
         for _ in 0..PORT_ATTEMPTS_MAX {
-            let mut nats = Self::configure(count, settings);
+            let mut nats = Self::configure(count, settings, jetstream);
             for index in 0..count {
                 nats.launch(index);
             }
@@ -125,7 +125,7 @@ impl Nats {
         self.servers.iter().map(read).collect::<Vec<_>>().join("\n")
     }
 
-    fn configure(count: usize, settings: &str) -> Self {
+    fn configure(count: usize, settings: &str, jetstream: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("lockstep-nats-").tempdir().expect("a temporary directory");
         let server = |index: usize| Server {
             directory: directory.path().join(name_of(index)),
@@ -142,7 +142,7 @@ impl Nats {
             let Server { directory, port, cluster_port, monitor_port, .. } = server;
             let mut text = format!(
                 "server_name: {}\nlisten: \"127.0.0.1:{port}\"\nhttp: \"127.0.0.1:{monitor_port}\"\n\
-                 jetstream {{ store_dir: {:?} }}\n{settings}\n",
+                 jetstream {{ store_dir: {:?}, {jetstream} }}\n{settings}\n",
                 name_of(index),
                 directory.join("data"),
             );

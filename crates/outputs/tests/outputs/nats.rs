@@ -387,27 +387,55 @@ async fn limits_of_an_operator_take_what_is_old_and_nothing_else() {
     assert!(matches!(&gone, Err(OutputError::Foreign(reason)) if reason.contains("gone")), "{gone:?}");
 }
 
+/// A server alone that encrypts, and lets one user do what docs/operations.md says that the node needs.
+fn strict_server(directory: &std::path::Path) -> Nats {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let (cert, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.key_pair.serialize_pem()).unwrap();
+    let api = ["STREAM.INFO", "STREAM.MSG.GET", "STREAM.CREATE"].map(|call| format!("$JS.API.{call}.LOCKSTEP"));
+    let publish = [&["lockstep.>".to_owned()], &api[..]].concat();
+    let permissions = format!("{{ publish: {publish:?}, subscribe: [\"_INBOX.>\"] }}");
+    let user = format!("{{ user: \"lock@step\", password: \"top:secret\", permissions: {permissions} }}");
+    let settings =
+        format!("tls {{ cert_file: {cert:?}, key_file: {key:?} }}\nauthorization {{ users: [{user}], timeout: 5 }}");
+    Nats::start_with(1, &settings, "")
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_login_is_used_and_never_told() {
-    let settings = "authorization { user: \"lock@step\", password: \"top:secret\" }";
-    let nats = Nats::start_with(1, settings);
-    let host = nats.url(0).trim_start_matches("nats://").to_owned();
-    let open = |login: &str, replicas| {
-        let options = NatsOptions { replicas, ..NatsOptions::new(format!("nats://{login}{host}")) };
+async fn a_login_over_tls_with_the_documented_permissions_is_enough_and_never_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let nats = strict_server(directory.path());
+    let open = |login: &str, ca_file: Option<&str>| {
+        let options = NatsOptions {
+            replicas: 1,
+            ca_file: ca_file.map(|file| directory.path().join(file)),
+            ..NatsOptions::new(format!("tls://{login}127.0.0.1:{}", nats.port(0)))
+        };
         NatsOutput::new(&options, owner()).unwrap()
     };
-    let login = "lock%40step:top%3Asecret@";
-    assert_eq!(open(login, 1).last().await, Ok(None));
-    for wrong in ["", "lock%40step:topsecret@", "topsecret@"] {
-        let refused = open(wrong, 1).last().await.unwrap_err();
+    let (login, ca) = ("lock%40step:top%3Asecret@", Some("cert.pem"));
+    let output = open(login, ca);
+    output.publish(&blob_tasks(FIRST..=9), None).await.unwrap();
+    output.skip(TaskNumber(12), number(9)).await.unwrap();
+    output.fill(&blob_tasks(11..=11)).await.unwrap();
+    let restarted = open(login, ca);
+    assert_eq!(restarted.last().await, Ok(number(12)));
+    assert_eq!(
+        restarted.first_gap(TaskNumber(FIRST), TaskNumber(12)).await,
+        Ok(Some((TaskNumber(10), TaskNumber(10))))
+    );
+    let stored = restarted.stored(TaskNumber(FIRST), 99, &[]).await.unwrap();
+    assert_eq!(stored, [blob_tasks(FIRST..=9), blob_tasks(11..=11)].concat());
+    for (login, ca) in [("", ca), ("lock%40step:topsecret@", ca), ("topsecret@", ca), (login, None)] {
+        let refused = open(login, ca).last().await.unwrap_err();
         assert!(matches!(refused, OutputError::Retryable(_)) && !refused.to_string().contains("secret"), "{refused}");
     }
-    // More copies than servers: told with the setting's name.
-    let other = NatsOptions {
-        stream: "OTHER".to_owned(),
-        subject: "other".to_owned(),
-        ..NatsOptions::new(format!("nats://{login}{host}"))
-    };
-    let refused = NatsOutput::new(&other, owner()).unwrap().last().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_copies_than_servers_are_refused_with_the_settings_name() {
+    let nats = Nats::start_with(1, "", "");
+    let refused = NatsOutput::new(&NatsOptions::new(nats.urls()), owner()).unwrap().last().await;
     assert!(matches!(&refused, Err(OutputError::Retryable(reason)) if reason.contains("replicas")), "{refused:?}");
 }
