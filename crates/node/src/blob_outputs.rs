@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use lockstep_outputs::object::CREDENTIALS_BYTES_MAX;
 use lockstep_outputs::{
-    AltDaMode, AltDaOptions, AltDaOutput, CelestiaOptions, CelestiaOutput, ObjectOptions, ObjectOutput, Output, Owner,
+    AltDaMode, AltDaOptions, AltDaOutput, CelestiaOptions, CelestiaOutput, NatsOptions, NatsOptionsError, NatsOutput,
+    ObjectOptions, ObjectOutput, Output, Owner,
 };
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +43,21 @@ pub enum BlobKind {
         /// Price of gas in millionths of utia; none: the node chooses.
         gas_price_microutia: Option<u64>,
     },
+    /// A NATS JetStream stream.
+    Nats {
+        /// A file with the URLs of servers, which may hold a secret.
+        url_file: PathBuf,
+        /// The stream's name.
+        stream: String,
+        /// What its subjects begin with.
+        subject: String,
+        /// Copies of each message, where the stream is made.
+        replicas: usize,
+        /// A file with a user's JWT and seed.
+        credentials_file: Option<PathBuf>,
+        /// A file with certificates of those who vouch for the servers.
+        ca_file: Option<PathBuf>,
+    },
 }
 
 /// Who makes the commitment of an alt-DA server.
@@ -64,6 +80,10 @@ pub(crate) struct BlobSettings {
     pub token_file: Option<PathBuf>,
     pub namespace: Option<String>,
     pub gas_price_microutia: Option<u64>,
+    pub stream: Option<String>,
+    pub subject: Option<String>,
+    pub replicas: Option<usize>,
+    pub ca_file: Option<PathBuf>,
 }
 
 /// The kinds by name.
@@ -72,6 +92,7 @@ pub(crate) enum BlobKindName {
     Object,
     AltDa,
     Celestia,
+    Nats,
 }
 
 impl BlobKind {
@@ -80,28 +101,50 @@ impl BlobKind {
     /// # Errors
     /// Which settings the kind takes.
     pub(crate) fn read(kind: BlobKindName, settings: BlobSettings) -> Result<Self, &'static str> {
-        let BlobSettings { url, credentials_file, url_file, mode, token_file, namespace, gas_price_microutia } =
-            settings;
-        match kind {
-            BlobKindName::Object => match (url, url_file, mode, token_file, namespace, gas_price_microutia) {
-                (Some(url), None, None, None, None, None) => Ok(Self::Object { url, credentials_file }),
-                _ => Err("kind object takes `url` and, if need be, `credentials_file`"),
-            },
-            BlobKindName::AltDa => {
-                match (url_file, mode, url, credentials_file, token_file, namespace, gas_price_microutia) {
-                    (Some(url_file), Some(mode), None, None, None, None, None) => Ok(Self::AltDa { url_file, mode }),
-                    _ => Err("kind altda takes `url_file` and `mode` (keccak or generic)"),
-                }
+        let mut rest = settings;
+        let (kind, takes) = match kind {
+            BlobKindName::Object => {
+                let url = rest.url.take();
+                let credentials_file = rest.credentials_file.take();
+                let kind = url.map(|url| Self::Object { url, credentials_file });
+                (kind, "kind object takes `url` and, if need be, `credentials_file`")
             }
-            BlobKindName::Celestia => match (url_file, namespace, url, credentials_file, mode) {
-                (Some(url_file), Some(namespace), None, None, None) => {
-                    Ok(Self::Celestia { url_file, token_file, namespace, gas_price_microutia })
-                }
-                _ => Err(
-                    "kind celestia takes `url_file`, `namespace` and, if need be, `token_file` and `gas_price_microutia`",
-                ),
-            },
-        }
+            BlobKindName::AltDa => {
+                let kind = rest.url_file.take().zip(rest.mode.take());
+                let kind = kind.map(|(url_file, mode)| Self::AltDa { url_file, mode });
+                (kind, "kind altda takes `url_file` and `mode` (keccak or generic)")
+            }
+            BlobKindName::Celestia => {
+                let given = rest.url_file.take().zip(rest.namespace.take());
+                let (token_file, gas_price_microutia) = (rest.token_file.take(), rest.gas_price_microutia.take());
+                let kind = given.map(|(url_file, namespace)| Self::Celestia {
+                    url_file,
+                    token_file,
+                    namespace,
+                    gas_price_microutia,
+                });
+                let takes = "kind celestia takes `url_file`, `namespace` and, if need be, `token_file` and `gas_price_microutia`";
+                (kind, takes)
+            }
+            BlobKindName::Nats => {
+                let usual = NatsOptions::new("");
+                let (stream, subject) = (rest.stream.take(), rest.subject.take());
+                let (replicas, credentials_file) = (rest.replicas.take(), rest.credentials_file.take());
+                let ca_file = rest.ca_file.take();
+                let kind = rest.url_file.take().map(|url_file| Self::Nats {
+                    url_file,
+                    stream: stream.unwrap_or(usual.stream),
+                    subject: subject.unwrap_or(usual.subject),
+                    replicas: replicas.unwrap_or(usual.replicas),
+                    credentials_file,
+                    ca_file,
+                });
+                let takes = "kind nats takes `url_file` and, if need be, `stream`, `subject`, `replicas`, `credentials_file` and `ca_file`";
+                (kind, takes)
+            }
+        };
+        // What is left is of another kind.
+        kind.filter(|_| rest == BlobSettings::default()).ok_or(takes)
     }
 
     /// The settings again.
@@ -117,6 +160,12 @@ impl BlobKind {
             Self::Celestia { url_file, token_file, namespace, gas_price_microutia } => {
                 let (url_file, namespace) = (Some(url_file), Some(namespace));
                 (BlobKindName::Celestia, BlobSettings { url_file, token_file, namespace, gas_price_microutia, ..none })
+            }
+            Self::Nats { url_file, stream, subject, replicas, credentials_file, ca_file } => {
+                let (url_file, stream, subject) = (Some(url_file), Some(stream), Some(subject));
+                let replicas = Some(replicas);
+                let settings = BlobSettings { url_file, stream, subject, replicas, credentials_file, ca_file, ..none };
+                (BlobKindName::Nats, settings)
             }
         }
     }
@@ -163,6 +212,22 @@ impl BlobKind {
                 };
                 Ok(Arc::new(CelestiaOutput::new(options, owner).map_err(|e| said(&e))?))
             }
+            Self::Nats { url_file, stream, subject, replicas, credentials_file, ca_file } => {
+                let options = NatsOptions {
+                    stream: stream.clone(),
+                    subject: subject.clone(),
+                    replicas: *replicas,
+                    credentials: credentials_file.as_ref().map(read).transpose()?,
+                    ca_file: ca_file.as_ref().map(|file| home.join(file)),
+                    ..NatsOptions::new(read(url_file)?)
+                };
+                let wrong = match NatsOutput::new(&options, owner) {
+                    Ok(output) => return Ok(Arc::new(output)),
+                    Err(e @ NatsOptionsError::Url) => of(url_file, &e),
+                    Err(e) => said(&e),
+                };
+                Err(wrong)
+            }
         }
     }
 }
@@ -190,7 +255,27 @@ mod tests {
             gas_price_microutia: Some(2_000),
             ..BlobSettings::default()
         };
-        for (name, settings) in [(BlobKindName::Object, settings()), (BlobKindName::Celestia, celestia)] {
+        let nats = BlobSettings {
+            url_file: Some("nats.url".into()),
+            stream: Some("TASKS".into()),
+            subject: Some("tasks".into()),
+            replicas: Some(5),
+            credentials_file: Some("nats.creds".into()),
+            ca_file: Some("nats-ca.pem".into()),
+            ..BlobSettings::default()
+        };
+        assert!(BlobKind::read(BlobKindName::Nats, BlobSettings { url_file: None, ..nats.clone() }).is_err());
+        let mixed = BlobSettings { stream: Some("TASKS".into()), ..celestia.clone() };
+        assert!(BlobKind::read(BlobKindName::Celestia, mixed).is_err());
+        let few = BlobSettings { url_file: nats.url_file.clone(), ..BlobSettings::default() };
+        let usual = BlobKind::read(BlobKindName::Nats, few).unwrap().settings().1;
+        assert_eq!(
+            (usual.stream.as_deref(), usual.subject.as_deref(), usual.replicas),
+            (Some("LOCKSTEP"), Some("lockstep"), Some(3))
+        );
+        for (name, settings) in
+            [(BlobKindName::Object, settings()), (BlobKindName::Celestia, celestia), (BlobKindName::Nats, nats)]
+        {
             assert_eq!(BlobKind::read(name, settings.clone()).unwrap().settings(), (name, settings));
         }
     }
@@ -206,6 +291,20 @@ mod tests {
         assert!(error(&kind).contains("da.url") && !error(&kind).contains("topsecret"));
         std::fs::write(home.path().join("da.url"), "http://127.0.0.1:3100/\n").unwrap();
         assert!(kind.open(home.path(), owner).is_ok());
+        let nats = |credentials_file: Option<&str>| BlobKind::Nats {
+            url_file: "nats.url".into(),
+            stream: "LOCKSTEP".into(),
+            subject: "lockstep".into(),
+            replicas: 3,
+            credentials_file: credentials_file.map(Into::into),
+            ca_file: None,
+        };
+        std::fs::write(home.path().join("nats.url"), "nats://user:topsecret@\n").unwrap();
+        assert!(error(&nats(None)).contains("nats.url") && !error(&nats(None)).contains("topsecret"));
+        std::fs::write(home.path().join("nats.url"), "nats://user:topsecret@a:4222\nnats://b:4222\n").unwrap();
+        std::fs::write(home.path().join("nats.creds"), "topsecret").unwrap();
+        let wrong = error(&nats(Some("nats.creds")));
+        assert!(wrong.contains("credentials") && !wrong.contains("topsecret"), "{wrong}");
         assert!(BlobKind::Object { url: "file:blobs".into(), credentials_file: None }.open(home.path(), owner).is_ok());
         assert!(home.path().join("blobs").is_dir());
     }

@@ -321,6 +321,14 @@ struct OutputTable {
     namespace: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     gas_price_microutia: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subject: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replicas: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca_file: Option<PathBuf>,
 }
 
 fn is_default(layout: &Layout) -> bool {
@@ -335,6 +343,7 @@ enum KindName {
     Object,
     Altda,
     Celestia,
+    Nats,
 }
 
 impl KindName {
@@ -345,6 +354,7 @@ impl KindName {
             Self::Object => Some(BlobKindName::Object),
             Self::Altda => Some(BlobKindName::AltDa),
             Self::Celestia => Some(BlobKindName::Celestia),
+            Self::Nats => Some(BlobKindName::Nats),
         }
     }
 }
@@ -355,6 +365,7 @@ impl From<BlobKindName> for KindName {
             BlobKindName::Object => Self::Object,
             BlobKindName::AltDa => Self::Altda,
             BlobKindName::Celestia => Self::Celestia,
+            BlobKindName::Nats => Self::Nats,
         }
     }
 }
@@ -374,6 +385,10 @@ impl TryFrom<OutputTable> for OutputConfig {
             token_file: table.token_file,
             namespace: table.namespace,
             gas_price_microutia: table.gas_price_microutia,
+            stream: table.stream,
+            subject: table.subject,
+            replicas: table.replicas,
+            ca_file: table.ca_file,
         };
         if let Some(kind) = table.kind.of_blobs() {
             let of_tables = table.path.is_some() || table.dsn_file.is_some() || table.schema.is_some();
@@ -441,6 +456,10 @@ impl From<OutputConfig> for OutputTable {
             token_file: blobs.token_file,
             namespace: blobs.namespace,
             gas_price_microutia: blobs.gas_price_microutia,
+            stream: blobs.stream,
+            subject: blobs.subject,
+            replicas: blobs.replicas,
+            ca_file: blobs.ca_file,
         }
     }
 }

@@ -83,6 +83,14 @@ pub(crate) async fn pieces_aside(tasks: &[FinalTask], bytes_max: usize) -> Resul
     making.await.map_err(|_| OutputError::Retryable("the program is ending".to_owned()))?
 }
 
+/// Makes a blob of each task alone, in order, on a thread that may be kept busy.
+#[cfg(feature = "nats")]
+pub(crate) async fn singles_aside(tasks: &[FinalTask], bytes_max: usize) -> Result<Vec<Piece>, OutputError> {
+    let tasks = tasks.to_vec();
+    let making = tokio::task::spawn_blocking(move || tasks.iter().map(|task| Piece::of(&[task], bytes_max)).collect());
+    making.await.map_err(|_| OutputError::Retryable("the program is ending".to_owned()))?
+}
+
 /// The tasks of a blob that was read back; its hash is compared.
 pub(crate) fn read_back(bytes: Bytes, hash: &Hash32) -> Result<Vec<FinalTask>, OutputError> {
     let damaged = |reason: String| OutputError::Foreign(format!("what is stored as a blob was changed: {reason}"));

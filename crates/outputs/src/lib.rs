@@ -9,13 +9,15 @@
 #[cfg(feature = "altda")]
 pub mod altda;
 pub mod aside;
-#[cfg(any(feature = "object", feature = "altda", feature = "celestia"))]
+#[cfg(any(feature = "object", feature = "altda", feature = "celestia", feature = "nats"))]
 mod blobs;
 #[cfg(feature = "celestia")]
 pub mod celestia;
 #[cfg(any(feature = "altda", feature = "celestia"))]
 pub mod deposits;
 pub mod layout;
+#[cfg(feature = "nats")]
+pub mod nats;
 #[cfg(feature = "object")]
 pub mod object;
 pub mod origin;
@@ -33,6 +35,8 @@ pub use aside::{Refusals, RefusedTask, SetAside};
 #[cfg(feature = "celestia")]
 pub use celestia::{CelestiaOptions, CelestiaOutput, Namespace, NamespaceError};
 pub use layout::Layout;
+#[cfg(feature = "nats")]
+pub use nats::{NatsOptions, NatsOptionsError, NatsOutput};
 #[cfg(feature = "object")]
 pub use object::{ObjectOptions, ObjectOptionsError, ObjectOutput};
 pub use origin::{Origin, Part};

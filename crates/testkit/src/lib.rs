@@ -14,6 +14,7 @@ pub mod follow;
 pub mod history;
 pub mod http;
 pub mod load;
+pub mod nats;
 pub mod operator;
 pub mod outputs;
 pub mod partition;

@@ -63,7 +63,7 @@ async fn leaders_are_killed_and_every_output_has_each_task_as_the_chain_has_it()
     let options = ClusterOptions::of(3).with_params(params).with_postgres(postgres.dsn());
     let mut cluster = Cluster::prepare(binary(), options);
     let shared = cluster.directory().join("shared-blobs");
-    let (sections, files) = sections(&shared.display().to_string(), &servers, &nats.urls());
+    let (sections, files) = sections(&shared.display().to_string(), &servers, &nats.urls().replace(',', "\n"));
     for node in 0..3 {
         let home = cluster.node(node).process.home().to_owned();
         change_config(&home, |text| format!("{text}{sections}"));

@@ -5,6 +5,7 @@
 mod blobs;
 mod conformance;
 mod deposits;
+mod nats;
 mod object;
 mod postgres;
 mod publisher;
