@@ -92,7 +92,7 @@ impl Part {
         shown.advance(progress.tasks_done - self.tasks);
         self.tasks = progress.tasks_done;
         if progress.rows_done > 0 && self.rows == 0 {
-            shown.begin("rows of no task", 0);
+            shown.begin("rows and objects", 0);
         }
         shown.advance(progress.rows_done - self.rows);
         self.rows = progress.rows_done;

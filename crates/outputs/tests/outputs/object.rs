@@ -271,7 +271,7 @@ async fn every_object_that_was_changed_is_named_with_its_tasks() {
         let of_part = |part: u64| (FIRST + part * PART..FIRST + (part + 1) * PART).collect::<BTreeSet<u64>>();
         let mut touched = BTreeSet::new();
         let check = async |what: &str, touched: &BTreeSet<u64>| {
-            for max in [5, 1_000] {
+            for max in [50, 1_000] {
                 let found = walk(&output, 0, max, &[]).await;
                 assert_eq!(&wrong(&found, &expected), touched, "{what}, {max} at a time: {:?}", found.damaged);
             }
