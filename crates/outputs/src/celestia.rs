@@ -3,6 +3,7 @@
 //! `blob.Submit` answers with the height of the block that has the blob. What is there is read with `blob.GetAll`,
 //! which also tells the commitment, and is final once `blob.Included` says so of the proof of `blob.GetProof`.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -167,18 +168,31 @@ impl Deposit for CelestiaNode {
     const PART_BYTES: usize = 1_536 << 10;
     /// What a transaction takes beside its own fields: 4,095 shares.
     const BYTES_MAX: usize = 1_973_786;
+    /// A block comes every few seconds, and a transaction waits for one: so it takes along what there is.
+    const TOGETHER_BYTES_MAX: usize = Self::PART_BYTES;
 
-    async fn put(&self, blob: &Bytes, _hash: &Hash32) -> Result<Deposited, DepositError> {
-        let (namespace, data) = (self.namespace(), STANDARD.encode(blob));
-        let submitted = json!({"namespace": namespace, "data": data, "share_version": SHARE_VERSION, "index": -1});
-        let params = json!([[submitted], self.transaction]);
+    async fn put(&self, blob: &Bytes, hash: &Hash32) -> Result<Deposited, DepositError> {
+        let places = self.put_together(&[(blob.clone(), *hash)]).await?;
+        places.into_iter().next().ok_or_else(|| DepositError::Retryable("the blob was given no place".to_owned()))
+    }
+
+    async fn put_together(&self, blobs: &[(Bytes, Hash32)]) -> Result<Vec<Deposited>, DepositError> {
+        let namespace = self.namespace();
+        let submitted = |(blob, _): &(Bytes, Hash32)| {
+            let data = STANDARD.encode(blob);
+            json!({"namespace": namespace, "data": data, "share_version": SHARE_VERSION, "index": -1})
+        };
+        let params = json!([blobs.iter().map(submitted).collect::<Vec<_>>(), self.transaction]);
         let height = self.rpc.call("blob.Submit", params, SMALL_ANSWER_BYTES_MAX).await.map_err(failed)?;
         let height = Height(height);
-        let there = self.blobs(height).await?.into_iter().find(|(data, _)| data == blob);
-        let (_, commitment) =
-            there.ok_or_else(|| DepositError::Retryable(format!("block {height} does not have the blob")))?;
-        let locator = format!("celestia:{height}/{}", self.namespace);
-        Ok(Deposited { locator, commitment, height: Some(height), stage: Stage::Included })
+        let there: HashMap<Bytes, Vec<u8>> = self.blobs(height).await?.into_iter().collect();
+        let place = |(blob, _): &(Bytes, Hash32)| {
+            let absent = || DepositError::Retryable(format!("block {height} does not have the blob"));
+            let commitment = there.get(blob).ok_or_else(absent)?.clone();
+            let locator = format!("celestia:{height}/{}", self.namespace);
+            Ok(Deposited { locator, commitment, height: Some(height), stage: Stage::Included })
+        };
+        blobs.iter().map(place).collect()
     }
 
     async fn get(&self, at: &Deposited) -> Result<Bytes, DepositError> {

@@ -58,9 +58,20 @@ pub trait Deposit: Send + Sync {
     const PART_BYTES: usize;
     /// Bytes of a blob at most.
     const BYTES_MAX: usize;
+    /// Bytes of blobs that are put in together; none: each alone.
+    const TOGETHER_BYTES_MAX: usize = 0;
 
     /// Puts a blob in. `hash` is its keccak256. The same again is put in again, or changes nothing.
     async fn put(&self, blob: &Bytes, hash: &Hash32) -> Result<Deposited, DepositError>;
+
+    /// Puts several in, together if the store can: all or none of them, or some where it cannot.
+    async fn put_together(&self, blobs: &[(Bytes, Hash32)]) -> Result<Vec<Deposited>, DepositError> {
+        let mut places = Vec::with_capacity(blobs.len());
+        for (blob, hash) in blobs {
+            places.push(self.put(blob, hash).await?);
+        }
+        Ok(places)
+    }
 
     /// What is at a place; an error where there is nothing (yet).
     async fn get(&self, at: &Deposited) -> Result<Bytes, DepositError>;
@@ -94,18 +105,55 @@ pub struct Deposits<D> {
     done: Mutex<Done>,
 }
 
+fn failed(piece: &Piece, error: DepositError) -> OutputError {
+    match error {
+        DepositError::Retryable(reason) | DepositError::Absent(reason) => OutputError::Retryable(reason),
+        DepositError::Refused(reason) => OutputError::Refused { task: piece.first, reason },
+    }
+}
+
+/// Pieces in groups of at most so many bytes, of one at least.
+fn together(pieces: &[Piece], bytes_max: usize) -> Vec<&[Piece]> {
+    let (mut groups, mut begin, mut bytes) = (Vec::new(), 0, 0);
+    for (index, piece) in pieces.iter().enumerate() {
+        if index > begin && bytes + piece.bytes.len() > bytes_max {
+            groups.push(&pieces[begin..index]);
+            (begin, bytes) = (index, 0);
+        }
+        bytes += piece.bytes.len();
+    }
+    groups.extend((begin < pieces.len()).then(|| &pieces[begin..]));
+    groups
+}
+
 impl<D: Deposit> Deposits<D> {
     /// Over a store.
     pub fn over(deposit: D, owner: Owner) -> Self {
         Self { deposit, owner, done: Mutex::default() }
     }
 
-    async fn put(&self, piece: Piece) -> Result<Place, OutputError> {
-        let failed = |error| match error {
-            DepositError::Retryable(reason) | DepositError::Absent(reason) => OutputError::Retryable(reason),
-            DepositError::Refused(reason) => OutputError::Refused { task: piece.first, reason },
-        };
-        let at = self.deposit.put(&piece.bytes, &piece.hash).await.map_err(failed)?;
+    /// Puts blobs in, one after the other where they are not taken together.
+    async fn put(&self, pieces: &[Piece]) -> Result<Vec<Deposited>, OutputError> {
+        let blobs: Vec<_> = pieces.iter().map(|piece| (piece.bytes.clone(), piece.hash)).collect();
+        match (self.deposit.put_together(&blobs).await, pieces) {
+            (Ok(places), _) if places.len() == pieces.len() => Ok(places),
+            (Ok(_), _) => Err(OutputError::Retryable("not every blob was given a place".to_owned())),
+            // Which of them is refused is not said.
+            (Err(DepositError::Refused(_)), [_, _, ..]) => {
+                let mut places = Vec::with_capacity(pieces.len());
+                for piece in pieces {
+                    places.push(self.deposit.put(&piece.bytes, &piece.hash).await.map_err(|e| failed(piece, e))?);
+                }
+                Ok(places)
+            }
+            (Err(error), [piece, ..]) => Err(failed(piece, error)),
+            (Err(error), []) => Err(OutputError::Retryable(error.to_string())),
+        }
+    }
+
+    /// Reads a blob back that was put in.
+    async fn confirm(&self, piece: Piece, at: Deposited) -> Result<Place, OutputError> {
+        let failed = |error| failed(&piece, error);
         if at.locator.len() > LOCATOR_BYTES_MAX || at.commitment.len() > COMMITMENT_BYTES_MAX {
             return Err(OutputError::Retryable("the store's commitment is longer than any known one".to_owned()));
         }
@@ -131,9 +179,14 @@ impl<D: Deposit> Deposits<D> {
     }
 
     async fn put_all(&self, tasks: &[FinalTask]) -> Result<Vec<Place>, OutputError> {
-        let mut places = Vec::new();
-        for piece in pieces_aside(tasks, D::BYTES_MAX).await? {
-            places.push(self.put(piece).await?);
+        let (pieces, mut places) = (pieces_aside(tasks, D::BYTES_MAX).await?, Vec::new());
+        for group in together(&pieces, D::TOGETHER_BYTES_MAX) {
+            let put = self.put(group).await?;
+            let confirming = group.iter().cloned().zip(put).map(|(piece, at)| self.confirm(piece, at));
+            let mut confirming = stream::iter(confirming.collect::<Vec<_>>()).buffered(READS_MAX);
+            while let Some(place) = confirming.next().await {
+                places.push(place?);
+            }
         }
         Ok(places)
     }

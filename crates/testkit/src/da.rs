@@ -34,6 +34,8 @@ pub struct Held {
     pub blobs: BTreeMap<Vec<u8>, Bytes>,
     /// Everything that was ever put in.
     pub puts: Vec<Bytes>,
+    /// Commitments by height.
+    pub blocks: BTreeMap<u64, Vec<Vec<u8>>>,
     /// Height of its chain.
     pub height: u64,
     /// Whether what is in it is final.
@@ -127,18 +129,25 @@ fn call(held: &mut Held, method: &str, params: &Value) -> Result<Value, String> 
     };
     match method {
         "blob.Submit" => {
-            let [blob] = params[0].as_array().map(Vec::as_slice).unwrap_or_default() else {
-                return Err("one blob was expected".into());
-            };
-            if blob["namespace"] != *namespace || blob["share_version"] != 0 || !params[1].is_object() {
+            let blobs = params[0].as_array().map(Vec::as_slice).unwrap_or_default();
+            if blobs.is_empty() || !params[1].is_object() {
                 return Err("not what blob.Submit takes".into());
             }
-            let data = Bytes::from(STANDARD.decode(text(&blob["data"])?).map_err(|e| e.to_string())?);
-            if held.refused(&data) {
-                return Err("broadcasting tx: blob size too large".into());
+            let mut submitted = Vec::new();
+            for blob in blobs {
+                if blob["namespace"] != *namespace || blob["share_version"] != 0 {
+                    return Err("not what blob.Submit takes".into());
+                }
+                let data = Bytes::from(STANDARD.decode(text(&blob["data"])?).map_err(|e| e.to_string())?);
+                if held.refused(&data) {
+                    return Err("broadcasting tx: blob size too large".into());
+                }
+                submitted.push(data);
             }
             held.height += 1;
-            held.put(commitment(held.height, &data), data);
+            let keys: Vec<_> = submitted.iter().map(|data| commitment(held.height, data)).collect();
+            keys.iter().zip(submitted).for_each(|(key, data)| held.put(key.clone(), data));
+            held.blocks.insert(held.height, keys);
             Ok(held.height.into())
         }
         "blob.GetAll" => {
@@ -146,7 +155,8 @@ fn call(held: &mut Held, method: &str, params: &Value) -> Result<Value, String> 
             if params[1] != json!([namespace]) {
                 return Err("another namespace".into());
             }
-            let blobs = held.blobs.iter().filter(|(key, data)| **key == commitment(height, data));
+            let keys = held.blocks.get(&height).into_iter().flatten();
+            let blobs = keys.filter_map(|key| Some((key, held.blobs.get(key)?)));
             let blob = |(key, data): (&Vec<u8>, &Bytes)| json!({"namespace": namespace, "data": STANDARD.encode(data), "share_version": 0, "commitment": STANDARD.encode(key), "index": 1});
             let found: Vec<Value> = blobs.map(blob).collect();
             Ok(if found.is_empty() { Value::Null } else { found.into() })

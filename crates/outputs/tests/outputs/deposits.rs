@@ -169,6 +169,10 @@ async fn a_receipt_of_celestia_names_the_block_and_is_final_when_the_node_says_s
         assert_eq!((height, place.stage), (Height(1 + u64::from(is_final)), stage));
         assert_eq!(place.locator, format!("celestia:{height}/{NAMESPACE}"));
     }
+    // What there is at one time goes into one block.
+    let receipt = output.publish(&blob_tasks(FIRST..=FIRST + 3 * PART - 1), None).await.unwrap();
+    let heights: Vec<_> = receipt.places.iter().map(|place| place.height).collect();
+    assert_eq!(heights, [Some(Height(3)); 3]);
     // Without the token nothing goes, and the operator reads why.
     let options = CelestiaOptions::new(server.url.parse().unwrap(), NAMESPACE.parse().unwrap());
     let refused = CelestiaOutput::new(options, owner()).unwrap().publish(&blob_tasks(FIRST..=FIRST), None).await;
