@@ -28,6 +28,7 @@ mod snapshot;
 mod state_machine;
 mod state_store;
 mod transport;
+mod writes;
 
 pub use compaction::CompactionOptions;
 pub use handle::{Consensus, ConsensusError, LogFigures, Options, Positions, ProposeError, RaftStatus, Role};

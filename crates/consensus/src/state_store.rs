@@ -26,6 +26,7 @@ use crate::convert::{decode_stored_membership, encode_stored_membership, log_id_
 use crate::raft_types::{LogId, StoredMembership};
 use crate::shelf::{Shelf, SnapshotDirectory};
 use crate::snapshot::SnapshotMeta;
+use crate::writes::put;
 
 /// State could not be read.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -487,62 +488,6 @@ pub(crate) fn check_copy(path: &Path, meta: &SnapshotMeta) -> Result<(), ReadErr
     }
     Err(DecodeError::malformed("received state", "it is not of the entry and membership that it was offered with")
         .into())
-}
-
-fn put(batch: &mut WriteBatch, write: &Write) {
-    let be = |n: u64| Bytes::copy_from_slice(&n.to_be_bytes());
-    match write {
-        Write::Occurrence(id, occurrence) => {
-            batch.put(Table::Index, keys::occurrence(id), Bytes::copy_from_slice(&occurrence.encode()));
-        }
-        Write::MessagePlace(id, sequence) => batch.put(Table::Index, keys::message_place(id), be(sequence.0)),
-        Write::TaskPlace(id, number) => batch.put(Table::Index, keys::task_place(id), be(number.0)),
-        Write::Packed(sequence, number) => batch.put(Table::Index, keys::packed(*sequence), be(number.0)),
-        Write::Group(key, Some(group)) => batch.put(Table::Index, keys::group(&key.encode()), group.encode(key)),
-        Write::Group(key, None) => batch.delete(Table::Index, keys::group(&key.encode())),
-        Write::Progress(output, number) => batch.put(Table::Index, keys::progress(output), be(number.0)),
-        Write::Place(output, place) => {
-            batch.put(Table::Index, keys::place(output, place.first), place.encode());
-        }
-        Write::Gap(output, gap) => batch.put(Table::Index, keys::gap(output, gap.first), be(gap.last.0)),
-        Write::Project(id, project) => batch.put(Table::Index, keys::project(*id), project.encode()),
-        Write::Device(address, device) => batch.put(Table::Index, keys::device(address), device.encode()),
-        Write::Grant(project, device, grant) => match grant.encode() {
-            Some(flags) => batch.put(Table::Index, keys::grant(*project, device), vec![flags]),
-            None => batch.delete(Table::Index, keys::grant(*project, device)),
-        },
-        Write::Nonce { used: (project, device, nonce), forgotten } => {
-            if let Some(lower) = forgotten {
-                batch.delete(Table::Index, keys::nonce(*project, device, *lower));
-            }
-            batch.put(Table::Index, keys::nonce(*project, device, *nonce), Vec::new());
-        }
-        Write::TaskAlias(alias, sequence) => batch.put(Table::Index, keys::task_alias(alias), be(sequence.0)),
-        Write::Chain(cursor) => batch.put(Table::Index, keys::CHAIN.to_vec(), cursor.encode()),
-        Write::Members(members) => batch.put(Table::Index, keys::MEMBERS.to_vec(), members.encode()),
-        Write::Certificate { certificate, boundary } => {
-            let record = Bytes::from(certificate.encode());
-            batch.put(Table::Chain, keys::certificate(certificate.height), record.clone());
-            if *boundary {
-                batch.put(Table::Chain, keys::boundary_certificate(certificate.height), record);
-            }
-        }
-        Write::Batch(made) => {
-            let header = &made.header;
-            let record = Bytes::from(made.encode());
-            if made.next_set.is_some() {
-                batch.put(Table::Chain, keys::boundary(header.height), record.clone());
-            }
-            batch.put(Table::Chain, keys::batch(header.height), record);
-            if !made.messages.is_empty() {
-                batch.put(Table::Chain, keys::first_sequence(header.first_sequence), be(header.height.0));
-            }
-            if !made.tasks.is_empty() {
-                batch.put(Table::Chain, keys::first_task(header.first_task_number), be(header.height.0));
-            }
-        }
-        Write::Head(head) => batch.put(Table::Index, keys::HEAD.to_vec(), head.encode()),
-    }
 }
 
 impl History for StateStore {

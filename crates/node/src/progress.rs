@@ -154,7 +154,7 @@ mod tests {
             first: TaskNumber(n),
             last: TaskNumber(n),
             locator: "x".repeat(250),
-            commitment: vec![1; if n % 2 == 0 { 0 } else { 3_000 }],
+            commitment: vec![1; if n.is_multiple_of(2) { 0 } else { 3_000 }],
             height: None,
             stage: lockstep_types::Stage::Accepted,
         };

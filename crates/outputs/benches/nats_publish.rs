@@ -112,7 +112,9 @@ struct Sink;
 
 #[async_trait]
 impl ProgressSink for Sink {
-    async fn record(&self, _output: &OutputName, _last: TaskNumber, _places: &[Place]) {}
+    async fn record(&self, _output: &OutputName, _last: TaskNumber, _places: &[Place]) -> bool {
+        true
+    }
 
     async fn recorded(&self, _output: &OutputName) -> Option<TaskNumber> {
         None
