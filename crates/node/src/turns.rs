@@ -74,8 +74,8 @@ impl Turns {
     fn set(&self, turn: impl Fn(&OutputName) -> bool) {
         for (name, sender) in &self.outputs {
             let now = turn(name);
-            let before = sender.send_replace(now);
-            if now && !before && self.consensus.status().borrow().role != Role::Leader {
+            let changed = sender.send_if_modified(|known| std::mem::replace(known, now) != now);
+            if now && changed && self.consensus.status().borrow().role != Role::Leader {
                 tracing::warn!(output = %name, "the leader has no such output: this node feeds it meanwhile. Give all nodes the network's outputs");
             }
         }
