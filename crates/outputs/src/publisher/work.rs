@@ -361,8 +361,8 @@ impl Work {
     /// Makes a problem visible and says how long to rest.
     fn judge(&mut self, problem: &Problem) -> Duration {
         let jitter = rand::random::<f64>();
-        // Whoever published in between may be gone before it has told where.
-        self.find_places |= matches!(problem, Problem::Output(OutputError::Moved { .. }));
+        // A call that broke off, or somebody else who is gone by now, may have published and not told where.
+        self.find_places |= matches!(problem, Problem::Output(_));
         let (state, rest) = match problem {
             // Somebody else published: no failure, unless it goes on without us ever getting anything done.
             Problem::Output(OutputError::Moved { .. }) if !self.moved => {

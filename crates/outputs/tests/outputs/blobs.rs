@@ -17,7 +17,7 @@ use lockstep_types::{
 };
 
 use crate::conformance::Store;
-use crate::support::{FIRST, Feed, Node, number, owner, unsigned};
+use crate::support::{FIRST, Feed, Node, number, outage, owner, unsigned};
 
 /// Tasks of one part in these tests; each batch has two parts.
 pub const PART: u64 = 16;
@@ -138,8 +138,7 @@ pub async fn a_store_that_is_down_for_a_while_gets_everything_when_it_is_back(st
     feed.finalize(FIRST + 3 * PART);
     let status = node.wait_for("the failure is visible", |s| s.last_error.is_some()).await;
     assert_eq!((status.state, status.last_published), (State::Retrying, number(FIRST + 4)));
-    // Longer than it takes a publisher to try a few times.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    outage().await;
     store.set_down(false);
     let status = node.wait_for("all tasks", |s| s.last_published == number(FIRST + 3 * PART)).await;
     assert_eq!(status.last_error, None);

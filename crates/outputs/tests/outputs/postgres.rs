@@ -18,7 +18,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, NoTls};
 
 use crate::conformance::{Store, Tables};
-use crate::support::{FIRST, Feed, Node, eventually, number, owner, signer, tasks, unsigned};
+use crate::support::{FIRST, Feed, Node, eventually, number, outage, owner, signer, tasks, unsigned};
 
 /// A pair of schemas of their own in a server that claims share.
 struct Schema<'a> {
@@ -316,6 +316,7 @@ async fn an_outage_of_the_store_skips_and_doubles_nothing() {
     let status = node.wait_for("the outage is visible", |s| s.state == State::Retrying).await;
     assert_eq!(status.lag, 2_900);
     assert!(status.last_error.is_some());
+    outage().await;
     server.start_again();
     node.wait_for("all tasks", |s| s.last_published == number(3_000) && s.last_error.is_none()).await;
     // And a crash while tasks are on their way.

@@ -22,6 +22,12 @@ use tokio_util::sync::CancellationToken;
 
 /// Longest wait for anything.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long stores are down: longer than it takes a publisher to try a few times. `LOCKSTEP_OUTAGE_SECONDS` sets it.
+pub async fn outage() {
+    let seconds = std::env::var("LOCKSTEP_OUTAGE_SECONDS").map_or(2, |text| text.parse().expect("seconds"));
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+}
 /// Number of the first task in all tests.
 pub const FIRST: u64 = 5;
 

@@ -10,7 +10,7 @@ use lockstep_types::TaskNumber;
 
 use super::Stream;
 use crate::blobs::{blob_tasks, publisher};
-use crate::support::{FIRST, Feed, eventually, number, owner};
+use crate::support::{FIRST, Feed, eventually, number, outage, owner};
 
 /// Which server leads the stream.
 async fn leader(nats: &Nats, store: &Stream) -> usize {
@@ -87,6 +87,7 @@ async fn a_cluster_that_was_down_gets_everything_once_when_it_is_back() {
     feed.finalize(FIRST + 700);
     let status = node.wait_for("the failure is visible", |s| s.last_error.is_some()).await;
     assert_eq!((status.state, status.last_published), (State::Retrying, number(FIRST + 40)));
+    outage().await;
     for index in 0..3 {
         nats.start_again(index);
     }
