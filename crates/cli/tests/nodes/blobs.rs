@@ -66,7 +66,11 @@ async fn every_node_makes_the_same_blobs_and_they_check_themselves() {
     }
     cluster.start_all().await;
     let again = lockstep_identity::sign_body(&device_key(9, 0), ProjectId(7), "0.1", "the same reading");
-    let first = post_message(cluster.node(0).address(), again.as_bytes()).await.json();
+    let first = eventually("the reading is taken", SOON, async || {
+        let answer = post_message(cluster.node(0).address(), again.as_bytes()).await;
+        if answer.status == 200 { Ok(answer.json()) } else { Err(answer.text()) }
+    })
+    .await;
     let history = Arc::new(History::new());
     let load = Load::start(&LoadOptions::of(cluster.urls()), &history);
     more_messages(&history, 200).await;

@@ -96,7 +96,7 @@ impl Stream {
     }
 
     async fn try_messages(&self, context: &jetstream::Context, subject: &str) -> Option<Vec<Seen>> {
-        let mut stream = match context.get_stream(&self.options.stream).await {
+        let stream = match context.get_stream(&self.options.stream).await {
             Ok(stream) => stream,
             Err(error) if error.to_string().contains("not found") => return Some(Vec::new()),
             Err(_) => return None,
@@ -108,7 +108,13 @@ impl Stream {
         };
         let mut consumer = stream.create_consumer(config).await.ok()?;
         let pending = consumer.info().await.ok()?.num_pending;
-        assert!(pending <= stream.info().await.ok()?.state.messages);
+        // A consumer reads at a server of its own, which may not have heard of all messages yet.
+        let counts = stream.info_with_subjects(format!("{}.{subject}", self.options.subject)).await.ok()?;
+        let there: Vec<_> = counts.collect().await;
+        let there: usize = there.into_iter().map(|count| count.map_or(0, |(_, count)| count)).sum();
+        if pending != there as u64 {
+            return None;
+        }
         let messages = consumer.messages().await.ok()?.take(usize::try_from(pending).unwrap());
         let seen = messages.map(|message| {
             let message = message.ok()?;
