@@ -119,8 +119,8 @@ impl Work {
             }
             // Before, this node does not know them itself.
             if self.find_places && *self.options.newest.borrow() >= last {
+                self.find_places_up_to(last).await?;
                 self.find_places = false;
-                self.find_places_up_to(last).await;
             }
             if !self.is_final_after(last) {
                 self.wait_for_more(last).await;
@@ -174,23 +174,32 @@ impl Work {
 
     /// Asks the store where tasks up to `last` are that another node published: what it has already gives the same
     /// receipt again.
-    async fn find_places_up_to(&mut self, last: Option<TaskNumber>) {
+    async fn find_places_up_to(&mut self, last: Option<TaskNumber>) -> Result<(), Problem> {
         let Options { output, sink, name, .. } = &self.options;
         let (output, mut from) = (Arc::clone(output), sink.recorded(name).await);
         if !sink.keeps_places() || !output.keeps_cursor() {
-            return;
+            return Ok(());
         }
         for _ in 0..CHUNKS_FOUND_AGAIN_MAX {
-            let Some(last) = last.filter(|last| from < Some(*last)) else { return };
-            let Ok(Some(mut chunk)) = self.prepare(from).await else { return };
+            let Some(last) = last.filter(|last| from < Some(*last)) else { break };
+            let mut chunk = match self.prepare(from).await {
+                Ok(Some(chunk)) => chunk,
+                Err(SourceError::Unavailable(reason)) => return Err(SourceError::Unavailable(reason).into()),
+                // What is forgotten is nowhere, and what was skipped as such is not looked for.
+                Ok(None) | Err(_) => break,
+            };
             chunk.tasks.retain(|task| task.number <= last);
             if !chunk.tasks.is_empty() {
-                // Where some were set aside there is none for all of them.
-                let Ok(receipt) = output.publish(&chunk.tasks, from).await else { return };
-                self.keep_places(receipt.places);
+                match output.publish(&chunk.tasks, from).await {
+                    Ok(receipt) => self.keep_places(receipt.places),
+                    Err(OutputError::Retryable(reason)) => return Err(OutputError::Retryable(reason).into()),
+                    // Where some were set aside there is no receipt for all of them.
+                    Err(_) => break,
+                }
             }
             from = Some(chunk.end.min(last));
         }
+        Ok(())
     }
 
     /// Keeps where tasks are for the next record. Runs in one table are one place.
