@@ -20,6 +20,7 @@ use crate::certify::Certifier;
 use crate::chain::{Attestation, Chain};
 use crate::clock::now_ms;
 use crate::conflicts::Conflicts;
+use crate::limits::PROGRESS_TIMEOUT;
 use crate::operator::Operator;
 use crate::registry::Orders;
 
@@ -106,7 +107,8 @@ impl ControlService {
             }
             Request::Progress(report) => {
                 let command = Command::progress(report).map_err(|e| e.to_string())?;
-                self.consensus.propose(command).await.map_err(|e| e.to_string())?;
+                let proposed = tokio::time::timeout(PROGRESS_TIMEOUT, self.consensus.propose(command)).await;
+                proposed.map_err(|_| "no majority answered in time")?.map_err(|e| e.to_string())?;
                 Ok(Response::Done(proto::Done {}))
             }
             Request::Attest(wanted) => {

@@ -175,11 +175,21 @@ impl Work {
     /// Asks the store where tasks up to `last` are that another node published: what it has already gives the same
     /// receipt again.
     async fn find_places_up_to(&mut self, last: Option<TaskNumber>) -> Result<(), Problem> {
-        let Options { output, sink, name, .. } = &self.options;
-        let (output, mut from) = (Arc::clone(output), sink.recorded(name).await);
-        if !sink.keeps_places() || !output.keeps_cursor() {
+        if !self.options.sink.keeps_places() || !self.options.output.keeps_cursor() {
             return Ok(());
         }
+        // What waits is of tasks in the same range. What is found as well must not be kept twice, and once more with each
+        // attempt.
+        let waiting = std::mem::take(&mut self.places);
+        let looked = self.look_for_places(last).await;
+        let found = self.places.last().map(|place| place.last);
+        self.keep_places(waiting.into_iter().filter(|place| Some(place.first) > found).collect());
+        looked
+    }
+
+    async fn look_for_places(&mut self, last: Option<TaskNumber>) -> Result<(), Problem> {
+        let Options { output, sink, name, .. } = &self.options;
+        let (output, mut from) = (Arc::clone(output), sink.recorded(name).await);
         for _ in 0..CHUNKS_FOUND_AGAIN_MAX {
             let Some(last) = last.filter(|last| from < Some(*last)) else { break };
             let mut chunk = match self.prepare(from).await {
