@@ -1,6 +1,6 @@
 //! Joins the outputs to the node: where final tasks come from, where progress goes, and which stores there are.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use lockstep_outputs::{
     FinalMessage, Handle, Output, Owner, PostgresOptions, PostgresOutput, SourceError, SqliteOptions, SqliteOutput,
     TaskSource, UnsignedTask,
 };
-use lockstep_types::{Batch, Height, OrderedMessage, OutputName, Sequence, TaskNumber};
+use lockstep_types::{Batch, Height, OrderedMessage, OutputName, ProjectId, Sequence, TaskNumber};
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 
@@ -27,6 +27,8 @@ use crate::proofs::History;
 /// An output of this node, and a view on what feeds it.
 pub(crate) struct RunningOutput {
     pub name: OutputName,
+    /// Projects whose tasks it takes; `None`: all.
+    pub projects: Option<BTreeSet<ProjectId>>,
     pub handle: Handle,
     /// What its store lacks.
     pub missing: watch::Receiver<Seen>,

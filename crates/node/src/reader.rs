@@ -16,7 +16,7 @@ use lockstep_network::{Handle, peer_id_of};
 use lockstep_outputs::publisher::State;
 use lockstep_types::{
     Address, Batch, ContentId, Digest, Epochs, Evidence, ExportPage, Genesis, Height, Message, MessageId, NodeId,
-    Proof, PublicKey, Sequence, SigningKey, TaskId, TaskNumber,
+    OutputName, ProjectId, Proof, PublicKey, Sequence, SigningKey, TaskId, TaskNumber,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
@@ -281,15 +281,20 @@ impl Reader {
         let Some(batch) = self.state.batch_of_task(number)? else { return Ok(None) };
         let Some(task) = batch.task_at(number) else { return Ok(None) };
         let mut reader = TaskReader::new(|sequence| self.state.batch_of_message(sequence));
-        let receipts = self.receipts(number)?;
+        let receipts = self.receipts(number, task.project_id)?;
         let view = self.task_views().view(&mut reader, (&batch, task), viewer)?;
         Ok(Some(TaskView { receipts, ..view }))
     }
 
-    /// Where outputs have a task, as was reported to the log.
-    fn receipts(&self, task: TaskNumber) -> Result<Vec<ReceiptView>, StateError> {
+    /// Where outputs have a task, as was reported to the log. Reports speak of runs of numbers; that an output takes some
+    /// projects only is known where it is configured.
+    fn receipts(&self, task: TaskNumber, project: ProjectId) -> Result<Vec<ReceiptView>, StateError> {
         let mut receipts = Vec::new();
-        for output in self.tracker.progress().into_keys() {
+        let takes = |name: &OutputName| {
+            let ours = self.outputs.iter().find(|output| output.name == *name);
+            ours.and_then(|output| output.projects.as_ref()).is_none_or(|projects| projects.contains(&project))
+        };
+        for output in self.tracker.progress().into_keys().filter(takes) {
             if let Some(place) = self.state.place_of(&output, task)? {
                 let commitment = Some(place.commitment).filter(|bytes| !bytes.is_empty());
                 receipts.push(ReceiptView {

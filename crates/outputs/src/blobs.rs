@@ -4,7 +4,7 @@ use bytes::Bytes;
 use lockstep_types::blob::{BLOB_BYTES_MAX, Blob};
 use lockstep_types::{Hash32, Height, TaskId, TaskNumber, keccak256};
 
-use crate::origin::{blob_task, tasks_of};
+use crate::origin::{blob_of, tasks_of, together};
 use crate::output::{FinalTask, OutputError};
 
 /// A blob on its way into a store.
@@ -12,8 +12,10 @@ use crate::output::{FinalTask, OutputError};
 pub(crate) struct Piece {
     /// Number of its first task.
     pub first: TaskNumber,
+    /// Number of its last task.
+    pub last: TaskNumber,
     /// Its tasks, by number.
-    pub ids: Vec<TaskId>,
+    pub tasks: Vec<(TaskNumber, TaskId)>,
     /// The batch that closed them.
     pub height: Height,
     /// Which part of the batch's tasks it is.
@@ -27,22 +29,11 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
-    /// Number of its last task.
-    pub fn last(&self) -> TaskNumber {
-        TaskNumber(self.first.0 + self.ids.len() as u64 - 1)
-    }
-
     fn of(tasks: &[&FinalTask], bytes_max: usize) -> Result<Self, OutputError> {
         let first = tasks.first().ok_or_else(|| OutputError::Foreign("no task was given".to_owned()))?;
         let refused = |reason: String| OutputError::Refused { task: first.number, reason };
         let unknown = || refused("nobody said where it comes from".to_owned());
-        let part = &first.origin.as_ref().ok_or_else(unknown)?.part;
-        let blob = Blob {
-            anchor: part.anchor.clone(),
-            part: part.part,
-            parts: part.parts,
-            tasks: tasks.iter().map(|task| blob_task(task)).collect::<Option<_>>().ok_or_else(unknown)?,
-        };
+        let blob = blob_of(tasks).ok_or_else(unknown)?;
         let bytes = blob.encode();
         let most = bytes_max.min(BLOB_BYTES_MAX);
         if bytes.len() > most {
@@ -50,20 +41,15 @@ impl Piece {
         }
         Ok(Self {
             first: first.number,
-            ids: tasks.iter().map(|task| task.id).collect(),
-            height: part.anchor.header.height,
-            part: part.part,
-            parts: part.parts,
+            last: tasks.last().map_or(first.number, |last| last.number),
+            tasks: tasks.iter().map(|task| (task.number, task.id)).collect(),
+            height: blob.anchor.header.height,
+            part: blob.part,
+            parts: blob.parts,
             hash: keccak256(&[&bytes]),
             bytes,
         })
     }
-}
-
-/// Whether two tasks that follow each other belong into one blob.
-fn together(a: &FinalTask, b: &FinalTask) -> bool {
-    let place = |task: &FinalTask| task.origin.as_ref().map(|o| (o.part.anchor.header.height, o.part.part));
-    a.number.next() == b.number && place(a).is_some() && place(a) == place(b)
 }
 
 /// Makes the blobs of these tasks, which ascend. No blob has more than `bytes_max` bytes: what does not fit is refused.

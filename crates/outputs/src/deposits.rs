@@ -164,7 +164,7 @@ impl<D: Deposit> Deposits<D> {
         let stage = self.deposit.stage(&at).await.map_err(failed)?;
         let place = Place {
             first: piece.first,
-            last: piece.last(),
+            last: piece.last,
             locator: at.locator.clone(),
             commitment: at.commitment.clone(),
             height: at.height,
@@ -174,7 +174,8 @@ impl<D: Deposit> Deposits<D> {
         if done.sent.len() >= REMEMBERED_MAX {
             done.sent.pop_front();
         }
-        done.sent.push_back(Sent { ids: piece.ids, hash: piece.hash, at });
+        let ids = piece.tasks.into_iter().map(|(_, id)| id).collect();
+        done.sent.push_back(Sent { ids, hash: piece.hash, at });
         Ok(place)
     }
 

@@ -39,7 +39,7 @@ pub use layout::Layout;
 pub use nats::{NatsOptions, NatsOptionsError, NatsOutput};
 #[cfg(feature = "object")]
 pub use object::{ObjectOptions, ObjectOptionsError, ObjectOutput};
-pub use origin::{Origin, Part};
+pub use origin::{Origin, Part, check_origins};
 pub use output::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError, Owner, Place, Receipt, Stage};
 pub use postgres::{
     PostgresOptions, PostgresOptionsError, PostgresOutput, ReaderAccess, ReaderError, ReaderPassword, set_up_reader,

@@ -21,7 +21,7 @@ use tokio::sync::Mutex;
 pub use self::options::{CREDENTIALS_BYTES_MAX, ObjectOptions, ObjectOptionsError};
 
 use self::chain::{Chain, Created, Named, REQUESTS_MAX, blob_at};
-use self::entry::{BlobAt, ENTRY_VERSION, Filled, Kind, Link, name_of};
+use self::entry::{BlobAt, Complete, ENTRY_VERSION, Filled, Kind, Link, name_of};
 use crate::blobs::{Piece, pieces, pieces_aside};
 use crate::layout::Layout;
 use crate::output::{Adopted, Adoption, FinalTask, Output, OutputError, Owner, Place, Receipt, Stage};
@@ -111,21 +111,22 @@ impl ObjectOutput {
         }
     }
 
+    /// Adds blobs with their links, each of which begins right behind the one before, whatever was passed over.
     async fn append(&self, tip: Tip, pieces: &[Piece]) -> Result<Vec<Place>, OutputError> {
         let putting =
             stream::iter(pieces.to_vec()).map(|piece| async move { self.chain.put_blob(&self.owner, &piece).await });
         let stored: Vec<BlobAt> = putting.buffered(REQUESTS_MAX).try_collect().await?;
-        let (mut name, mut places) = (tip.next, Vec::new());
+        let (mut name, mut first) = (tip.next, self.owner.next(tip.cursor.last));
         for (piece, at) in pieces.iter().zip(stored) {
-            let link = Link::new(&self.owner, piece.first, piece.last(), Kind::Tasks(at));
+            let link = Link::new(&self.owner, first, piece.last, Kind::Tasks(at));
             name = self.add(name, link).await?;
-            places.push(place(piece));
+            first = piece.last.next();
         }
-        Ok(places)
+        Ok(pieces.iter().map(place).collect())
     }
 
-    /// The tasks from `first` to `last` that are in the store, by number.
-    async fn present(&self, range: Range) -> Result<BTreeMap<TaskNumber, FinalTask>, OutputError> {
+    /// The tasks from `first` to `last` that are in the store, by number, with their blobs.
+    async fn present(&self, range: Range) -> Result<BTreeMap<TaskNumber, (FinalTask, BlobAt)>, OutputError> {
         let (first, last) = range;
         let (mut next, mut found) = (first, BTreeMap::new());
         loop {
@@ -133,7 +134,7 @@ impl ObjectOutput {
             for link in &links {
                 if let Kind::Tasks(at) = &link.kind {
                     let tasks = self.chain.tasks(at).await?;
-                    found.extend(tasks.into_iter().map(|task| (task.number, task)));
+                    found.extend(tasks.into_iter().map(|task| (task.number, (task, at.clone()))));
                 }
             }
             match links.last() {
@@ -149,43 +150,74 @@ impl ObjectOutput {
                 let tasks = self.chain.tasks(&at).await?;
                 blob = Some((at, tasks));
             }
-            let task = blob.iter().flat_map(|(_, tasks)| tasks).find(|task| task.number == number);
-            found.extend(task.map(|task| (number, task.clone())));
+            let task = blob.iter().flat_map(|(at, tasks)| tasks.iter().map(move |task| (task, at)));
+            let task = task.filter(|(task, _)| task.number == number).next();
+            found.extend(task.map(|(task, at)| (number, (task.clone(), at.clone()))));
         }
         Ok(found)
     }
 
-    /// Whether these tasks are what the store has under their numbers.
-    async fn compare(&self, tasks: &[FinalTask], pieces: &[Piece], range: &Receipt) -> Result<(), OutputError> {
+    /// Where these tasks are, if they are what the store has under their numbers.
+    async fn compare(
+        &self,
+        tasks: &[FinalTask],
+        pieces: &[Piece],
+        range: &Receipt,
+        actual_last: Option<TaskNumber>,
+    ) -> Result<Vec<Place>, OutputError> {
         // Parts are the same on every node, so one look at the links is enough nearly always.
         let (links, _) = self.chain.links(range.first, range.last).await?;
         let stored = |piece: &Piece| {
-            let same = |link: &Link| link.first == piece.first && link.kind == Kind::Tasks(blob_at(piece));
+            let same = |link: &Link| link.last == piece.last && link.kind == Kind::Tasks(blob_at(piece));
             links.iter().any(same)
         };
         if pieces.iter().all(stored) {
-            return Ok(());
+            return Ok(pieces.iter().map(place).collect());
         }
         let present = self.present((range.first, range.last)).await?;
-        let other = tasks.iter().find(|task| present.get(&task.number).is_none_or(|there| there.id != task.id));
-        other.map_or(Ok(()), |task| Err(tables::other_task(task.number)))
+        for task in tasks {
+            match present.get(&task.number) {
+                Some((found, _)) if found.id == task.id => {}
+                Some(_) => return Err(tables::other_task(task.number)),
+                // Passed by, by whoever moved the cursor.
+                None => return Err(OutputError::Moved { actual_last }),
+            }
+        }
+        let found = tasks.iter().filter_map(|task| present.get(&task.number).map(|(_, at)| (task.number, at)));
+        Ok(places_at(found))
     }
 
-    /// Runs of numbers from `first` to `last` that have a task, ascending.
+    /// Runs of numbers from `first` to `last` of which the store lacks nothing, ascending.
     async fn runs(&self, first: TaskNumber, last: TaskNumber) -> Result<Vec<Range>, OutputError> {
         let (mut next, mut runs) = (first, Vec::new());
         loop {
             let (links, more) = self.chain.links(next, last).await?;
-            let with_tasks = links.iter().filter(|link| matches!(link.kind, Kind::Tasks(_)));
-            runs.extend(with_tasks.map(|link| (link.first, link.last)));
+            let whole = links.iter().filter(|link| matches!(link.kind, Kind::Tasks(_) | Kind::Passed));
+            runs.extend(whole.map(|link| (link.first, link.last)));
             match links.last() {
                 Some(link) if more && link.last < last => next = link.last.next(),
                 _ => break,
             }
         }
         runs.extend(self.chain.filled(first, last).await?.into_keys().map(|number| (number, number)));
+        runs.extend(self.chain.complete().await?);
         runs.sort_unstable();
         Ok(runs)
+    }
+
+    /// Moves the cursor without a task.
+    async fn go_on_behind(
+        &self,
+        last: TaskNumber,
+        expected_last: Option<TaskNumber>,
+        kind: Kind,
+    ) -> Result<(), OutputError> {
+        let tip = self.tip(true).await?;
+        if tip.cursor.may_skip(&self.ours(), last, expected_last)? {
+            let first = self.owner.next(expected_last);
+            self.add(tip.next, Link::new(&self.owner, first, last, kind)).await?;
+        }
+        Ok(())
     }
 
     async fn find(&self, id: &TaskId) -> Result<Option<FinalTask>, OutputError> {
@@ -221,12 +253,34 @@ fn cursor_of(network: lockstep_types::NetworkId, epoch: lockstep_types::Epoch, l
 fn place(piece: &Piece) -> Place {
     Place {
         first: piece.first,
-        last: piece.last(),
+        last: piece.last,
         locator: blob_at(piece).blob,
         commitment: piece.hash.to_vec(),
         height: None,
         stage: Stage::Final,
     }
+}
+
+/// Tasks by the blobs that they are in.
+fn places_at<'a>(tasks: impl Iterator<Item = (TaskNumber, &'a BlobAt)>) -> Vec<Place> {
+    let mut places: Vec<Place> = Vec::new();
+    for (number, at) in tasks {
+        match places.last_mut().filter(|place| place.locator == at.blob) {
+            Some(place) => place.last = number,
+            None => {
+                let (locator, commitment) = (at.blob.clone(), at.hash.0.to_vec());
+                places.push(Place {
+                    first: number,
+                    last: number,
+                    locator,
+                    commitment,
+                    height: None,
+                    stage: Stage::Final,
+                });
+            }
+        }
+    }
+    places
 }
 
 #[async_trait]
@@ -240,36 +294,42 @@ impl Output for ObjectOutput {
         }
         receipt.places = match tip.cursor.admit(&self.ours(), tasks, expected_last)? {
             Admission::Append => self.append(tip, &pieces).await?,
-            Admission::Compare => {
-                self.compare(tasks, &pieces, &receipt).await?;
-                pieces.iter().map(place).collect()
-            }
+            Admission::Compare => self.compare(tasks, &pieces, &receipt, tip.cursor.last).await?,
         };
         Ok(receipt)
     }
 
     async fn skip(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {
-        let tip = self.tip(true).await?;
-        if tip.cursor.may_skip(&self.ours(), last, expected_last)? {
-            let first = self.owner.next(expected_last);
-            self.add(tip.next, Link::new(&self.owner, first, last, Kind::Skipped)).await?;
+        self.go_on_behind(last, expected_last, Kind::Skipped).await
+    }
+
+    async fn pass(&self, last: TaskNumber, expected_last: Option<TaskNumber>) -> Result<(), OutputError> {
+        self.go_on_behind(last, expected_last, Kind::Passed).await
+    }
+
+    async fn complete(&self, first: TaskNumber, last: TaskNumber) -> Result<(), OutputError> {
+        if self.first_gap(first, last).await?.is_none() {
+            return Ok(());
         }
-        Ok(())
+        let complete = Complete { version: ENTRY_VERSION, network: self.owner.network, first, last };
+        self.chain.add_complete(&complete).await
     }
 
     async fn fill(&self, tasks: &[FinalTask]) -> Result<(), OutputError> {
         let range = tables::check_fill(tasks, &self.owner)?;
         let tip = self.tip(true).await?;
         let found = self.present((range.first, range.last)).await?;
-        let column = |(number, task): (&TaskNumber, &FinalTask)| (tables::id_column(number.0), task.id.0.to_vec());
+        let column = |(number, (task, _)): (&TaskNumber, &(FinalTask, BlobAt))| {
+            (tables::id_column(number.0), task.id.0.to_vec())
+        };
         let found: Vec<_> = found.iter().map(column).collect();
         let absent = tip.cursor.may_fill(&self.ours(), tasks, &found, &[])?;
         for piece in pieces(absent, usize::MAX)? {
             let at = self.chain.put_blob(&self.owner, &piece).await?;
-            for (number, id) in (piece.first.0..).map(TaskNumber).zip(&piece.ids) {
+            for (number, id) in piece.tasks {
                 let (network, at) = (self.owner.network, at.clone());
-                let filled = Filled { version: ENTRY_VERSION, network, number, id: *id, at };
-                if self.chain.add_filled(&filled).await?.id != *id {
+                let filled = Filled { version: ENTRY_VERSION, network, number, id, at };
+                if self.chain.add_filled(&filled).await?.id != id {
                     return Err(tables::other_task(number));
                 }
             }

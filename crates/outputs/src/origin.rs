@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use lockstep_types::Digest;
 use lockstep_types::blob::{Anchor, Blob, BlobMessage, BlobTask};
+use lockstep_types::{BlobError, Digest, Epochs, Genesis};
 
 use crate::output::{FinalMessage, FinalTask};
 
@@ -66,6 +66,31 @@ pub(crate) fn blob_task(task: &FinalTask) -> Option<BlobTask> {
         signature: task.signature,
         messages: origin.messages.clone(),
     })
+}
+
+/// Whether two tasks that follow each other belong into one blob. Those between them are not for the store.
+pub(crate) fn together(a: &FinalTask, b: &FinalTask) -> bool {
+    let place = |task: &FinalTask| task.origin.as_ref().map(|o| (o.part.anchor.header.height, o.part.part));
+    place(a).is_some() && place(a) == place(b)
+}
+
+/// The blob of tasks that belong together; `None` where nobody said where one of them comes from.
+pub(crate) fn blob_of(tasks: &[&FinalTask]) -> Option<Blob> {
+    let part = &tasks.first()?.origin.as_ref()?.part;
+    let tasks = tasks.iter().map(|task| blob_task(task)).collect::<Option<_>>()?;
+    Some(Blob { anchor: part.anchor.clone(), part: part.part, parts: part.parts, tasks })
+}
+
+/// Checks tasks whose origin is not trusted against a genesis, as whoever finds them in a store does. `tasks` ascend.
+///
+/// # Errors
+/// What of them does not hold. Without an origin they are nothing.
+pub fn check_origins(tasks: &[FinalTask], genesis: &Genesis, epochs: &Epochs) -> Result<(), BlobError> {
+    let tasks: Vec<&FinalTask> = tasks.iter().collect();
+    for chunk in tasks.chunk_by(|a, b| together(a, b)) {
+        blob_of(chunk).ok_or(BlobError::Empty)?.verify(genesis, epochs, None)?;
+    }
+    Ok(())
 }
 
 /// The tasks of a blob as they were given to its store.

@@ -88,7 +88,7 @@ pub struct Blob {
     pub part: u32,
     /// How many parts there are.
     pub parts: u32,
-    /// By number, without a gap.
+    /// By number. Tasks of projects that the store does not take are left out.
     pub tasks: Vec<BlobTask>,
 }
 
@@ -103,6 +103,8 @@ pub struct VerifiedBlob {
     pub first: TaskNumber,
     /// Last task.
     pub last: TaskNumber,
+    /// How many tasks it has, which are all from the first to the last unless some were left out.
+    pub tasks: u64,
     /// How many tasks the batch closed, in all of its blobs.
     pub of: u64,
     /// How many messages the tasks have.
@@ -219,6 +221,7 @@ impl Blob {
             time_ms: header.time_ms,
             first: first.number,
             last: last.number,
+            tasks: self.tasks.len() as u64,
             of: header.task_count,
             messages,
             sequences_unproven: messages - self.tasks.len() as u64,
@@ -230,18 +233,19 @@ impl Blob {
         })
     }
 
-    /// Whether its tasks are some of those that the header counts, without a gap.
+    /// Whether its tasks are some of those that the header counts, in their order.
     fn check_place(&self) -> Result<(), BlobError> {
         let header = &self.anchor.header;
-        let Some(first) = self.tasks.first() else { return Err(BlobError::Empty) };
-        let place = first.number.0.checked_sub(header.first_task_number.0);
-        let end = place.and_then(|place| place.checked_add(self.tasks.len() as u64));
-        if end.is_none_or(|end| end > header.task_count) {
-            return Err(BlobError::Place(first.number));
+        if self.tasks.is_empty() {
+            return Err(BlobError::Empty);
         }
-        let mut numbered = (first.number.0..).map(TaskNumber).zip(&self.tasks);
-        if let Some((_, task)) = numbered.find(|(number, task)| task.number != *number) {
-            return Err(BlobError::Place(task.number));
+        let mut least = header.first_task_number;
+        for task in &self.tasks {
+            let place = task.number.0.checked_sub(header.first_task_number.0);
+            if task.number < least || place.is_none_or(|place| place >= header.task_count) {
+                return Err(BlobError::Place(task.number));
+            }
+            least = task.number.next();
         }
         if self.part >= self.parts || u64::from(self.parts) > header.task_count {
             return Err(BlobError::Part { part: self.part, parts: self.parts });

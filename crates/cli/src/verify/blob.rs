@@ -23,9 +23,13 @@ pub fn check(
 
 /// Says what it proves.
 pub fn print(genesis: &Genesis, proven: &VerifiedBlob) {
-    println!("GOOD: tasks {} to {} are of network {}", proven.first, proven.last, genesis.network);
-    let here = proven.last.0 - proven.first.0 + 1;
-    println!("tasks     {here} of the {} that batch {} closed, time {} ms", proven.of, proven.height, proven.time_ms);
+    let between = proven.last.0 - proven.first.0 + 1 - proven.tasks;
+    let without = if between > 0 { format!(" without {between} of projects that are left out") } else { String::new() };
+    println!("GOOD: tasks {} to {}{without} are of network {}", proven.first, proven.last, genesis.network);
+    println!(
+        "tasks     {} of the {} that batch {} closed, time {} ms",
+        proven.tasks, proven.of, proven.height, proven.time_ms
+    );
     println!("messages  {}, with their evidence", proven.messages);
     println!(
         "certified at height {} by {} of {} voters, {} changes of the members after genesis",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lockstep_testkit::bucket::{Bucket, SECRET_KEY};
+use lockstep_testkit::bucket::{Bucket, Fault, SECRET_KEY};
 use lockstep_testkit::cluster::{Cluster, ClusterOptions, change_config, open_params};
 use lockstep_testkit::history::History;
 use lockstep_testkit::http::{get, local, post_message};
@@ -14,7 +14,7 @@ use lockstep_testkit::load::{Load, LoadOptions};
 use lockstep_testkit::outputs::{OutputRows, count_sqlite, read_sqlite};
 use lockstep_testkit::random::Random;
 use lockstep_testkit::wait::eventually;
-use lockstep_types::{NetworkParams, ProjectSettings, Retention};
+use lockstep_types::{Blob, Epochs, NetworkParams, ProjectSettings, Retention};
 use serde_json::Value;
 
 use crate::epochs::{
@@ -144,6 +144,29 @@ fn has_everything(cluster: &Cluster, rows: &OutputRows, tasks: u64) {
     }
 }
 
+/// Wants every task once, in a blob that checks itself: by a link, or where it was filled in.
+fn blobs_have_everything(cluster: &Cluster, store: &Path, tasks: u64) {
+    let entries = |under: &str| {
+        let files = all_files(&store.join(under)).into_iter().filter(|file| !text(file).contains("/."));
+        files.map(|file| serde_json::from_slice::<Value>(&fs::read(file).unwrap()).unwrap()).collect::<Vec<_>>()
+    };
+    let (genesis, signer, mut numbers) = (cluster.genesis(), cluster.task_signer(), Vec::new());
+    let links = entries("index").into_iter().filter(|link| link["kind"] == "tasks");
+    let filled = entries("filled");
+    assert!(!filled.is_empty());
+    for entry in links.chain(filled) {
+        let bytes = fs::read(store.join(entry["blob"].as_str().unwrap())).unwrap();
+        let blob = Blob::decode(bytes.into()).unwrap();
+        blob.verify(&genesis, &Epochs::default(), Some(&signer)).unwrap();
+        let only = entry["number"].as_u64();
+        let wanted =
+            blob.tasks.iter().map(|task| task.number.0).filter(|number| only.is_none_or(|only| only == *number));
+        numbers.extend(wanted);
+    }
+    numbers.sort_unstable();
+    assert_eq!(numbers, (1..=tasks).collect::<Vec<_>>());
+}
+
 /// A backup of another network that says that it is of this one.
 async fn forged_backup(cluster: &Cluster, backups: &Path) -> String {
     let other = Cluster::start(binary(), ClusterOptions::of(1)).await;
@@ -183,8 +206,14 @@ async fn an_output_gets_back_from_a_backup_what_was_forgotten_while_it_was_away(
     let (http, home) = (cluster.node(0).http_port, cluster.node(0).process.home().to_owned());
     let (place, away) = (home.join("out"), home.join("away"));
     change_config(&home, |text| {
-        text.replace("tasks.sqlite", "out/tasks.sqlite").replace("scope = \"node\"", "scope = \"network\"")
+        let text = text.replace("tasks.sqlite", "out/tasks.sqlite").replace("scope = \"node\"", "scope = \"network\"");
+        let (url, file) = (server.url("blobs-out"), "credentials_file = \"s3.credentials\"");
+        format!(
+            "{text}\n[[output]]\nname = \"blobs\"\nscope = \"network\"\nkind = \"object\"\nurl = \"{url}\"\n{file}\n"
+        )
     });
+    let credentials: Vec<String> = environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    fs::write(home.join("s3.credentials"), credentials.join("\n")).unwrap();
     fs::create_dir(&place).unwrap();
     cluster.node_mut(0).process.set_environment(environment);
     cluster.start_all().await;
@@ -197,7 +226,8 @@ async fn an_output_gets_back_from_a_backup_what_was_forgotten_while_it_was_away(
     })
     .await;
 
-    // The output is lost from sight, and the network fills up.
+    // The outputs are lost from sight, and the network fills up.
+    server.faults().set(Fault::LosesPuts(vec!["blobs-out/".into()]));
     cluster.terminate(0);
     cluster.node_mut(0).process.ended(SOON).await;
     fs::rename(&place, &away).unwrap();
@@ -221,7 +251,8 @@ async fn an_output_gets_back_from_a_backup_what_was_forgotten_while_it_was_away(
     })
     .await;
 
-    // It is back, and goes on behind the gap.
+    // They are back, and go on behind the gap.
+    server.faults().set(Fault::None);
     cluster.terminate(0);
     cluster.node_mut(0).process.ended(SOON).await;
     fs::rename(&away, &place).unwrap();
@@ -229,8 +260,9 @@ async fn an_output_gets_back_from_a_backup_what_was_forgotten_while_it_was_away(
     cluster.wait_ready(0, SOON).await;
     let tasks = (20 + BEFORE + AFTER) / 2;
     eventually("it has all that is left", BACK_AGAIN, async || {
-        let output = status(http).await["outputs"][0].clone();
-        if output["lag"] == 0 && output["error"].is_null() { Ok(()) } else { Err(output.to_string()) }
+        let outputs = status(http).await["outputs"].as_array().cloned().unwrap();
+        let fed = |output: &Value| output["lag"] == 0 && output["error"].is_null();
+        if outputs.iter().all(fed) { Ok(()) } else { Err(format!("{outputs:?}")) }
     })
     .await;
     let count = || count_sqlite(&place.join("tasks.sqlite")).unwrap();
@@ -254,6 +286,10 @@ async fn an_output_gets_back_from_a_backup_what_was_forgotten_while_it_was_away(
     let rows = || read_sqlite(&place.join("tasks.sqlite"), "tasks").unwrap();
     has_everything(&cluster, &rows(), tasks);
     wait_gaps("no gap is shown", http, <[_]>::is_empty).await;
+    let said = works(&["outputs", "refill", "--home", &home, "blobs", "--from", &backups]);
+    println!("{said}");
+    assert!(said.contains("missing tasks were filled in"), "{said}");
+    blobs_have_everything(&cluster, &server.directory("blobs-out"), tasks);
     assert!(refill(&backups).contains("nothing is missing"));
     submit(http, 2, 100, 4).await;
     eventually(

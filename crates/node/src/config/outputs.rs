@@ -162,11 +162,6 @@ impl TryFrom<OutputTable> for OutputConfig {
             if of_tables || !is_default(&layout) {
                 return Err(format!("output {name}: `path`, `dsn_file`, `schema` and `layout` are of other kinds"));
             }
-            if table.projects.is_some() && kind != BlobKindName::Nats {
-                return Err(format!(
-                    "output {name}: `projects` is not for this kind: its blobs have all tasks of a batch"
-                ));
-            }
             let kind = BlobKind::read(kind, blobs).map_err(|e| format!("output {name}: {e}"))?;
             return Self::taking(table.name, table.scope, table.projects, OutputKind::Blobs(kind));
         }

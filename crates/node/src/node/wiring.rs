@@ -191,7 +191,8 @@ impl Parts {
             };
             supervisor.spawn("gaps", watch.run(supervisor.token()));
             let switch = OutputSwitch::new(config, handle.clone(), (paused, marker));
-            running.push(RunningOutput { name, handle, missing, bell, switch });
+            let projects = config.projects.clone();
+            running.push(RunningOutput { name, projects, handle, missing, bell, switch });
         }
         supervisor.spawn("turns", turns.run(supervisor.token()));
         Ok(running)

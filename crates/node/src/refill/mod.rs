@@ -7,6 +7,7 @@
 
 mod borrow;
 mod history;
+mod parts;
 mod plan;
 
 use std::collections::BTreeSet;
@@ -24,7 +25,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use self::borrow::borrow;
-use self::history::{BackupHistory, HistoryError, Known};
+use self::history::{BackupHistory, HistoryError, Known, Stretch};
+use self::parts::Making;
 use self::plan::{Candidate, candidates, choose, overlap};
 use crate::backup::{BackupLocation, BackupPlace, PlaceError, backups_in, open_place};
 use crate::config::OutputConfig;
@@ -32,6 +34,7 @@ use crate::error::NodeError;
 use crate::gaps::{self, Range};
 use crate::home::Home;
 use crate::priority::{BACKUP, give_way};
+use crate::proofs::History;
 use crate::publish;
 use crate::store_calls::StoreCalls;
 
@@ -177,6 +180,10 @@ struct Filled<'a> {
 }
 
 impl Filled<'_> {
+    fn takes(&self, project: ProjectId) -> bool {
+        self.projects.is_none_or(|projects| projects.contains(&project))
+    }
+
     fn call<T, F: Future<Output = Result<T, OutputError>>>(&self, call: impl Fn() -> F) -> Result<T, OutputError> {
         self.calls.call(call)
     }
@@ -260,7 +267,6 @@ impl Inner {
         self.note(|progress| progress.fetching = None);
         let history = BackupHistory::new(borrowed.state.clone(), known);
         let tasks = (candidate.tasks.0.max(history.oldest_task()?), candidate.tasks.1);
-        let layout = filled.output.layout();
         for (first, last) in missing.iter().filter_map(|range| overlap(*range, tasks)) {
             let mut next = first;
             while next <= last {
@@ -269,16 +275,10 @@ impl Inner {
                     break;
                 }
                 let end = last.min(TaskNumber(stretch.next_task.0 - 1));
-                let (mut chunk, mut seen) = (Chunk::default(), 0);
-                history.tasks(&stretch, (next, end), |task| -> Result<(), RefillError> {
-                    seen += 1;
-                    if filled.projects.is_some_and(|projects| !projects.contains(&task.project_id)) {
-                        return Ok(());
-                    }
-                    chunk.add(self.parts.signer.sign(task, layout));
-                    if chunk.is_full() { self.fill(filled, &mut chunk) } else { Ok(()) }
-                })?;
-                self.fill(filled, &mut chunk)?;
+                let seen = match filled.output.part_bytes() {
+                    Some(part_bytes) => self.fill_parts(&borrowed.state, (next, end), part_bytes, filled)?,
+                    None => self.fill_stretch(&history, &stretch, (next, end), filled)?,
+                };
                 // Only the node knows that the others are not missing.
                 if filled.projects.is_some() && seen == gaps::count(&[(next, end)]) {
                     filled.call(|| filled.output.complete(next, end))?;
@@ -287,6 +287,46 @@ impl Inner {
             }
         }
         Ok(())
+    }
+
+    /// Inserts tasks of a stretch that is believed, and says how many there were.
+    fn fill_stretch(
+        &self,
+        history: &BackupHistory<'_>,
+        stretch: &Stretch,
+        range: Range,
+        filled: &Filled<'_>,
+    ) -> Result<u64, RefillError> {
+        let (mut chunk, mut seen, layout) = (Chunk::default(), 0, filled.output.layout());
+        history.tasks(stretch, range, |task| -> Result<(), RefillError> {
+            seen += 1;
+            if !filled.takes(task.project_id) {
+                return Ok(());
+            }
+            chunk.add(self.parts.signer.sign(task, layout));
+            if chunk.is_full() { self.fill(filled, &mut chunk) } else { Ok(()) }
+        })?;
+        self.fill(filled, &mut chunk)?;
+        Ok(seen)
+    }
+
+    /// As [`Inner::fill_stretch`], for an output that gets blobs.
+    fn fill_parts(
+        &self,
+        state: &StateStore,
+        range: Range,
+        part_bytes: usize,
+        filled: &Filled<'_>,
+    ) -> Result<u64, RefillError> {
+        let known = History { genesis: self.parts.genesis.clone(), epochs: self.parts.epochs.clone() };
+        let making = Making { signer: &self.parts.signer, layout: filled.output.layout(), part_bytes };
+        let mut seen = 0;
+        parts::parts(state, &known, range, &making, |mut tasks| {
+            seen += tasks.len() as u64;
+            tasks.retain(|task| filled.takes(task.project_id));
+            self.fill(filled, &mut Chunk { tasks, bytes: 0 })
+        })?;
+        Ok(seen)
     }
 
     fn fill(&self, filled: &Filled<'_>, chunk: &mut Chunk) -> Result<(), RefillError> {

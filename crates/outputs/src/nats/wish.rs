@@ -92,7 +92,7 @@ impl Scribe<'_> {
     }
 
     fn task(&self, blob: &TaskBlob, last: Option<TaskNumber>, kind: fn(TaskNumber, TaskId) -> Kind) -> Message {
-        let kind = kind(blob.piece.first, blob.piece.ids[0]);
+        let kind = kind(blob.piece.first, blob.piece.tasks[0].1);
         let subject = self.session.subject_of(&kind, Some(blob.project));
         Message { subject, mark: Mark::new(&self.owner, last, kind), payload: blob.piece.bytes.clone() }
     }

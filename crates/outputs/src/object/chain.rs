@@ -10,8 +10,8 @@ use object_store::{Error, ObjectStoreExt as _, PutMode};
 use serde::Serialize;
 
 use super::entry::{
-    BlobAt, ENTRY_BYTES_MAX, ENTRY_VERSION, Filled, Kind, Link, StoreOwner, file_name, name_of, number_of, padded,
-    parse,
+    BlobAt, Complete, ENTRY_BYTES_MAX, ENTRY_VERSION, Filled, Kind, Link, StoreOwner, file_name, name_of, number_of,
+    padded, parse,
 };
 use super::error::{of_blob, retryable};
 use super::options::Place;
@@ -23,6 +23,7 @@ pub(super) const INDEX: &str = "index";
 const HEIGHTS: &str = "heights";
 const BLOBS: &str = "blobs";
 pub(super) const FILLED: &str = "filled";
+pub(super) const COMPLETE: &str = "complete";
 
 /// Names that one page of a walk has.
 pub(super) const PAGE_NAMES: usize = 1_000;
@@ -102,7 +103,7 @@ impl Chain {
         }
         let Owner { network, epoch, first_task_number } = *owner;
         let ours = StoreOwner { version: ENTRY_VERSION, network, epoch, first_task: first_task_number };
-        for directory in [INDEX, BLOBS, HEIGHTS, FILLED] {
+        for directory in [INDEX, BLOBS, HEIGHTS, FILLED, COMPLETE] {
             let occupied = self.names(directory, None, 1).await?;
             // Another node may have begun meanwhile.
             if !occupied.is_empty() && self.get(&key, ENTRY_BYTES_MAX).await?.is_none() {
@@ -227,7 +228,7 @@ impl Chain {
                 return Err(OutputError::Foreign(format!("{} is not what its name says", at.blob)));
             }
         }
-        let link = Link::new(owner, piece.first, piece.last(), Kind::Tasks(at.clone()));
+        let link = Link::new(owner, piece.first, piece.last, Kind::Tasks(at.clone()));
         let key = self.key(&[HEIGHTS, &padded(piece.height.0), &name_of(piece.first)]);
         // Where a part was cut elsewhere the entry that came first stays: it leads to the same tasks.
         self.create_entry(&key, &link).await?;
@@ -249,6 +250,17 @@ impl Chain {
             Created::Ours => Ok(filled.clone()),
             Created::Others(found) => parse(FILLED, &found),
         }
+    }
+
+    /// Notes that of these tasks those that are for this store were filled in.
+    pub async fn add_complete(&self, complete: &Complete) -> Result<(), OutputError> {
+        self.create_entry(&self.key(&[COMPLETE, &complete.name()]), complete).await.map(drop)
+    }
+
+    /// Runs of numbers of which that was noted, ascending. There is one for each run that a refill went through.
+    pub async fn complete(&self) -> Result<Vec<(TaskNumber, TaskNumber)>, OutputError> {
+        let names = self.names(COMPLETE, None, usize::MAX).await?;
+        Ok(names.iter().filter_map(|name| Complete::range_of(name)).collect())
     }
 
     /// What was filled in from `first` to `last`, by number.

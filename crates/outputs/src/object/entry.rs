@@ -35,10 +35,12 @@ pub(super) struct BlobAt {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "kind")]
 pub(super) enum Kind {
-    /// Tasks, in a blob.
+    /// Tasks, in a blob. Those of the numbers that it does not have are not for this store.
     Tasks(BlobAt),
     /// These tasks never come, or are found under `filled`.
     Skipped,
+    /// These tasks are not for this store.
+    Passed,
     /// What follows is of the link's epoch. It has no task: `last` is one less than `first`.
     Epoch,
 }
@@ -64,6 +66,29 @@ pub(super) struct Filled {
     pub id: TaskId,
     #[serde(flatten)]
     pub at: BlobAt,
+}
+
+/// Of these tasks those that are for this store were filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Complete {
+    pub version: u32,
+    pub network: NetworkId,
+    pub first: TaskNumber,
+    pub last: TaskNumber,
+}
+
+impl Complete {
+    /// Its name, which says it all.
+    pub fn name(&self) -> String {
+        format!("{}-{}", padded(self.first.0), padded(self.last.0))
+    }
+
+    /// The tasks that a name speaks of.
+    pub fn range_of(name: &str) -> Option<(TaskNumber, TaskNumber)> {
+        let (first, last) = name.split_once('-')?;
+        let number = |text: &str| (text.len() == 20).then(|| text.parse().ok().map(TaskNumber)).flatten();
+        number(first).zip(number(last)).filter(|(first, last)| first <= last)
+    }
 }
 
 impl Link {
@@ -130,6 +155,17 @@ mod tests {
             [name_of(number(5)), skipped.next_name(), epoch.next_name(), name_of(number(11)), name_of(number(100))];
         assert!(names.is_sorted_by(|a, b| a < b), "{names:?}");
         assert_eq!(names.iter().map(|name| number_of(name).unwrap().0).collect::<Vec<_>>(), [5, 10, 10, 11, 100]);
+    }
+
+    #[test]
+    fn what_is_complete_is_read_from_its_name() {
+        let complete =
+            Complete { version: 1, network: NetworkId([1; 32]), first: TaskNumber(5), last: TaskNumber(u64::MAX) };
+        assert_eq!(complete.name(), "00000000000000000005-18446744073709551615");
+        assert_eq!(Complete::range_of(&complete.name()), Some((TaskNumber(5), TaskNumber(u64::MAX))));
+        for bad in ["5-6", "00000000000000000006-00000000000000000005", "00000000000000000005", "-"] {
+            assert_eq!(Complete::range_of(bad), None, "{bad}");
+        }
     }
 
     #[test]

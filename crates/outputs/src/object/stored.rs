@@ -3,8 +3,8 @@
 use futures::{StreamExt as _, stream};
 use lockstep_types::TaskNumber;
 
-use super::chain::{FILLED, INDEX, REQUESTS_MAX};
-use super::entry::{BlobAt, Filled, Kind, Link, name_of, number_of};
+use super::chain::{COMPLETE, FILLED, INDEX, REQUESTS_MAX};
+use super::entry::{BlobAt, Complete, Filled, Kind, Link, name_of, number_of};
 use super::{ObjectOutput, Range};
 use crate::output::{FinalTask, OutputError};
 use crate::stored::{Damaged, PAGE_BYTES_MAX, Page, StrayMark, Strays};
@@ -54,7 +54,8 @@ impl Walked {
                 self.tasks += link.last.0 + 1 - link.first.0.max(first.0);
                 self.blobs.push((link, at));
             }
-            _ => self.skipped.push((link.first.max(first), link.last)),
+            Kind::Skipped => self.skipped.push((link.first.max(first), link.last)),
+            Kind::Passed | Kind::Epoch => {}
         }
     }
 }
@@ -164,8 +165,12 @@ impl ObjectOutput {
         if link.network != self.owner.network {
             return foreign(format!("index/{} is of another network", name_of(link.first)));
         }
-        let name = format!("heights/{:020}/{}", at.height.0, name_of(link.first));
-        let Some(entry) = self.chain.height_entry(at.height, link.first).await? else {
+        // Before the first one there may be tasks that are not for this store.
+        let Some(begin) = tasks.first().map(|task| task.number).filter(|begin| *begin >= link.first) else {
+            return foreign(format!("{} has other tasks", at.blob));
+        };
+        let name = format!("heights/{:020}/{}", at.height.0, name_of(begin));
+        let Some(entry) = self.chain.height_entry(at.height, begin).await? else {
             return foreign(format!("{name} is missing"));
         };
         // A part that was cut elsewhere may stand there: of the same tasks.
@@ -178,7 +183,7 @@ impl ObjectOutput {
             }
             _ => false,
         };
-        if same && entry.first == link.first { Ok(tasks) } else { foreign(format!("{name} leads to other tasks")) }
+        if same && entry.first == begin { Ok(tasks) } else { foreign(format!("{name} leads to other tasks")) }
     }
 
     /// Adds what was filled in, and says up to which number that was looked at.
@@ -229,6 +234,7 @@ impl ObjectOutput {
         let last = self.tip(true).await?.cursor.last;
         let (directory, name) = match after.and_then(|mark| mark.0.split_once('/')) {
             Some((directory, name)) if directory == FILLED => (FILLED, Some(name)),
+            Some((directory, name)) if directory == COMPLETE => (COMPLETE, Some(name)),
             Some((_, name)) => (INDEX, Some(name)),
             None => (INDEX, None),
         };
@@ -236,16 +242,22 @@ impl ObjectOutput {
         let (names, more) = self.chain.all_names(directory, name).await?;
         let mut strays = Strays { looked_at: names.len() as u64, ..Strays::default() };
         for name in &names {
+            let is_known = directory != COMPLETE || Complete::range_of(name).is_some();
             let is_ours = number_of(name).is_some_and(|number| {
                 number >= self.owner.first_task_number && (directory == INDEX || Some(number) <= last)
             });
+            let is_ours = is_known && is_ours;
             if !is_ours {
                 strays.add(format!("{directory}/{name} is of no task"));
             }
         }
         let behind = names.last().filter(|_| more).map(|name| format!("{directory}/{name}"));
-        let to_filled = (directory == INDEX).then(|| format!("{FILLED}/"));
-        strays.next = behind.or(to_filled).map(StrayMark);
+        let next = match directory {
+            INDEX => Some(format!("{FILLED}/")),
+            FILLED => Some(format!("{COMPLETE}/")),
+            _ => None,
+        };
+        strays.next = behind.or(next).map(StrayMark);
         Ok(strays)
     }
 }

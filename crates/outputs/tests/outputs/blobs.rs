@@ -1,5 +1,6 @@
 //! Tasks with origins, and what every store of blobs must do beside the suite.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +13,12 @@ use lockstep_outputs::{
 use lockstep_types::blob::{Anchor, BlobMessage};
 use lockstep_types::certificate::sign_batch;
 use lockstep_types::{
-    Api, BatchHash, BatchHeader, Certificate, Digest, Epoch, Evidence, Height, MemberSet, Message, NodeId, Signature,
-    SigningKey, TaskNumber, TimeMs, keccak256,
+    Api, BatchHash, BatchHeader, Certificate, Digest, Epoch, Evidence, Height, MemberSet, Message, NodeId, ProjectId,
+    Signature, SigningKey, TaskNumber, TimeMs, keccak256,
 };
 
 use crate::conformance::Store;
+use crate::stored::walk;
 use crate::support::{FIRST, Feed, Node, number, outage, owner, unsigned};
 
 /// Tasks of one part in these tests; each batch has two parts.
@@ -107,7 +109,9 @@ impl TaskSource for BlobFeed {
         _part_bytes: usize,
     ) -> Result<Vec<UnsignedTask>, SourceError> {
         let tasks = self.0.tasks_after(number, max_tasks, max_bytes).await?;
-        Ok(tasks.iter().map(|task| unsigned_with_origin(task.number.0)).collect())
+        let whole =
+            |task: UnsignedTask| UnsignedTask { project_id: task.project_id, ..unsigned_with_origin(task.number.0) };
+        Ok(tasks.into_iter().map(whole).collect())
     }
 }
 
@@ -192,6 +196,35 @@ pub async fn what_is_too_large_or_of_unknown_origin_is_refused(store: &dyn Fault
     assert!(matches!(refused, Err(OutputError::Refused { task, .. }) if task == number), "{refused:?}");
 }
 
+pub async fn tasks_of_other_projects_are_left_out(store: &dyn Faulty) {
+    let feed = Feed::new();
+    feed.mix();
+    let start = |output| {
+        Node::start_with(&feed, output, true, |options| {
+            options.source = Arc::new(BlobFeed(Arc::clone(&feed)));
+            options.projects = Some([ProjectId(8)].into());
+        })
+    };
+    let node = start(store.open(owner()));
+    let newest = FIRST + 4 * PART;
+    for last in [newest - 1, newest] {
+        feed.finalize(last);
+        node.wait_for("the end", |s| s.last_published == number(last)).await;
+    }
+    let told = || async { (feed.records().last() == Some(&TaskNumber(newest))).then_some(()) };
+    crate::support::eventually("it is recorded", told).await;
+    node.stop().await;
+    let places = feed.places.lock().unwrap().clone();
+    let found = walk(&store.open(owner()), 0, 10, &places).await;
+    assert_eq!(found.damaged, []);
+    let numbers: Vec<u64> = found.tasks.iter().map(|task| task.number.0).collect();
+    assert_eq!(numbers, (FIRST..=newest).filter(|n| n % 3 == 0).collect::<Vec<_>>());
+    assert!(found.tasks.iter().all(|task| task.project_id == ProjectId(8)));
+    // A part has one blob, though there are others' tasks in between.
+    let blobs: BTreeSet<_> = places.iter().map(|place| (&place.locator, &place.commitment)).collect();
+    assert!((4..=5).contains(&blobs.len()), "{places:?}");
+}
+
 /// Runs the claims of this file, each on a store that `$new` makes.
 #[macro_export]
 macro_rules! blob_suite {
@@ -201,6 +234,7 @@ macro_rules! blob_suite {
             a_slow_store_gets_everything_in_order,
             refused_data_stops_right_before_it_and_is_told,
             what_is_too_large_or_of_unknown_origin_is_refused,
+            tasks_of_other_projects_are_left_out,
         );
     };
 }

@@ -168,6 +168,7 @@ async fn a_directory_passes_the_suite() {
         a_large_call_is_whole,
         tables_that_another_program_fills_are_not_adopted,
         what_is_stored_is_walked_by_number_with_what_was_filled_in,
+        what_is_for_others_is_passed_over_and_no_gap,
     );
 }
 
@@ -189,6 +190,7 @@ async fn a_server_that_speaks_s3_passes_the_suite() {
         what_cannot_be_stored_is_refused_and_changes_nothing,
         tables_that_another_program_fills_are_not_adopted,
         what_is_stored_is_walked_by_number_with_what_was_filled_in,
+        what_is_for_others_is_passed_over_and_no_gap,
     );
 }
 

@@ -104,8 +104,19 @@ fn a_part_of_a_blob_proves_its_tasks_as_well() {
         let part = Blob { tasks: whole.tasks[from..to].to_vec(), part: 1, parts: 2, ..whole.clone() };
         assert!(verify(&net, &part).is_ok());
     }
-    let gap = Blob { tasks: vec![whole.tasks[0].clone(), whole.tasks[2].clone()], ..whole.clone() };
-    assert!(matches!(verify(&net, &gap), Err(BlobError::Place(_))));
+    // For a store that does not take all projects.
+    let some =
+        |places: &[usize]| Blob { tasks: places.iter().map(|p| whole.tasks[*p].clone()).collect(), ..whole.clone() };
+    let proven = verify(&net, &some(&[0, 2])).unwrap();
+    assert_eq!((proven.first, proven.last, proven.tasks, proven.of), (TaskNumber(102), TaskNumber(104), 2, 3));
+    for bad in [&[2, 0][..], &[0, 0], &[1, 1, 2]] {
+        assert!(matches!(verify(&net, &some(bad)), Err(BlobError::Place(_))), "{bad:?}");
+    }
+    for outside in [101, 105] {
+        let mut moved = some(&[0, 2]);
+        moved.tasks[0].number = TaskNumber(outside);
+        assert!(matches!(verify(&net, &moved), Err(BlobError::Place(TaskNumber(n))) if n == outside || n == 104));
+    }
     assert!(matches!(verify(&net, &Blob { tasks: Vec::new(), ..whole }), Err(BlobError::Empty)));
 }
 
