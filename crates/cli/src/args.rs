@@ -339,8 +339,8 @@ pub enum OutputsCommand {
     },
     /// Try again what an output refused. In the layout sprout a refused task holds its project up until then.
     Retry(OfOutput),
-    /// Publish nothing to an output from this node until `resume`, also after a restart. An output of the network goes on
-    /// from another node when that leads: pause it at all of them.
+    /// Publish nothing to an output until `resume`, also after a restart. An output of the network is held up at all of
+    /// its nodes, whichever it is said to.
     Pause(OfOutput),
     /// Go on publishing to an output.
     Resume(OfOutput),

@@ -1,9 +1,9 @@
 //! Reading all that a stopped node has stored, record by record. Nothing is changed.
 
-use lockstep_ledger::{Command, Head, Members, Occurrence, OpenGroup};
+use lockstep_ledger::{ChainCursor, Command, Device, Grant, Head, Members, Occurrence, OpenGroup, Project};
 use lockstep_store::home::StoreHome;
 use lockstep_store::{Direction, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, keys};
-use lockstep_types::{Batch, Certificate, DecodeError, NetworkId, OutputName, proto};
+use lockstep_types::{Batch, Certificate, DecodeError, NetworkId, OutputName, Place, proto};
 use openraft::EntryPayload;
 use prost::Message as _;
 
@@ -218,6 +218,12 @@ fn chain_record(key: &[u8], value: bytes::Bytes) -> Result<bool, DecodeError> {
     Ok(true)
 }
 
+fn output_name(name: &[u8]) -> Result<(), DecodeError> {
+    let malformed = |e: &dyn std::fmt::Display| DecodeError::malformed("output name", e);
+    let name = std::str::from_utf8(name).map_err(|e| malformed(&e))?;
+    name.parse::<OutputName>().map(drop).map_err(|e| malformed(&e))
+}
+
 fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId) -> Result<bool, DecodeError> {
     let malformed = |e: &dyn std::fmt::Display| DecodeError::malformed("record", e);
     match key {
@@ -229,12 +235,18 @@ fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId) -> Result<
         }
         [keys::GROUP, ..] => drop(OpenGroup::decode(value)?),
         [keys::PROGRESS, name @ ..] => {
-            let name = std::str::from_utf8(name).map_err(|e| malformed(&e))?;
-            drop(name.parse::<OutputName>().map_err(|e| malformed(&e))?);
-            {
-                number(&value)?;
-            };
+            output_name(name)?;
+            number(&value)?;
         }
+        [keys::PAUSE, name @ ..] => output_name(name)?,
+        [keys::PLACE, ..] => drop(Place::decode(value)?),
+        [keys::PROJECT, ..] => drop(Project::decode(value)?),
+        [keys::DEVICE, ..] => drop(Device::decode(value)?),
+        [keys::GRANT, ..] => drop(Grant::decode(&value)?),
+        // The key says it all.
+        [keys::NONCE, ..] => {}
+        [keys::TASK_ALIAS, ..] => drop(number(&value)?),
+        keys::CHAIN => drop(ChainCursor::decode(value)?),
         keys::MEMBERS => drop(Members::decode(value, network)?),
         keys::HEAD => {
             Head::decode(value)?;

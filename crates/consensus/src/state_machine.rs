@@ -56,6 +56,7 @@ fn constants(genesis: &Genesis, epoch: Epoch) -> Result<LedgerParts, GenesisErro
         head: None,
         groups: Vec::new(),
         progress: Default::default(),
+        paused: Default::default(),
         projects: Default::default(),
         chain: None,
     })
@@ -71,6 +72,7 @@ fn load(state: &StateStore, constants: &LedgerParts) -> Result<Ledger, ReadError
         members: state.members(&constants.network)?.unwrap_or_else(|| constants.members.clone()),
         groups: state.groups()?,
         progress: state.progress()?,
+        paused: state.paused_outputs()?,
         projects: state.projects()?,
         chain: state.chain()?,
         ..constants.clone()

@@ -1,7 +1,7 @@
 //! What follows from the log, on [`Storage`]: one write an entry, and the reads that the ledger and the node's
 //! interfaces need. Clones share the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -258,6 +258,15 @@ impl StateStore {
             Ok((name.parse().map_err(bad)?, TaskNumber(number(&value)?)))
         };
         self.load(keys::PROGRESS)?.into_iter().map(pair).collect()
+    }
+
+    /// Outputs of the network that are held up.
+    pub fn paused_outputs(&self) -> Result<BTreeSet<OutputName>, ReadError> {
+        let name = |(key, _): Pair| {
+            let name = std::str::from_utf8(&key[1..]).map_err(|e| DecodeError::malformed("output name", e))?;
+            Ok(name.parse().map_err(|_| DecodeError::malformed("output name", "not a name"))?)
+        };
+        self.load(keys::PAUSE)?.into_iter().map(name).collect()
     }
 
     /// Where an output has a task, as far as was reported.

@@ -20,6 +20,8 @@ pub(crate) fn put(batch: &mut WriteBatch, write: &Write) {
         Write::Place(output, place) => {
             batch.put(Table::Index, keys::place(output, place.first), place.encode());
         }
+        Write::Pause(output, true) => batch.put(Table::Index, keys::pause(output), Vec::new()),
+        Write::Pause(output, false) => batch.delete(Table::Index, keys::pause(output)),
         Write::Gap(output, gap) => batch.put(Table::Index, keys::gap(output, gap.first), be(gap.last.0)),
         Write::Project(id, project) => batch.put(Table::Index, keys::project(*id), project.encode()),
         Write::Device(address, device) => batch.put(Table::Index, keys::device(address), device.encode()),

@@ -75,6 +75,7 @@ fn ledger() -> Ledger {
         head: None,
         groups: Vec::new(),
         progress: Default::default(),
+        paused: Default::default(),
         projects: Default::default(),
         chain: None,
     })

@@ -5,7 +5,7 @@ mod building;
 mod permissions;
 mod registry;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_types::{
     Address, Approval, Batch, BatchHash, BatchHeader, Certificate, ContentId, Epoch, Height, Message, MessageId,
@@ -30,9 +30,10 @@ use crate::projects::{Project, Projects};
 /// 3. Orders of projects' owners and updates from a chain count; encrypted messages and the API of 2025 are taken.
 /// 4. An envelope is taken once, however late it comes again. Projects have reader tokens.
 /// 5. Reports of outputs say where tasks are.
+/// 6. Outputs of the network can be held up.
 pub const RULES_FIRST: u32 = 1;
 /// The newest rules that this program knows.
-pub const RULES_NEWEST: u32 = 5;
+pub const RULES_NEWEST: u32 = 6;
 /// From these rules on progress of outputs is left out of the effects digest.
 const RULES_WITHOUT_PROGRESS: u32 = 2;
 /// From these rules on there are orders, updates from a chain, encrypted messages and the API of 2025.
@@ -41,6 +42,11 @@ pub(crate) const RULES_WITH_REGISTRY: u32 = 3;
 const RULES_WITH_ENVELOPES: u32 = 4;
 /// From these rules on it is kept where outputs have tasks.
 pub const RULES_WITH_PLACES: u32 = 5;
+/// From these rules on outputs of the network can be held up.
+pub const RULES_WITH_PAUSES: u32 = 6;
+
+/// Outputs that can be held up at a time.
+pub const PAUSED_OUTPUTS_MAX: usize = 256;
 
 /// What `apply` reads of earlier state.
 pub trait History {
@@ -186,6 +192,8 @@ pub struct LedgerParts {
     pub groups: Vec<(GroupKey, OpenGroup)>,
     /// Stored progress of outputs.
     pub progress: BTreeMap<OutputName, TaskNumber>,
+    /// Outputs that are held up.
+    pub paused: BTreeSet<OutputName>,
     /// Stored projects.
     pub projects: BTreeMap<ProjectId, Project>,
     /// How far the chain was read.
@@ -202,6 +210,7 @@ pub struct Ledger {
     head: Head,
     groups: Groups,
     progress: BTreeMap<OutputName, TaskNumber>,
+    paused: BTreeSet<OutputName>,
     chain: Option<ChainCursor>,
 }
 
@@ -220,6 +229,7 @@ impl Ledger {
             members: parts.members,
             groups,
             progress: parts.progress,
+            paused: parts.paused,
             chain: parts.chain,
         }
     }
@@ -251,6 +261,11 @@ impl Ledger {
     /// How far each output is known to be.
     pub fn progress(&self) -> &BTreeMap<OutputName, TaskNumber> {
         &self.progress
+    }
+
+    /// Outputs of the network that are held up.
+    pub fn paused_outputs(&self) -> &BTreeSet<OutputName> {
+        &self.paused
     }
 
     /// Who belongs to the network.
@@ -290,6 +305,7 @@ impl Ledger {
             Command::OutputProgress { output, task_number, places } => {
                 self.apply_progress(view, output, task_number, places)
             }
+            Command::OutputPause { output, paused } => Ok(self.apply_pause(output, paused)),
         }
     }
 
@@ -315,6 +331,20 @@ impl Ledger {
             return Ok(Applied { writes, ..Applied::default() });
         }
         Ok(self.roll(effects))
+    }
+
+    /// Not among the effects: it says nothing about the order.
+    fn apply_pause(&mut self, output: OutputName, paused: bool) -> Applied {
+        let is_full = paused && self.paused.len() >= PAUSED_OUTPUTS_MAX;
+        if self.head.rules_version < RULES_WITH_PAUSES || is_full || self.paused.contains(&output) == paused {
+            return Applied::default();
+        }
+        if paused {
+            self.paused.insert(output.clone());
+        } else {
+            self.paused.remove(&output);
+        }
+        Applied { writes: vec![Write::Pause(output, paused)], ..Applied::default() }
     }
 
     /// What is to be stored of reported places. Not among the effects: it says nothing about the order.

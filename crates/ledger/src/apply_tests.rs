@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 
 use bytes::Bytes;
@@ -108,6 +108,7 @@ fn parts(params: NetworkParams) -> LedgerParts {
         head: None,
         groups: Vec::new(),
         progress: BTreeMap::new(),
+        paused: BTreeSet::new(),
         projects: BTreeMap::new(),
         chain: None,
     }
@@ -177,6 +178,7 @@ impl Node {
             groups: self.groups.clone().into_iter().collect(),
             members: Members::decode(self.ledger.members.encode().into(), &self.ledger.network).unwrap(),
             progress: self.ledger.progress.clone(),
+            paused: self.ledger.paused.clone(),
             projects: self.view.2.projects.clone(),
             chain: self.ledger.chain,
             ..parts(params)

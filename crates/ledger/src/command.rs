@@ -50,6 +50,13 @@ pub enum Command {
         /// Of voters that have read the same.
         signatures: BTreeMap<NodeId, Signature>,
     },
+    /// An operator holds an output of the network up, or lets it go on.
+    OutputPause {
+        /// The output.
+        output: OutputName,
+        /// Whether it is to be held up.
+        paused: bool,
+    },
     /// An output has everything up to this task.
     OutputProgress {
         /// The output.
@@ -110,6 +117,12 @@ impl Command {
     pub fn progress(report: proto::OutputProgress) -> Result<Bytes, DecodeError> {
         decode_progress(report.clone())?;
         Ok(encode(proto::command::Kind::OutputProgress(report)))
+    }
+
+    /// Encodes that an output is to be held up, or to go on.
+    pub fn encode_pause(output: &OutputName, paused: bool) -> Bytes {
+        let output = output.as_str().to_owned();
+        encode(proto::command::Kind::OutputPause(proto::OutputPause { output, paused }))
     }
 
     /// Encodes a certificate.
@@ -194,6 +207,10 @@ impl Command {
                 Ok(Self::Chain { time_ms: TimeMs(timed.time_ms), update: Box::new(update), signatures })
             }
             proto::command::Kind::OutputProgress(progress) => decode_progress(progress),
+            proto::command::Kind::OutputPause(pause) => {
+                let output = pause.output.parse().map_err(|_| bad("bad output name"))?;
+                Ok(Self::OutputPause { output, paused: pause.paused })
+            }
         }
     }
 }

@@ -209,6 +209,8 @@ pub enum Write {
     Progress(OutputName, TaskNumber),
     /// Where an output has tasks.
     Place(OutputName, Place),
+    /// An output is held up, or not any more.
+    Pause(OutputName, bool),
     /// Tasks that an output never got.
     Gap(OutputName, Gap),
     /// A project as it is from now on.

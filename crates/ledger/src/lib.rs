@@ -15,7 +15,7 @@ mod projects;
 
 pub use apply::{
     Applied, ApplyError, ChainRefusal, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError, Outcome,
-    RULES_FIRST, RULES_NEWEST, RULES_WITH_PLACES, Rejection,
+    PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, RULES_WITH_PAUSES, RULES_WITH_PLACES, Rejection,
 };
 pub use command::{COMMAND_VERSION, Command, GroupClosing, ProposedBatch, encode_batch};
 pub use devices::{ChainCursor, Device, Document, Grant, Nonce, NonceState, Standing};

@@ -234,8 +234,8 @@ async fn carry_out(request: AdminRequest, desk: &Desk) -> Result<AdminAnswer, St
             Ok(AdminAnswer::Done)
         }
         AdminRequest::Outputs => Ok(AdminAnswer::Outputs(desk.outputs.reports())),
-        AdminRequest::Pause { output } => desk.outputs.pause(&output, true).map(|()| AdminAnswer::Done),
-        AdminRequest::Resume { output } => desk.outputs.pause(&output, false).map(|()| AdminAnswer::Done),
+        AdminRequest::Pause { output } => desk.outputs.pause(&output, true).await.map(|()| AdminAnswer::Done),
+        AdminRequest::Resume { output } => desk.outputs.pause(&output, false).await.map(|()| AdminAnswer::Done),
         AdminRequest::Retry { output } => desk.outputs.retry(&output).map(|()| AdminAnswer::Done),
     }
 }

@@ -111,6 +111,13 @@ impl ControlService {
                 proposed.map_err(|_| "no majority answered in time")?.map_err(|e| e.to_string())?;
                 Ok(Response::Done(proto::Done {}))
             }
+            Request::Pause(pause) => {
+                let output = pause.output.parse().map_err(|_| "bad output name")?;
+                let command = Command::encode_pause(&output, pause.paused);
+                let proposed = tokio::time::timeout(PROGRESS_TIMEOUT, self.consensus.propose(command)).await;
+                proposed.map_err(|_| "no majority answered in time")?.map_err(|e| e.to_string())?;
+                Ok(Response::Done(proto::Done {}))
+            }
             Request::Attest(wanted) => {
                 // Each question costs this operator questions to an endpoint.
                 if self.consensus.status().borrow().leader != Some(from) {
@@ -240,6 +247,18 @@ pub(crate) async fn forward_progress(
     timeout: Duration,
 ) -> Result<(), ControlError> {
     match ask(client, Request::Progress(report), timeout).await? {
+        Response::Done(_) => Ok(()),
+        _ => Err(ControlError::Malformed),
+    }
+}
+
+/// Brings to the leader that an output is to be held up, or to go on.
+pub(crate) async fn forward_pause(
+    client: &mut Client,
+    pause: proto::OutputPause,
+    timeout: Duration,
+) -> Result<(), ControlError> {
+    match ask(client, Request::Pause(pause), timeout).await? {
         Response::Done(_) => Ok(()),
         _ => Err(ControlError::Malformed),
     }

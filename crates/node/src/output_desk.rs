@@ -1,17 +1,23 @@
 //! What an operator asks of the outputs that a running node feeds: how they are, hold one up, go on, try again what was
 //! refused.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use lockstep_outputs::Handle;
-use lockstep_outputs::publisher::State;
-use lockstep_types::{OutputName, TaskNumber};
+use lockstep_consensus::{Consensus, Role};
+use lockstep_ledger::{Command, PAUSED_OUTPUTS_MAX, RULES_WITH_PAUSES};
+use lockstep_network::{Channel, Handle};
+use lockstep_outputs::publisher::{Handle as Publishing, State};
+use lockstep_types::{OutputName, TaskNumber, proto};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{OutputConfig, Scope};
+use crate::control::forward_pause;
 use crate::home::Home;
+use crate::limits::{PAUSE_TIMEOUT, PROGRESS_TIMEOUT};
 use crate::tracker::Tracker;
 
 /// How an output of this node is.
@@ -44,20 +50,21 @@ pub struct OutputReport {
 pub(crate) struct OutputSwitch {
     name: OutputName,
     scope: Scope,
-    handle: Handle,
+    handle: Publishing,
     paused: watch::Sender<bool>,
-    /// Is there while the output is held up, so that a restart does not let it go on.
+    /// Is there while an output of this node's own is held up, so that a restart does not let it go on.
     marker: PathBuf,
 }
 
 impl OutputSwitch {
-    /// Whether the output was held up when the node stopped, and where that is noted.
-    pub fn was_paused(home: &Home, config: &OutputConfig) -> (watch::Sender<bool>, PathBuf) {
+    /// Whether the output was held up when the node stopped, and where that is noted for one of this node's own.
+    pub fn was_paused(home: &Home, config: &OutputConfig, tracker: &Tracker) -> (watch::Sender<bool>, PathBuf) {
         let marker = home.path().join(format!("output-{}.paused", config.name));
-        (watch::Sender::new(marker.exists()), marker)
+        let by_network = config.scope == Scope::Network && tracker.paused_outputs().borrow().contains(&config.name);
+        (watch::Sender::new(marker.exists() || by_network), marker)
     }
 
-    pub fn new(config: &OutputConfig, handle: Handle, (paused, marker): (watch::Sender<bool>, PathBuf)) -> Self {
+    pub fn new(config: &OutputConfig, handle: Publishing, (paused, marker): (watch::Sender<bool>, PathBuf)) -> Self {
         Self { name: config.name.clone(), scope: config.scope, handle, paused, marker }
     }
 
@@ -87,15 +94,34 @@ impl OutputSwitch {
         }
     }
 
-    fn set_paused(&self, paused: bool) -> Result<(), String> {
+    /// Notes in the home whether it is held up at this node.
+    fn mark(&self, paused: bool) -> Result<(), String> {
         let failed = |e: std::io::Error| format!("{}: {e}", self.marker.display());
         match (paused, self.marker.exists()) {
-            (true, false) => std::fs::write(&self.marker, "").map_err(failed)?,
-            (false, true) => std::fs::remove_file(&self.marker).map_err(failed)?,
-            _ => {}
+            (true, false) => std::fs::write(&self.marker, "").map_err(failed),
+            (false, true) => std::fs::remove_file(&self.marker).map_err(failed),
+            _ => Ok(()),
         }
-        self.paused.send_replace(paused);
-        Ok(())
+    }
+
+    /// Holds it up where the home or the network says so. Before there were pauses in the log the home said so of
+    /// outputs of the network, too.
+    fn follow(&self, by_network: &BTreeSet<OutputName>) {
+        let paused = self.marker.exists() || (self.scope == Scope::Network && by_network.contains(&self.name));
+        self.paused.send_if_modified(|known| std::mem::replace(known, paused) != paused);
+    }
+}
+
+/// Has outputs of the network held up for as long as the log says so, until `stop`.
+pub(crate) async fn follow_pauses(switches: Vec<OutputSwitch>, tracker: Arc<Tracker>, stop: CancellationToken) {
+    let mut paused = tracker.paused_outputs();
+    loop {
+        let by_network = paused.borrow_and_update().clone();
+        switches.iter().for_each(|switch| switch.follow(&by_network));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = paused.changed() => if changed.is_err() { return },
+        }
     }
 }
 
@@ -103,6 +129,8 @@ impl OutputSwitch {
 pub(crate) struct OutputDesk {
     pub switches: Vec<OutputSwitch>,
     pub tracker: Arc<Tracker>,
+    pub consensus: Consensus,
+    pub network: Handle,
 }
 
 impl OutputDesk {
@@ -116,8 +144,59 @@ impl OutputDesk {
         found.ok_or_else(|| format!("this node feeds no output {name}: see config.toml"))
     }
 
-    pub fn pause(&self, name: &OutputName, paused: bool) -> Result<(), String> {
-        self.find(name)?.set_paused(paused)
+    /// Holds an output up, or lets it go on: one of this node's own here, one of the network everywhere.
+    pub async fn pause(&self, name: &OutputName, paused: bool) -> Result<(), String> {
+        let output = self.find(name)?;
+        match output.scope {
+            Scope::Node => output.mark(paused)?,
+            Scope::Network => {
+                // A mark of before.
+                output.mark(false)?;
+                self.pause_everywhere(name, paused).await?;
+            }
+        }
+        output.follow(&self.tracker.paused_outputs().borrow());
+        Ok(())
+    }
+
+    async fn pause_everywhere(&self, name: &OutputName, paused: bool) -> Result<(), String> {
+        let rules = self.tracker.rules_version();
+        if rules < RULES_WITH_PAUSES {
+            return Err(format!(
+                "an output of the network can be held up from rules {RULES_WITH_PAUSES} on, the network has {rules}: \
+                 they hold once every voter runs a program that knows them (`lockstep status`)"
+            ));
+        }
+        let mut log = self.tracker.paused_outputs();
+        if log.borrow().contains(name) == paused {
+            return Ok(());
+        }
+        self.propose_pause(name, paused).await?;
+        // What was committed is applied here a moment later.
+        let applied = log.wait_for(|log| log.contains(name) == paused);
+        let applied = tokio::time::timeout(PAUSE_TIMEOUT, applied).await.map(|applied| applied.is_ok());
+        match applied {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("the node is ending".into()),
+            Err(_) if paused && log.borrow().len() >= PAUSED_OUTPUTS_MAX => {
+                Err(format!("{PAUSED_OUTPUTS_MAX} outputs are held up already: let one go on first"))
+            }
+            Err(_) => Err("it is not known whether it was done: look at `lockstep outputs status`".into()),
+        }
+    }
+
+    async fn propose_pause(&self, name: &OutputName, paused: bool) -> Result<(), String> {
+        let status = self.consensus.status().borrow().clone();
+        let failed = |error: &dyn std::fmt::Display| format!("{error}: try again");
+        if status.role == Role::Leader {
+            let proposed = self.consensus.propose(Command::encode_pause(name, paused));
+            let proposed = tokio::time::timeout(PROGRESS_TIMEOUT, proposed).await;
+            return proposed.map_err(|_| "no majority answered in time: try again")?.map_err(|e| failed(&e));
+        }
+        let leader = status.leader.ok_or("no leader is known: try again when there is one (`lockstep status`)")?;
+        let mut client = self.network.client(leader, Channel::Control);
+        let pause = proto::OutputPause { output: name.as_str().to_owned(), paused };
+        forward_pause(&mut client, pause, PROGRESS_TIMEOUT).await.map_err(|e| failed(&e))
     }
 
     /// Has what was refused tried again.

@@ -1,7 +1,7 @@
 //! Follows what is applied on this node: answers those who wait, tells readers and publishers how far it is, and
 //! keeps the age of open groups.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,7 @@ pub(crate) struct Tracker {
     head: watch::Sender<Option<Head>>,
     newest_task: watch::Sender<Option<TaskNumber>>,
     progress: watch::Sender<BTreeMap<OutputName, TaskNumber>>,
+    paused_outputs: watch::Sender<BTreeSet<OutputName>>,
     groups: Mutex<HashMap<GroupKey, OpenSince>>,
 }
 
@@ -80,6 +81,7 @@ impl Tracker {
             head: watch::channel(None).0,
             newest_task: watch::channel(None).0,
             progress: watch::channel(BTreeMap::new()).0,
+            paused_outputs: watch::Sender::default(),
             groups: Mutex::new(HashMap::new()),
         }
     }
@@ -161,6 +163,11 @@ impl Tracker {
         self.progress.subscribe()
     }
 
+    /// Outputs of the network that are held up.
+    pub fn paused_outputs(&self) -> watch::Receiver<BTreeSet<OutputName>> {
+        self.paused_outputs.subscribe()
+    }
+
     /// The oldest message that is not in a task yet.
     pub fn oldest_open_message(&self) -> Option<Sequence> {
         self.groups.lock().values().map(|open| open.first_sequence).min()
@@ -217,6 +224,7 @@ impl Tracker {
 impl Tracker {
     /// Tells everyone where the ledger stands. Readers first: whoever hears of a position can read it here at once.
     fn tell(&self, ledger: &Ledger) {
+        self.tell_paused(ledger);
         self.members.send_if_modified(|members| {
             let changed = **members != *ledger.members();
             if changed {
@@ -246,6 +254,16 @@ impl Tracker {
             let changed = progress != ledger.progress();
             if changed {
                 progress.clone_from(ledger.progress());
+            }
+            changed
+        });
+    }
+
+    fn tell_paused(&self, ledger: &Ledger) {
+        self.paused_outputs.send_if_modified(|paused| {
+            let changed = paused != ledger.paused_outputs();
+            if changed {
+                paused.clone_from(ledger.paused_outputs());
             }
             changed
         });

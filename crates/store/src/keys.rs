@@ -72,6 +72,8 @@ pub const PROGRESS: u8 = b'u';
 pub const GAP: u8 = b'w';
 /// Prefix of where outputs have tasks, in [`crate::Table::Index`].
 pub const PLACE: u8 = b'f';
+/// Prefix of outputs that are held up, in [`crate::Table::Index`].
+pub const PAUSE: u8 = b'j';
 /// Prefix of projects, in [`crate::Table::Index`].
 pub const PROJECT: u8 = b'p';
 /// Prefix of devices, in [`crate::Table::Index`].
@@ -189,6 +191,11 @@ pub fn group(encoded_key: &[u8]) -> Vec<u8> {
 /// Progress of an output, in [`crate::Table::Index`].
 pub fn progress(output: &OutputName) -> Vec<u8> {
     named(PROGRESS, output.as_str().as_bytes())
+}
+
+/// That an output is held up, in [`crate::Table::Index`].
+pub fn pause(output: &OutputName) -> Vec<u8> {
+    named(PAUSE, output.as_str().as_bytes())
 }
 
 #[cfg(test)]

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use lockstep_testkit::cluster::Cluster;
 use lockstep_testkit::history::History;
+use lockstep_testkit::http::get;
 use lockstep_testkit::wait::eventually;
 
 use crate::SOON;
@@ -16,6 +18,15 @@ pub async fn more_messages(history: &History, count: usize) {
     eventually("messages are acknowledged", SOON, async || match history.acknowledged() {
         have if have >= wanted => Ok(()),
         have => Err(format!("{have} of {wanted}; failures: {:?}", history.failures().last())),
+    })
+    .await;
+}
+
+/// Waits until the network has these rules of `apply`: a new one gets there within seconds, one version after another.
+pub async fn rules_hold(cluster: &Cluster, wanted: u64) {
+    eventually("the rules hold", SOON, async || {
+        let rules = get(cluster.node(0).address(), "/api/status").await.json()["rules_version"].as_u64();
+        if rules >= Some(wanted) { Ok(()) } else { Err(format!("{rules:?}")) }
     })
     .await;
 }

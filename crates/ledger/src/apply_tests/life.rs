@@ -252,6 +252,37 @@ fn where_outputs_have_tasks_is_kept_and_a_table_is_one_place() {
 }
 
 #[test]
+fn an_output_is_held_up_until_it_is_let_go_on_whoever_leads() {
+    let mut node = Node::new(params(1));
+    let (db, other): (OutputName, OutputName) = ("db".parse().unwrap(), "other".parse().unwrap());
+    let pause = |output: &OutputName, paused| Command::OutputPause { output: output.clone(), paused };
+    let held = |node: &Node| node.ledger.paused_outputs().iter().cloned().collect::<Vec<_>>();
+    // Rules that do not know of it.
+    node.run(Command::Rules(5));
+    assert!(node.run(pause(&db, true)).writes.is_empty());
+    node.run(Command::Rules(6));
+    let effects = node.ledger.head.effects;
+    for (output, paused, expected) in [
+        (&db, true, vec![db.clone()]),
+        (&db, true, vec![db.clone()]),
+        (&other, false, vec![db.clone()]),
+        (&other, true, vec![db.clone(), other.clone()]),
+        (&db, false, vec![other.clone()]),
+    ] {
+        node.run(pause(output, paused));
+        assert_eq!(held(&node), expected);
+        node.restart();
+        assert_eq!(held(&node), expected);
+    }
+    assert_eq!(node.ledger.head.effects, effects, "it says nothing about the order");
+    // No more than there is room for.
+    for n in 0..2 * PAUSED_OUTPUTS_MAX {
+        node.run(pause(&format!("o{n}").parse().unwrap(), true));
+    }
+    assert_eq!(held(&node).len(), PAUSED_OUTPUTS_MAX);
+}
+
+#[test]
 fn rules_are_activated_by_the_log_and_never_go_back() {
     let mut node = Node::new(params(1));
     node.batch(1, &[message("a"), message("b")]);

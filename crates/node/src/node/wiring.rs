@@ -22,7 +22,7 @@ use crate::error::NodeError;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::gaps::{GapWatch, Seen};
 use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
-use crate::output_desk::{OutputDesk, OutputSwitch};
+use crate::output_desk::{OutputDesk, OutputSwitch, follow_pauses};
 use crate::peers;
 use crate::progress::{CursorFile, LogSink, NoSink};
 use crate::proofs::History;
@@ -155,7 +155,7 @@ impl Parts {
         let mut running = Vec::new();
         for config in &self.opened.config.outputs {
             let output = publish::open(config, &self.home, owner)?;
-            let (paused, marker) = OutputSwitch::was_paused(&self.home, config);
+            let (paused, marker) = OutputSwitch::was_paused(&self.home, config, &self.tracker);
             let sink: Arc<dyn ProgressSink> = match config.scope {
                 Scope::Network => {
                     let (consensus, network) = (self.consensus.clone(), self.network.clone());
@@ -195,6 +195,9 @@ impl Parts {
             running.push(RunningOutput { name, projects, handle, missing, bell, switch });
         }
         supervisor.spawn("turns", turns.run(supervisor.token()));
+        let switches = running.iter().map(|output: &RunningOutput| output.switch.clone()).collect();
+        let pauses = follow_pauses(switches, self.tracker.clone(), supervisor.token());
+        supervisor.spawn("pauses", pauses);
         Ok(running)
     }
 
@@ -241,6 +244,8 @@ impl Parts {
             outputs: OutputDesk {
                 switches: outputs.iter().map(|output| output.switch.clone()).collect(),
                 tracker: self.tracker.clone(),
+                consensus: self.consensus.clone(),
+                network: self.network.clone(),
             },
             backups: Backups::new(self.state.clone(), opened.store.clone(), genesis, epochs.clone()),
             adopter: Adopter {
