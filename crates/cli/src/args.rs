@@ -345,6 +345,7 @@ pub enum OutputsCommand {
     /// Go on publishing to an output.
     Resume(OfOutput),
     /// Print what an operator of W3bstream has to set to read an output in PostgreSQL.
+    #[cfg(feature = "postgres")]
     W3bstream {
         /// Which.
         #[command(flatten)]
@@ -354,6 +355,7 @@ pub enum OutputsCommand {
         role: String,
     },
     /// Make a role that may read an output in PostgreSQL.
+    #[cfg(feature = "postgres")]
     Reader(crate::output_reader::OutputReader),
 }
 

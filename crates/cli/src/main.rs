@@ -9,7 +9,10 @@ mod keys;
 mod members;
 mod output_add;
 mod output_audit;
+#[cfg(feature = "postgres")]
 mod output_reader;
+#[cfg(feature = "postgres")]
+mod output_w3bstream;
 mod output_watch;
 mod outputs;
 mod recover;

@@ -7,14 +7,14 @@ use anyhow::{Context as _, bail};
 use lockstep_node::Home;
 use lockstep_node::admin::{AdminAnswer, AdminRequest, administer};
 use lockstep_node::backup::BackupLocation;
-use lockstep_node::config::Layout;
-use lockstep_node::grants::{ReaderSettings, reader_settings};
 use lockstep_node::refill::RefillProgress;
 use lockstep_types::OutputName;
 
 use crate::args::{OfOutput, OutputsCommand};
 use crate::shown::Shown;
-use crate::{output_add, output_audit, output_reader, output_watch};
+use crate::{output_add, output_audit, output_watch};
+#[cfg(feature = "postgres")]
+use crate::{output_reader, output_w3bstream};
 
 /// How often a running refill is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -38,7 +38,9 @@ pub async fn run(command: OutputsCommand) -> anyhow::Result<()> {
         OutputsCommand::Resume(OfOutput { home, name: output }) => {
             done(home, AdminRequest::Resume { output }, "it goes on").await
         }
-        OutputsCommand::W3bstream { of, role } => w3bstream(&Home::at(of.home), &of.name, &role),
+        #[cfg(feature = "postgres")]
+        OutputsCommand::W3bstream { of, role } => output_w3bstream::run(&Home::at(of.home), &of.name, &role),
+        #[cfg(feature = "postgres")]
         OutputsCommand::Reader(options) => output_reader::run(options).await,
     }
 }
@@ -75,29 +77,6 @@ async fn status(home: PathBuf, only: Option<OutputName>) -> anyhow::Result<()> {
         let more = output.refused_count.saturating_sub(output.refused.len() as u64);
         if more > 0 {
             println!("  and {more} more");
-        }
-    }
-    Ok(())
-}
-
-/// What the programs of W3bstream's generations read from their environment.
-fn w3bstream(home: &Home, name: &OutputName, role: &str) -> anyhow::Result<()> {
-    let wanted = reader_settings(home, name)?;
-    let ReaderSettings { layout, host, port, database, public_key, first_task } = wanted;
-    let dsn = format!("postgres://{role}:PASSWORD@{host}:{port}/{database}?sslmode=disable");
-    println!("# tasks are signed with this key: datasourcePublicKey of the project file");
-    println!("# datasourcePublicKey: {public_key}");
-    println!("# PASSWORD is that of the role; `lockstep outputs reader {name} --role {role}` makes it");
-    match layout {
-        Layout::Sprout => {
-            println!("# coordinator; its cursor goes on at the number of the next task, {first_task} in a new store");
-            println!("DEFAULT_DATASOURCE_URI={dsn}");
-            println!("# coordinator and prover");
-            println!("DEFAULT_DATASOURCE_PUBLIC_KEY={public_key}");
-        }
-        Layout::Apinode => {
-            println!("# prover; it is told of tasks where `[w3bstream]` in config.toml names this output");
-            println!("DATASOURCE_DSN={dsn}");
         }
     }
     Ok(())

@@ -10,7 +10,7 @@ use lockstep_types::{OutputName, ProjectId, TaskNumber};
 use crate::config::{Config, OutputConfig, Scope};
 use crate::error::NodeError;
 use crate::home::Home;
-use crate::publish;
+use crate::open_store;
 
 /// An output as an operator describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -129,7 +129,7 @@ async fn look(home: &Home, config: &OutputConfig) -> Result<Option<TaskNumber>, 
     })?;
     let (network, epoch) = (genesis.id()?, home.epochs(&genesis)?.current());
     let owner = Owner { network, epoch, first_task_number: genesis.params.first_task_number };
-    let output = publish::open(config, home, owner)?;
+    let output = open_store::open(config, home.path(), owner)?;
     output.last().await.map_err(|error| match error {
         OutputError::Retryable(reason) => {
             without(format!("its store cannot be reached: {reason} (--no-check adds it all the same)"))

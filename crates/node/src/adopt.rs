@@ -5,7 +5,7 @@ use lockstep_types::{Epochs, OutputName};
 
 use crate::config::OutputConfig;
 use crate::home::Home;
-use crate::publish;
+use crate::open_store;
 
 /// See the module's documentation.
 pub(crate) struct Adopter {
@@ -20,7 +20,7 @@ impl Adopter {
     pub async fn adopt(&self, name: &OutputName, accept_ahead: bool) -> Result<String, String> {
         let config = self.outputs.iter().find(|config| config.name == *name);
         let config = config.ok_or_else(|| format!("config.toml names no output {name}"))?;
-        let output = publish::open(config, &self.home, self.owner).map_err(|e| e.to_string())?;
+        let output = open_store::open(config, self.home.path(), self.owner).map_err(|e| e.to_string())?;
         let first_tasks = self.epochs.records().iter().map(|record| (record.epoch, record.next_task_number));
         let adoption = Adoption { first_tasks: first_tasks.collect(), accept_ahead };
         let adopted = output.adopt(&adoption).await.map_err(|error| match error {

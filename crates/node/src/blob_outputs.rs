@@ -1,19 +1,14 @@
-//! Outputs that are stores of blobs: how they stand in config.toml, and how they are opened.
+//! Outputs that are stores of blobs, as they stand in config.toml.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
-use lockstep_outputs::object::CREDENTIALS_BYTES_MAX;
-use lockstep_outputs::{
-    AltDaMode, AltDaOptions, AltDaOutput, CelestiaOptions, CelestiaOutput, NatsOptions, NatsOptionsError, NatsOutput,
-    ObjectOptions, ObjectOutput, Output, Owner,
-};
 use serde::{Deserialize, Serialize};
 
-use crate::error::NodeError;
-
-/// Millionths of utia in one.
-const MICRO: f64 = 1_000_000.0;
+/// Where NATS outputs put tasks if config.toml does not say it.
+const NATS_STREAM: &str = "LOCKSTEP";
+const NATS_SUBJECT: &str = "lockstep";
+/// Copies of each message there.
+const NATS_REPLICAS: usize = 3;
 
 /// Where a store of blobs is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,6 +91,16 @@ pub(crate) enum BlobKindName {
 }
 
 impl BlobKind {
+    /// Its name, which is that of its feature.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Object { .. } => "object",
+            Self::AltDa { .. } => "altda",
+            Self::Celestia { .. } => "celestia",
+            Self::Nats { .. } => "nats",
+        }
+    }
+
     /// From the settings of one output.
     ///
     /// # Errors
@@ -127,15 +132,14 @@ impl BlobKind {
                 (kind, takes)
             }
             BlobKindName::Nats => {
-                let usual = NatsOptions::new("");
                 let (stream, subject) = (rest.stream.take(), rest.subject.take());
                 let (replicas, credentials_file) = (rest.replicas.take(), rest.credentials_file.take());
                 let ca_file = rest.ca_file.take();
                 let kind = rest.url_file.take().map(|url_file| Self::Nats {
                     url_file,
-                    stream: stream.unwrap_or(usual.stream),
-                    subject: subject.unwrap_or(usual.subject),
-                    replicas: replicas.unwrap_or(usual.replicas),
+                    stream: stream.unwrap_or_else(|| NATS_STREAM.to_owned()),
+                    subject: subject.unwrap_or_else(|| NATS_SUBJECT.to_owned()),
+                    replicas: replicas.unwrap_or(NATS_REPLICAS),
                     credentials_file,
                     ca_file,
                 });
@@ -169,73 +173,10 @@ impl BlobKind {
             }
         }
     }
-
-    /// Opens the store. Nothing is connected yet. `home` is what paths are relative to.
-    ///
-    /// # Errors
-    /// Which setting or file is wrong. Never repeats a secret.
-    pub(crate) fn open(&self, home: &Path, owner: Owner) -> Result<Arc<dyn Output>, NodeError> {
-        let read = |file: &PathBuf| {
-            let path = home.join(file);
-            let wrong = |reason: String| NodeError::Config(format!("{}: {reason}", path.display()));
-            let size = std::fs::metadata(&path).map_err(|e| wrong(e.to_string()))?.len();
-            if size > CREDENTIALS_BYTES_MAX as u64 {
-                return Err(wrong(format!("it has {size} bytes, at most {CREDENTIALS_BYTES_MAX} are read")));
-            }
-            let text = std::fs::read_to_string(&path).map_err(|e| wrong(e.to_string()))?;
-            Ok(text.trim().to_owned())
-        };
-        let of = |file: &Path, e: &dyn std::fmt::Display| NodeError::Config(format!("{}: {e}", file.display()));
-        let said = |e: &dyn std::fmt::Display| NodeError::Config(e.to_string());
-        match self {
-            Self::Object { url, credentials_file } => {
-                let credentials = credentials_file.as_ref().map(read).transpose()?.unwrap_or_default();
-                let options = ObjectOptions { base: home.to_owned(), ..ObjectOptions::new(url, credentials) };
-                Ok(Arc::new(ObjectOutput::new(&options, owner).map_err(|e| said(&e))?))
-            }
-            Self::AltDa { url_file, mode } => {
-                let endpoint = read(url_file)?.parse().map_err(|e| of(url_file, &e))?;
-                let mode = match mode {
-                    Mode::Keccak => AltDaMode::Keccak,
-                    Mode::Generic => AltDaMode::Generic,
-                };
-                let options = AltDaOptions::new(endpoint, mode);
-                Ok(Arc::new(AltDaOutput::new(options, owner).map_err(|e| said(&e))?))
-            }
-            Self::Celestia { url_file, token_file, namespace, gas_price_microutia } => {
-                let endpoint = read(url_file)?.parse().map_err(|e| of(url_file, &e))?;
-                let namespace = namespace.parse().map_err(|e| said(&e))?;
-                let options = CelestiaOptions {
-                    token: token_file.as_ref().map(read).transpose()?,
-                    gas_price: gas_price_microutia.map(|price| price as f64 / MICRO),
-                    ..CelestiaOptions::new(endpoint, namespace)
-                };
-                Ok(Arc::new(CelestiaOutput::new(options, owner).map_err(|e| said(&e))?))
-            }
-            Self::Nats { url_file, stream, subject, replicas, credentials_file, ca_file } => {
-                let options = NatsOptions {
-                    stream: stream.clone(),
-                    subject: subject.clone(),
-                    replicas: *replicas,
-                    credentials: credentials_file.as_ref().map(read).transpose()?,
-                    ca_file: ca_file.as_ref().map(|file| home.join(file)),
-                    ..NatsOptions::new(read(url_file)?)
-                };
-                let wrong = match NatsOutput::new(&options, owner) {
-                    Ok(output) => return Ok(Arc::new(output)),
-                    Err(e @ NatsOptionsError::Url) => of(url_file, &e),
-                    Err(e) => said(&e),
-                };
-                Err(wrong)
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use lockstep_types::{Epoch, NetworkId, TaskNumber};
-
     use super::*;
 
     fn settings() -> BlobSettings {
@@ -278,34 +219,5 @@ mod tests {
         {
             assert_eq!(BlobKind::read(name, settings.clone()).unwrap().settings(), (name, settings));
         }
-    }
-
-    #[test]
-    fn files_are_read_and_mistakes_in_them_named_without_what_is_in_them() {
-        let home = tempfile::tempdir().unwrap();
-        let owner = Owner { network: NetworkId([1; 32]), epoch: Epoch(0), first_task_number: TaskNumber(1) };
-        let kind = BlobKind::AltDa { url_file: "da.url".into(), mode: Mode::Keccak };
-        let error = |kind: &BlobKind| kind.open(home.path(), owner).err().unwrap().to_string();
-        assert!(error(&kind).contains("da.url"));
-        std::fs::write(home.path().join("da.url"), "topsecret-and-no-url").unwrap();
-        assert!(error(&kind).contains("da.url") && !error(&kind).contains("topsecret"));
-        std::fs::write(home.path().join("da.url"), "http://127.0.0.1:3100/\n").unwrap();
-        assert!(kind.open(home.path(), owner).is_ok());
-        let nats = |credentials_file: Option<&str>| BlobKind::Nats {
-            url_file: "nats.url".into(),
-            stream: "LOCKSTEP".into(),
-            subject: "lockstep".into(),
-            replicas: 3,
-            credentials_file: credentials_file.map(Into::into),
-            ca_file: None,
-        };
-        std::fs::write(home.path().join("nats.url"), "nats://user:topsecret@\n").unwrap();
-        assert!(error(&nats(None)).contains("nats.url") && !error(&nats(None)).contains("topsecret"));
-        std::fs::write(home.path().join("nats.url"), "nats://user:topsecret@a:4222\nnats://b:4222\n").unwrap();
-        std::fs::write(home.path().join("nats.creds"), "topsecret").unwrap();
-        let wrong = error(&nats(Some("nats.creds")));
-        assert!(wrong.contains("credentials") && !wrong.contains("topsecret"), "{wrong}");
-        assert!(BlobKind::Object { url: "file:blobs".into(), credentials_file: None }.open(home.path(), owner).is_ok());
-        assert!(home.path().join("blobs").is_dir());
     }
 }

@@ -10,7 +10,7 @@ use lockstep_types::{OutputName, TaskNumber};
 use crate::config::OutputKind;
 use crate::error::NodeError;
 use crate::home::Home;
-use crate::publish::read_dsn;
+use crate::open_store::read_small;
 
 /// Makes a role for a reader of one of the outputs in a node's config.toml: see [`lockstep_outputs::set_up_reader`]. The
 /// node need not run, but must have made its tables. `dsn_file`: another user's way to the same database, where the
@@ -41,7 +41,7 @@ fn options_of(home: &Home, name: &OutputName, dsn_file: Option<&Path>) -> Result
     };
     let dsn = match dsn_file {
         Some(file) => std::fs::read_to_string(file).map_err(|e| wrong(format!("{}: {e}", file.display())))?,
-        None => read_dsn(output, home, own)?,
+        None => read_small(home.path(), own)?,
     };
     Ok(PostgresOptions { layout: *layout, ..PostgresOptions::in_schema(dsn.trim(), schema) })
 }

@@ -33,6 +33,7 @@ mod feed;
 mod forward;
 mod gaps;
 pub mod gateways;
+#[cfg(feature = "postgres")]
 pub mod grants;
 pub mod home;
 mod inbound;
@@ -42,6 +43,7 @@ mod limits;
 mod mempool;
 mod metrics;
 mod node;
+mod open_store;
 mod operator;
 mod origin;
 pub mod output_desk;

@@ -1,24 +1,17 @@
-//! Joins the outputs to the node: where final tasks come from, where progress goes, and which stores there are.
+//! Joins the outputs to the node: where final tasks come from, and what runs.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use lockstep_consensus::{ReadError, StateStore};
 use lockstep_ledger::Head;
-use lockstep_outputs::{
-    FinalMessage, Handle, Output, Owner, PostgresOptions, PostgresOutput, SourceError, SqliteOptions, SqliteOutput,
-    TaskSource, UnsignedTask,
-};
+use lockstep_outputs::{FinalMessage, Handle, SourceError, TaskSource, UnsignedTask};
 use lockstep_types::{Batch, Height, OrderedMessage, OutputName, ProjectId, Sequence, TaskNumber};
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 
-use crate::config::{OutputConfig, OutputKind};
-use crate::error::NodeError;
 use crate::gaps::Seen;
-use crate::home::Home;
 use crate::limits::READ_BYTES_MAX;
 use crate::origin::PartReader;
 use crate::output_desk::OutputSwitch;
@@ -36,34 +29,6 @@ pub(crate) struct RunningOutput {
     pub bell: Arc<Notify>,
     /// The operator's hand on it.
     pub switch: OutputSwitch,
-}
-
-/// Opens the store that a configuration names. Nothing is connected yet.
-pub(crate) fn open(config: &OutputConfig, home: &Home, owner: Owner) -> Result<Arc<dyn Output>, NodeError> {
-    match &config.kind {
-        OutputKind::Sqlite { path, layout } => {
-            let options = SqliteOptions { layout: *layout, ..SqliteOptions::new(home.path().join(path)) };
-            Ok(Arc::new(SqliteOutput::new(options, owner)))
-        }
-        OutputKind::Postgres { dsn_file, schema, layout } => {
-            let dsn = read_dsn(config, home, dsn_file)?;
-            let options = PostgresOptions { layout: *layout, ..PostgresOptions::in_schema(dsn.trim(), schema) };
-            let output = PostgresOutput::new(options, owner)
-                .map_err(|e| NodeError::Config(format!("output {}: {e}", config.name)))?;
-            Ok(Arc::new(output))
-        }
-        OutputKind::Blobs(kind) => kind.open(home.path(), owner).map_err(|e| match e {
-            NodeError::Config(reason) => NodeError::Config(format!("output {}: {reason}", config.name)),
-            e => e,
-        }),
-    }
-}
-
-/// Reads a file with a connection string.
-pub(crate) fn read_dsn(config: &OutputConfig, home: &Home, file: &Path) -> Result<String, NodeError> {
-    let path = home.path().join(file);
-    std::fs::read_to_string(&path)
-        .map_err(|e| NodeError::Config(format!("output {}: {}: {e}", config.name, path.display())))
 }
 
 /// Final tasks out of the node's state.

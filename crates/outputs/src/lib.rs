@@ -6,6 +6,19 @@
 //! ([`Output::last`]), so that a new leader, a restart or a restored store goes on at the right place. What is [`stored`] can be
 //! read again, for audits.
 
+// What stores share is not all used where some are left out.
+#![cfg_attr(
+    not(all(
+        feature = "sqlite",
+        feature = "postgres",
+        feature = "object",
+        feature = "altda",
+        feature = "celestia",
+        feature = "nats"
+    )),
+    allow(dead_code, unused_imports)
+)]
+
 #[cfg(feature = "altda")]
 pub mod altda;
 pub mod aside;
@@ -22,9 +35,11 @@ pub mod nats;
 pub mod object;
 pub mod origin;
 pub mod output;
+#[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod publisher;
 pub mod source;
+#[cfg(feature = "sqlite")]
 pub mod sqlite;
 pub mod stored;
 mod tables;
@@ -41,10 +56,12 @@ pub use nats::{NatsOptions, NatsOptionsError, NatsOutput};
 pub use object::{ObjectOptions, ObjectOptionsError, ObjectOutput};
 pub use origin::{Origin, Part, check_origins};
 pub use output::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError, Owner, Place, Receipt, Stage};
+#[cfg(feature = "postgres")]
 pub use postgres::{
     PostgresOptions, PostgresOptionsError, PostgresOutput, ReaderAccess, ReaderError, ReaderPassword, set_up_reader,
 };
 pub use publisher::{Handle, Options, Publisher, State, Status};
 pub use source::{ProgressSink, SourceError, TaskSigner, TaskSource, UnsignedTask};
+#[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteOptions, SqliteOutput};
 pub use stored::{Damaged, Page, StrayMark, Strays};

@@ -28,8 +28,8 @@ use self::walk::{Walk, WalkParts};
 use crate::config::OutputConfig;
 use crate::error::NodeError;
 use crate::home::Home;
+use crate::open_store;
 use crate::priority::{BACKUP, give_way};
-use crate::publish;
 use crate::store_calls::StoreCalls;
 
 /// How far an audit is, and what it found.
@@ -210,7 +210,7 @@ impl Inner {
     ) -> Result<(), AuditError> {
         let parts = &self.parts;
         // A connection of its own, so that publishing goes on beside it.
-        let output: Arc<dyn Output> = publish::open(config, &parts.home, parts.owner)?;
+        let output: Arc<dyn Output> = open_store::open(config, parts.home.path(), parts.owner)?;
         let walk = Walk::new(WalkParts {
             config,
             output: &*output,

@@ -57,6 +57,18 @@ pub enum OutputKind {
     Blobs(BlobKind),
 }
 
+impl OutputKind {
+    /// Its name, which is that of its feature.
+    #[allow(dead_code, reason = "unused in a program with all features")]
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Sqlite { .. } => "sqlite",
+            Self::Postgres { .. } => "postgres",
+            Self::Blobs(kind) => kind.name(),
+        }
+    }
+}
+
 /// An `[[output]]` table as it stands in the file: flat, so that a setting that does not fit its kind is named.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

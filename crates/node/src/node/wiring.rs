@@ -22,12 +22,13 @@ use crate::error::NodeError;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::gaps::{GapWatch, Seen};
 use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
+use crate::open_store;
 use crate::output_desk::{OutputDesk, OutputSwitch, follow_pauses};
 use crate::peers;
 use crate::progress::{CursorFile, LogSink, NoSink};
 use crate::proofs::History;
 use crate::proposer::Proposer;
-use crate::publish::{self, RunningOutput, StateSource};
+use crate::publish::{RunningOutput, StateSource};
 use crate::reader::Reader;
 use crate::refill::{RefillParts, Refills};
 use crate::registry::Orders;
@@ -154,7 +155,7 @@ impl Parts {
         let always = watch::channel(true).1;
         let mut running = Vec::new();
         for config in &self.opened.config.outputs {
-            let output = publish::open(config, &self.home, owner)?;
+            let output = open_store::open(config, self.home.path(), owner)?;
             let (paused, marker) = OutputSwitch::was_paused(&self.home, config, &self.tracker);
             let sink: Arc<dyn ProgressSink> = match config.scope {
                 Scope::Network => {
@@ -184,7 +185,7 @@ impl Parts {
             let watch = GapWatch {
                 name: name.clone(),
                 // A connection of its own, so that a look at many numbers does not hold up publishing.
-                output: publish::open(config, &self.home, owner)?,
+                output: open_store::open(config, self.home.path(), owner)?,
                 head: self.tracker.head(),
                 bell: bell.clone(),
                 seen,

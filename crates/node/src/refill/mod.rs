@@ -33,9 +33,9 @@ use crate::config::OutputConfig;
 use crate::error::NodeError;
 use crate::gaps::{self, Range};
 use crate::home::Home;
+use crate::open_store;
 use crate::priority::{BACKUP, give_way};
 use crate::proofs::History;
-use crate::publish;
 use crate::store_calls::StoreCalls;
 
 /// How far a refill is.
@@ -211,7 +211,7 @@ impl Inner {
     fn refill(&self, config: &OutputConfig, from: &BackupLocation, runtime: &Handle) -> Result<(), String> {
         let parts = &self.parts;
         let said = |error: &dyn std::fmt::Display| error.to_string();
-        let output = publish::open(config, &parts.home, parts.owner).map_err(|e| said(&e))?;
+        let output = open_store::open(config, parts.home.path(), parts.owner).map_err(|e| said(&e))?;
         let calls = StoreCalls { runtime: runtime.clone(), stop: parts.stop.clone() };
         let filled = Filled { output, projects: config.projects.as_ref(), calls };
         let first = parts.owner.first_task_number;
