@@ -7,7 +7,7 @@ CARGO := scripts/cargo.sh
 SELECTION := --release --workspace --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test rounds build lint fmt bench clean
+.PHONY: help deps demo test rounds build lint features fmt bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -33,6 +33,14 @@ build: ## Build everything, tests and benchmarks too
 lint: ## Check format and lints
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy $(SELECTION) --all-targets -- -D warnings
+
+STORES := none sqlite postgres object altda celestia nats
+
+features: ## Check that the program compiles with each store of tasks alone
+	@for store in $(STORES); do \
+	  echo "features: $$store"; \
+	  $(CARGO) check --locked -p lockstep-cli --no-default-features --features "$${store#none}" || exit 1; \
+	done
 
 fmt: ## Format the code
 	@$(CARGO) fmt --all

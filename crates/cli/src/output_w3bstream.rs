@@ -8,8 +8,9 @@ use lockstep_types::OutputName;
 /// What the programs of W3bstream's generations read from their environment.
 pub fn run(home: &Home, name: &OutputName, role: &str) -> anyhow::Result<()> {
     let wanted = reader_settings(home, name)?;
-    let ReaderSettings { layout, host, port, database, public_key, first_task } = wanted;
-    let dsn = format!("postgres://{role}:PASSWORD@{host}:{port}/{database}?sslmode=disable");
+    let ReaderSettings { layout, host, port, database, tls, public_key, first_task } = wanted;
+    let mode = if tls { "verify-full" } else { "disable" };
+    let dsn = format!("postgres://{role}:PASSWORD@{host}:{port}/{database}?sslmode={mode}");
     println!("# tasks are signed with this key: datasourcePublicKey of the project file");
     println!("# datasourcePublicKey: {public_key}");
     println!("# PASSWORD is that of the role; `lockstep outputs reader {name} --role {role}` makes it");

@@ -351,6 +351,7 @@ mod tests {
                         dsn_file: "postgres.dsn".into(),
                         schema: "public".into(),
                         layout: Layout::Sprout,
+                        ca_file: Some("postgres-ca.pem".into()),
                     },
                 },
                 OutputConfig {

@@ -10,7 +10,7 @@ use lockstep_types::{OutputName, TaskNumber};
 use crate::config::OutputKind;
 use crate::error::NodeError;
 use crate::home::Home;
-use crate::open_store::read_small;
+use crate::open_store::postgres_options;
 
 /// Makes a role for a reader of one of the outputs in a node's config.toml: see [`lockstep_outputs::set_up_reader`]. The
 /// node need not run, but must have made its tables. `dsn_file`: another user's way to the same database, where the
@@ -36,14 +36,16 @@ fn options_of(home: &Home, name: &OutputName, dsn_file: Option<&Path>) -> Result
     let config = home.config()?;
     let output = config.outputs.iter().find(|output| output.name == *name);
     let output = output.ok_or_else(|| wrong("config.toml names none".into()))?;
-    let OutputKind::Postgres { dsn_file: own, schema, layout } = &output.kind else {
+    let OutputKind::Postgres { dsn_file: own, .. } = &output.kind else {
         return Err(wrong("it is not in PostgreSQL, and only that has roles".into()));
     };
-    let dsn = match dsn_file {
-        Some(file) => std::fs::read_to_string(file).map_err(|e| wrong(format!("{}: {e}", file.display())))?,
-        None => read_small(home.path(), own)?,
+    // Another one is the caller's: not in the home.
+    let here = std::env::current_dir().map_err(|e| wrong(e.to_string()))?;
+    let options = match dsn_file {
+        Some(file) => postgres_options(&output.kind, home.path(), &here.join(file)),
+        None => postgres_options(&output.kind, home.path(), own),
     };
-    Ok(PostgresOptions { layout: *layout, ..PostgresOptions::in_schema(dsn.trim(), schema) })
+    options.map_err(|error| wrong(error.to_string()))
 }
 
 /// What a reader of an output in PostgreSQL has to be told. No secret is in it.
@@ -57,6 +59,8 @@ pub struct ReaderSettings {
     pub port: u16,
     /// The database.
     pub database: String,
+    /// Whether the node reaches it by TLS.
+    pub tls: bool,
     /// The task key's public half: 65 bytes, hex.
     pub public_key: String,
     /// Number of the network's first task.
@@ -71,12 +75,14 @@ pub fn reader_settings(home: &Home, name: &OutputName) -> Result<ReaderSettings,
     let wrong = |reason: String| NodeError::Config(format!("output {name}: {reason}"));
     let options = options_of(home, name, None)?;
     let (host, port, database) = options.server().map_err(|e| wrong(e.to_string()))?;
+    let tls = options.demands_tls().map_err(|e| wrong(e.to_string()))?;
     let key = home.task_public_key()?;
     Ok(ReaderSettings {
         layout: options.layout,
         host,
         port,
         database,
+        tls,
         public_key: format!("0x{}", hex::encode(key.uncompressed())),
         first_task: home.genesis()?.params.first_task_number,
     })

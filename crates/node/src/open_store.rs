@@ -53,16 +53,33 @@ fn open_kind(kind: &OutputKind, home: &Path, owner: Owner) -> Result<Arc<dyn Out
             Ok(Arc::new(SqliteOutput::new(options, owner)))
         }
         #[cfg(feature = "postgres")]
-        OutputKind::Postgres { dsn_file, schema, layout } => {
-            use lockstep_outputs::{PostgresOptions, PostgresOutput};
-            let dsn = read_small(home, dsn_file)?;
-            let options = PostgresOptions { layout: *layout, ..PostgresOptions::in_schema(&dsn, schema) };
-            Ok(Arc::new(PostgresOutput::new(options, owner).map_err(|e| wrong(&e))?))
+        OutputKind::Postgres { dsn_file, .. } => {
+            let options = postgres_options(kind, home, dsn_file)?;
+            Ok(Arc::new(lockstep_outputs::PostgresOutput::new(options, owner).map_err(|e| wrong(&e))?))
         }
         OutputKind::Blobs(kind) => open_blobs(kind, home, owner),
         #[allow(unreachable_patterns, reason = "not with all features")]
         other => Err(left_out(other.name())),
     }
+}
+
+/// How to reach an output in PostgreSQL, by its own connection string or another one.
+///
+/// # Errors
+/// If it is another kind, or the file cannot be read.
+#[cfg(feature = "postgres")]
+pub(crate) fn postgres_options(
+    kind: &OutputKind,
+    home: &Path,
+    dsn_file: &Path,
+) -> Result<lockstep_outputs::PostgresOptions, NodeError> {
+    use lockstep_outputs::PostgresOptions;
+    let OutputKind::Postgres { schema, layout, ca_file, .. } = kind else {
+        return Err(wrong(&"it is not in PostgreSQL, and only that has roles"));
+    };
+    let dsn = read_small(home, dsn_file)?;
+    let ca_file = ca_file.as_ref().map(|file| home.join(file));
+    Ok(PostgresOptions { layout: *layout, ca_file, ..PostgresOptions::in_schema(dsn, schema) })
 }
 
 #[allow(unused_variables, reason = "each store is a feature")]

@@ -150,8 +150,8 @@ impl ObjectOutput {
                 let tasks = self.chain.tasks(&at).await?;
                 blob = Some((at, tasks));
             }
-            let task = blob.iter().flat_map(|(at, tasks)| tasks.iter().map(move |task| (task, at)));
-            let task = task.filter(|(task, _)| task.number == number).next();
+            let mut tasks = blob.iter().flat_map(|(at, tasks)| tasks.iter().map(move |task| (task, at)));
+            let task = tasks.find(|(task, _)| task.number == number);
             found.extend(task.map(|(task, at)| (number, (task.clone(), at.clone()))));
         }
         Ok(found)

@@ -13,15 +13,16 @@ mod schema;
 mod session;
 mod statements;
 mod stored;
+mod tls;
 
 use async_trait::async_trait;
 use lockstep_types::{TaskId, TaskNumber};
 use tokio::sync::{Mutex, MutexGuard};
-use tokio_postgres::Config;
 
 pub use self::options::{PostgresOptions, PostgresOptionsError, PostgresTimeouts};
 pub use self::reader::{ReaderAccess, ReaderError, ReaderPassword, set_up_reader};
 use self::session::{CallError, Session, Step};
+use self::tls::Connector;
 use crate::aside::SetAside;
 use crate::layout::Layout;
 use crate::output::{Adopted, Adoption, FinalTask, Output, OutputError, Owner, Place, Receipt};
@@ -40,7 +41,7 @@ const REFUSALS_ATTEMPTS_MAX: usize = 8;
 /// A store in PostgreSQL.
 pub struct PostgresOutput {
     options: PostgresOptions,
-    config: Config,
+    connector: Connector,
     ours: Ours,
     /// The guard is held across awaits on purpose: it is the queue for the one connection.
     session: Mutex<Option<Session>>,
@@ -49,9 +50,9 @@ pub struct PostgresOutput {
 impl PostgresOutput {
     /// Checks `options`. Connects at the first call.
     pub fn new(options: PostgresOptions, owner: Owner) -> Result<Self, PostgresOptionsError> {
-        let config = options.config()?;
+        let connector = options.connector()?;
         let ours = Ours { owner, layout: options.layout };
-        Ok(Self { options, config, ours, session: Mutex::new(None) })
+        Ok(Self { options, connector, ours, session: Mutex::new(None) })
     }
 
     /// Makes a role for a reader of this output, and its tables and views where they are missing: see [`set_up_reader`].
@@ -71,7 +72,7 @@ impl PostgresOutput {
     async fn session(&self, slot: &mut MutexGuard<'_, Option<Session>>) -> Result<Session, OutputError> {
         match slot.take().filter(|session| !session.is_closed()) {
             Some(session) => Ok(session),
-            None => Session::open(&self.config, &self.options, &self.ours).await,
+            None => Session::open(&self.connector, &self.options, &self.ours).await,
         }
     }
 

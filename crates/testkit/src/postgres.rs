@@ -1,7 +1,7 @@
 //! A PostgreSQL server of one test: own data directory, own port, gone with the value.
 
 use std::fs::{self, File};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -45,6 +45,33 @@ impl Postgres {
     /// # Panics
     /// As [`Postgres::start`].
     pub fn start_with(settings: &[(&str, &str)]) -> Self {
+        Self::start_prepared(settings, |_| {})
+    }
+
+    /// As [`Postgres::start`], but over TCP only by TLS, with this certificate and key (PEM).
+    ///
+    /// # Panics
+    /// As [`Postgres::start`].
+    pub fn start_with_tls(certificate: &str, key: &str) -> Self {
+        let settings = [("ssl", "on"), ("ssl_cert_file", "server.crt"), ("ssl_key_file", "server.key")];
+        Self::start_prepared(&settings, |server| {
+            server.put("data/server.crt", certificate);
+            server.put("data/server.key", key);
+            server.put("data/pg_hba.conf", "hostssl all all 127.0.0.1/32 trust\n");
+        })
+    }
+
+    /// Writes a file of the server's account that nobody else may read.
+    fn put(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        fs::write(&path, text).expect("the server's directory can be written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("our own file");
+        if let Some((user, group)) = self.account {
+            chown(&path, Some(user), Some(group)).expect("root can give a file away");
+        }
+    }
+
+    fn start_prepared(settings: &[(&str, &str)], prepare: impl FnOnce(&Self)) -> Self {
         let directory = tempfile::Builder::new().prefix("lockstep-pg-").tempdir().expect("a temporary directory");
         let account = server_account();
         if let Some((user, group)) = account {
@@ -59,6 +86,7 @@ impl Postgres {
             child: None,
         };
         server.init();
+        prepare(&server);
         for _ in 0..PORT_ATTEMPTS_MAX {
             server.port = free_port();
             if server.launch() {

@@ -71,7 +71,7 @@ fn config(http: u16, p2p: u16, dsn: bool) -> anyhow::Result<Config> {
     }];
     if dsn {
         let (schema, layout) = ("public".into(), TableLayout::default());
-        let kind = OutputKind::Postgres { dsn_file: "../postgres.dsn".into(), schema, layout };
+        let kind = OutputKind::Postgres { dsn_file: "../postgres.dsn".into(), schema, layout, ca_file: None };
         outputs.push(OutputConfig { name: "w3bstream".parse()?, scope: Scope::Network, projects: None, kind });
     }
     Ok(Config {

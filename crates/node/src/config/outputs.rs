@@ -52,6 +52,9 @@ pub enum OutputKind {
         schema: String,
         /// Which readers it is for.
         layout: Layout,
+        /// A file with the certificates that the server's may be of, where the connection string demands TLS; `None`:
+        /// those that the system trusts.
+        ca_file: Option<PathBuf>,
     },
     /// A store of blobs.
     Blobs(BlobKind),
@@ -156,7 +159,7 @@ impl TryFrom<OutputTable> for OutputConfig {
 
     fn try_from(table: OutputTable) -> Result<Self, String> {
         let (name, layout) = (&table.name, table.layout);
-        let blobs = BlobSettings {
+        let mut blobs = BlobSettings {
             url: table.url,
             credentials_file: table.credentials_file,
             url_file: table.url_file,
@@ -177,6 +180,7 @@ impl TryFrom<OutputTable> for OutputConfig {
             let kind = BlobKind::read(kind, blobs).map_err(|e| format!("output {name}: {e}"))?;
             return Self::taking(table.name, table.scope, table.projects, OutputKind::Blobs(kind));
         }
+        let ca_file = if matches!(table.kind, KindName::Postgres) { blobs.ca_file.take() } else { None };
         if blobs != BlobSettings::default() {
             return Err(format!("output {name}: it has a setting that is for stores of blobs"));
         }
@@ -186,11 +190,12 @@ impl TryFrom<OutputTable> for OutputConfig {
                 return Err(format!("output {name}: kind sqlite takes `path` and, if need be, `layout`"));
             }
             (KindName::Postgres, None, Some(dsn_file), schema) => {
-                OutputKind::Postgres { dsn_file, schema: schema.unwrap_or_else(|| DEFAULT_SCHEMA.into()), layout }
+                let schema = schema.unwrap_or_else(|| DEFAULT_SCHEMA.into());
+                OutputKind::Postgres { dsn_file, schema, layout, ca_file }
             }
             (KindName::Postgres, ..) => {
                 return Err(format!(
-                    "output {name}: kind postgres takes `dsn_file` and, if need be, `schema` and `layout`"
+                    "output {name}: kind postgres takes `dsn_file` and, if need be, `schema`, `layout` and `ca_file`"
                 ));
             }
             _ => return Err(format!("output {name}: its kind is not known")),
@@ -219,7 +224,8 @@ impl From<OutputConfig> for OutputTable {
         let mut blobs = BlobSettings::default();
         let (kind, path, dsn_file, schema, layout) = match kind {
             OutputKind::Sqlite { path, layout } => (KindName::Sqlite, Some(path), None, None, layout),
-            OutputKind::Postgres { dsn_file, schema, layout } => {
+            OutputKind::Postgres { dsn_file, schema, layout, ca_file } => {
+                blobs.ca_file = ca_file;
                 (KindName::Postgres, None, Some(dsn_file), Some(schema), layout)
             }
             OutputKind::Blobs(kind) => {

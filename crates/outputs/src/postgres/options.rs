@@ -1,11 +1,13 @@
 //! How to reach a PostgreSQL store, checked at start; secrets stay inside.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 
+use super::tls::Connector;
 use crate::layout::Layout;
 
 /// Longest name of a schema: PostgreSQL cuts longer ones silently.
@@ -51,6 +53,9 @@ pub struct PostgresOptions {
     pub reader_schema: String,
     /// Which readers it is for.
     pub layout: Layout,
+    /// A file (PEM) with the certificates that the server's may be of, where the DSN demands TLS; `None`: those that the
+    /// system trusts.
+    pub ca_file: Option<PathBuf>,
     /// Limits on time.
     pub timeouts: PostgresTimeouts,
 }
@@ -61,11 +66,15 @@ pub enum PostgresOptionsError {
     /// Not a connection string.
     #[error("the DSN of the PostgreSQL output is not valid (it is not shown here because it may hold a password)")]
     Dsn,
-    /// The DSN demands TLS, and we would not keep that.
-    #[error(
-        "the DSN of the PostgreSQL output demands TLS (sslmode), which Lockstep does not speak to PostgreSQL yet; connect through a local TLS proxy or a Unix socket, or set sslmode=disable on a network that you trust"
-    )]
-    Tls,
+    /// The DSN demands TLS, and there is nothing to check the server's certificate with.
+    #[error("the DSN of the PostgreSQL output demands TLS: {0}")]
+    Tls(String),
+    /// The file with certificates is named in the DSN.
+    #[error("sslrootcert, sslcert and sslkey are not taken in a DSN: name the file with certificates in `ca_file`")]
+    RootCert,
+    /// There are certificates, but TLS is not demanded.
+    #[error("`ca_file` is for a DSN with sslmode=verify-full")]
+    NoTls,
     /// A schema's name that would have to be quoted by every reader.
     #[error("the schema {0:?} must have 1 to 63 characters of a-z, 0-9 and '_', and not start with a digit or pg_")]
     Schema(String),
@@ -82,6 +91,7 @@ impl PostgresOptions {
             schema: PUBLIC.to_owned(),
             reader_schema: "lockstep_reader".to_owned(),
             layout: Layout::default(),
+            ca_file: None,
             timeouts: PostgresTimeouts::default(),
         }
     }
@@ -96,12 +106,31 @@ impl PostgresOptions {
         options
     }
 
+    fn parse(&self) -> Result<Config, PostgresOptionsError> {
+        if ["sslrootcert=", "sslcert=", "sslkey="].iter().any(|name| self.dsn.contains(name)) {
+            return Err(PostgresOptionsError::RootCert);
+        }
+        // The parser does not know the stricter modes. There is none that is less strict here.
+        let dsn = ["verify-full", "verify-ca"]
+            .iter()
+            .fold(self.dsn.clone(), |dsn, mode| dsn.replace(&format!("sslmode={mode}"), "sslmode=require"));
+        dsn.parse().map_err(|_| PostgresOptionsError::Dsn)
+    }
+
+    /// Whether the server is reached by TLS.
+    ///
+    /// # Errors
+    /// If the connection string cannot be read.
+    pub fn demands_tls(&self) -> Result<bool, PostgresOptionsError> {
+        Ok(self.parse()?.get_ssl_mode() == SslMode::Require)
+    }
+
     /// Host, port and database, without any secret.
     ///
     /// # Errors
     /// If the connection string cannot be read.
     pub fn server(&self) -> Result<(String, u16, String), PostgresOptionsError> {
-        let config: Config = self.dsn.parse().map_err(|_| PostgresOptionsError::Dsn)?;
+        let config = self.parse()?;
         let host = match config.get_hosts().first() {
             Some(Host::Tcp(name)) => name.clone(),
             _ => "localhost".to_owned(),
@@ -112,20 +141,16 @@ impl PostgresOptions {
     }
 
     /// Checks everything that can be checked without a server.
-    pub(super) fn config(&self) -> Result<Config, PostgresOptionsError> {
+    pub(super) fn connector(&self) -> Result<Connector, PostgresOptionsError> {
         for schema in [&self.schema, &self.reader_schema] {
             check_schema(schema)?;
         }
         if self.schema == self.reader_schema {
             return Err(PostgresOptionsError::SameSchema);
         }
-        // The stricter modes are unknown to the parser, which must not make "not valid" of them.
-        if self.dsn.contains("sslmode=verify") {
-            return Err(PostgresOptionsError::Tls);
-        }
-        let mut config: Config = self.dsn.parse().map_err(|_| PostgresOptionsError::Dsn)?;
-        if !matches!(config.get_ssl_mode(), SslMode::Disable | SslMode::Prefer) {
-            return Err(PostgresOptionsError::Tls);
+        let mut config = self.parse()?;
+        if self.ca_file.is_some() && config.get_ssl_mode() != SslMode::Require {
+            return Err(PostgresOptionsError::NoTls);
         }
         if config.get_application_name().is_none() {
             config.application_name("lockstep");
@@ -133,7 +158,7 @@ impl PostgresOptions {
         let network = self.timeouts.network;
         config.connect_timeout(self.timeouts.connect).tcp_user_timeout(network).keepalives(true);
         config.keepalives_idle(network / 3).keepalives_interval(network / 3).keepalives_retries(2);
-        Ok(config)
+        Connector::new(config, self.ca_file.as_deref())
     }
 
     /// What every session says first.
@@ -161,6 +186,7 @@ impl fmt::Debug for PostgresOptions {
             .field("schema", &self.schema)
             .field("reader_schema", &self.reader_schema)
             .field("layout", &self.layout)
+            .field("ca_file", &self.ca_file)
             .field("timeouts", &self.timeouts)
             .finish()
     }
@@ -187,30 +213,53 @@ mod tests {
             "host=h hunter2 = user",
             "postgres://u:hunter2@h:port/d",
             "host=h password=hunter2 sslmode=verify-full",
+            "host=h password=hunter2 sslrootcert=ca.pem",
+            "host=h password=hunter2 sslmode=none",
         ];
         for dsn in dsns {
             let options = PostgresOptions::new(dsn);
             assert!(!format!("{options:?}").contains("hunter2"));
-            if let Err(error) = options.config() {
+            if let Err(error) = options.connector() {
                 assert!(!format!("{error} {error:?}").contains("hunter2"));
             }
         }
     }
 
     #[test]
-    fn a_dsn_that_demands_tls_is_refused() {
+    fn tls_is_what_the_dsn_demands_and_has_something_to_check_the_server_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: &str| {
+            std::fs::write(directory.path().join(name), text).unwrap();
+            Some(directory.path().join(name))
+        };
+        let certificate = rcgen::generate_simple_self_signed(["h".to_owned()]).unwrap().cert.pem();
+        let good = file("good.pem", &certificate);
         for mode in ["require", "verify-ca", "verify-full"] {
-            let options = PostgresOptions::new(format!("host=h user=u sslmode={mode}"));
-            assert_eq!(options.config().err(), Some(PostgresOptionsError::Tls), "{mode}");
+            for dsn in [format!("host=h user=u sslmode={mode}"), format!("postgres://u@h/d?sslmode={mode}")] {
+                let with = |ca_file: &Option<PathBuf>| {
+                    PostgresOptions { ca_file: ca_file.clone(), ..PostgresOptions::new(&dsn) }.connector().err()
+                };
+                assert_eq!(with(&good), None, "{dsn}");
+                assert!(PostgresOptions::new(&dsn).demands_tls().unwrap());
+                for bad in [file("bad.pem", "none"), Some(directory.path().join("nowhere.pem"))] {
+                    assert!(matches!(with(&bad), Some(PostgresOptionsError::Tls(_))), "{bad:?}");
+                }
+            }
         }
-        assert!(PostgresOptions::new("host=h user=u sslmode=disable").config().is_ok());
+        for dsn in ["host=h user=u", "host=h user=u sslmode=disable"] {
+            assert!(PostgresOptions::new(dsn).connector().is_ok());
+            let pointless = PostgresOptions { ca_file: good.clone(), ..PostgresOptions::new(dsn) };
+            assert_eq!(pointless.connector().err(), Some(PostgresOptionsError::NoTls));
+        }
+        let named = PostgresOptions::new("host=h user=u sslmode=verify-full sslrootcert=ca.pem");
+        assert_eq!(named.connector().err(), Some(PostgresOptionsError::RootCert));
     }
 
     #[test]
     fn schema_names_need_no_quotes() {
         for bad in ["", "A", "1a", "pg_x", "a\"b", "a.b", &"a".repeat(64)] {
             let options = PostgresOptions { schema: bad.to_owned(), ..PostgresOptions::new("host=h user=u") };
-            assert!(matches!(options.config(), Err(PostgresOptionsError::Schema(_))), "{bad}");
+            assert!(matches!(options.connector().err(), Some(PostgresOptionsError::Schema(_))), "{bad}");
         }
     }
 }

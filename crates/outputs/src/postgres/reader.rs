@@ -8,7 +8,7 @@
 use std::fmt;
 
 use tokio::time::timeout;
-use tokio_postgres::{Client, Error, NoTls, Transaction};
+use tokio_postgres::{Client, Error, Transaction};
 
 use super::ddl;
 use super::options::{PostgresOptions, PostgresOptionsError, check_schema};
@@ -110,14 +110,12 @@ pub async fn set_up_reader(
     role: &str,
     password: Option<&ReaderPassword>,
 ) -> Result<ReaderAccess, ReaderError> {
-    let config = options.config()?;
+    let connector = options.connector()?;
     if role.len() > ROLE_BYTES_MAX || check_schema(role).is_err() {
         return Err(ReaderError::Role(role.to_owned()));
     }
     let setting_up = async {
-        let (mut client, connection) = config.connect(NoTls).await?;
-        // Ends with the client; its error is also that of the call that met it.
-        tokio::spawn(connection);
+        let mut client = connector.connect().await?;
         client.batch_execute(&options.session_settings()).await?;
         check_views(&client, options).await?;
         let transaction = client.transaction().await?;

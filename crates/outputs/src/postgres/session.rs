@@ -5,12 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use lockstep_types::{ProjectId, TaskId, TaskNumber};
 use tokio::time::timeout;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, Error, NoTls, Statement};
+use tokio_postgres::{Client, Error, Statement};
 
 use super::columns::Columns;
 use super::options::PostgresOptions;
 use super::schema::{self, SetupError};
 use super::statements::Statements;
+use super::tls::Connector;
 use crate::layout::Layout;
 use crate::output::{Adopted, FinalTask, OutputError};
 use crate::tables::{self, Cursor, Halt, MessageRow, Ours, TaskRow};
@@ -62,15 +63,13 @@ pub(super) struct Session {
 
 impl Session {
     /// Connects, creates what is missing, and prepares.
-    pub(super) async fn open(config: &Config, options: &PostgresOptions, ours: &Ours) -> Result<Self, OutputError> {
+    pub(super) async fn open(
+        connector: &Connector,
+        options: &PostgresOptions,
+        ours: &Ours,
+    ) -> Result<Self, OutputError> {
         let opening = async {
-            let (mut client, connection) = config.connect(NoTls).await?;
-            // Ends when the client is dropped. Its error is also the error of the call that met it.
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(error = %describe(&error), "connection to PostgreSQL ended");
-                }
-            });
+            let mut client = connector.connect().await?;
             client.batch_execute(&options.session_settings()).await?;
             schema::set_up(&mut client, options, ours).await?;
             let statements = Statements::prepare(&client, &options.schema, ours.layout).await?;

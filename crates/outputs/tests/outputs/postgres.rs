@@ -355,6 +355,51 @@ async fn postgres_publishes_at_a_rate_that_is_printed() {
     println!("PostgreSQL: {:.0} one-message tasks a second", batch.len() as f64 / began.elapsed().as_secs_f64());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_is_reached_by_tls_and_only_where_its_certificate_is_good() {
+    let made = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+    let (good, other) = (made("127.0.0.1"), made("127.0.0.1"));
+    let elsewhere = made("elsewhere.example");
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str, certificate: &rcgen::CertifiedKey| {
+        std::fs::write(directory.path().join(name), certificate.cert.pem()).unwrap();
+        Some(directory.path().join(name))
+    };
+    let server = Postgres::start_with_tls(&good.cert.pem(), &good.key_pair.serialize_pem());
+    let options = |ca_file: Option<std::path::PathBuf>, mode: &str| PostgresOptions {
+        ca_file,
+        ..PostgresOptions::new(format!("{} sslmode={mode}", server.dsn()))
+    };
+    let output = PostgresOutput::new(options(file("good.pem", &good), "verify-full"), owner()).unwrap();
+    let batch = tasks(FIRST..=FIRST + 9);
+    output.publish(&batch, None).await.unwrap();
+    assert_eq!(output.read(&batch[9].id).await.unwrap().map(|task| task.id), Some(batch[9].id));
+    let wrong = [
+        (options(None, "disable"), "encryption"),
+        (options(file("other.pem", &other), "require"), "certificate"),
+        (options(file("elsewhere.pem", &elsewhere), "verify-ca"), "certificate"),
+    ];
+    for (options, said) in wrong {
+        let refused = PostgresOutput::new(options, owner()).unwrap().last().await;
+        assert!(
+            matches!(&refused, Err(OutputError::Retryable(reason)) if reason.contains(said)),
+            "{said}: {refused:?}"
+        );
+    }
+    // A certificate that is trusted, but of another host.
+    let server = Postgres::start_with_tls(&elsewhere.cert.pem(), &elsewhere.key_pair.serialize_pem());
+    let ca_file = file("elsewhere.pem", &elsewhere);
+    let options = PostgresOptions { ca_file, ..PostgresOptions::new(format!("{} sslmode=require", server.dsn())) };
+    let refused = PostgresOutput::new(options, owner()).unwrap().last().await;
+    assert!(matches!(&refused, Err(OutputError::Retryable(reason)) if reason.contains("certificate")), "{refused:?}");
+    // A server that does not speak TLS.
+    let server = Postgres::start();
+    let ca_file = file("good.pem", &good);
+    let options = PostgresOptions { ca_file, ..PostgresOptions::new(format!("{} sslmode=require", server.dsn())) };
+    let refused = PostgresOutput::new(options, owner()).unwrap().last().await;
+    assert!(matches!(&refused, Err(OutputError::Retryable(reason)) if reason.contains("TLS")), "{refused:?}");
+}
+
 #[tokio::test]
 async fn no_error_shows_the_password_of_the_dsn() {
     // Nothing listens there.
