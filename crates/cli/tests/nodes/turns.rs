@@ -68,19 +68,23 @@ async fn a_leader_without_an_output_of_the_network_does_not_hold_it_up_and_all_n
     // What another node published without having told anyone is found out by the next.
     let rows = read_sqlite(&shared, "shared").unwrap();
     assert_eq!(rows.tasks.len() as u64, tasks);
-    let mut untold = Vec::new();
-    for task in &rows.tasks {
-        for node in 0..3 {
-            let view = get(cluster.node(node).address(), &format!("/api/tasks/{}", task.id)).await.json();
-            let receipts = view["receipts"].as_array().cloned().unwrap_or_default();
-            let place = |receipt: &Value| receipt["output"] == "shared" && receipt["stage"] == "final";
-            match receipts.iter().find(|receipt| place(receipt)) {
-                Some(receipt) => assert_eq!(receipt["locator"], "sqlite:tasks", "{view}"),
-                None => untold.push((node, task.number.0)),
+    println!("{tasks} tasks, leaders {led:?}");
+    // A follower hears of the newest entries with the next heartbeat.
+    eventually("every node knows where every task is", SOON, async || {
+        let mut untold = Vec::new();
+        for task in &rows.tasks {
+            for node in 0..3 {
+                let view = get(cluster.node(node).address(), &format!("/api/tasks/{}", task.id)).await.json();
+                let receipts = view["receipts"].as_array().cloned().unwrap_or_default();
+                let place = |receipt: &Value| receipt["output"] == "shared" && receipt["stage"] == "final";
+                match receipts.iter().find(|receipt| place(receipt)) {
+                    Some(receipt) => assert_eq!(receipt["locator"], "sqlite:tasks", "{view}"),
+                    None => untold.push((node, task.number.0)),
+                }
             }
         }
-    }
-    println!("{tasks} tasks, leaders {led:?}");
-    assert_eq!(untold, [], "answers without a receipt, of {tasks} tasks; leaders {led:?}");
+        if untold.is_empty() { Ok(()) } else { Err(format!("without a receipt: {untold:?}; leaders {led:?}")) }
+    })
+    .await;
     cluster.assert_no_panics();
 }
