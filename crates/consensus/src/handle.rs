@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_store::home::StoreHome;
-use lockstep_store::{Kind, LogWriter, RocksStorage, Storage, StoreError};
+use lockstep_store::StoreError;
 use lockstep_types::{Epoch, Genesis, GenesisError, NodeId, proto};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
@@ -17,6 +17,7 @@ use prost::Message as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::blocking::Blocking;
 use crate::compaction::{Compaction, CompactionOptions};
 use crate::convert;
 use crate::log_size::LogSize;
@@ -24,6 +25,7 @@ use crate::log_store::LogStore;
 use crate::pledges::{PledgeError, Pledges};
 use crate::raft_types::{Payload, Raft};
 use crate::receive::{self, Receiver};
+use crate::runtime;
 use crate::shelf::KeptCopy;
 use crate::snapshot::SnapshotProgress;
 use crate::state_machine::{Observer, StateMachine};
@@ -198,8 +200,8 @@ impl Consensus {
         observer: Arc<dyn Observer>,
     ) -> Result<Self, ConsensusError> {
         let config = Arc::new(config(&options)?);
-        let storage: Arc<dyn Storage> = Arc::new(RocksStorage::open(&options.store.log_path(), Kind::Log)?);
-        let writer = Arc::new(LogWriter::spawn(storage.clone())?);
+        let (storage, writer) = state.medium().open_log(&options.store.log_path())?;
+        let writer = Arc::new(writer);
         let pledges = Pledges::open(storage.clone(), writer.clone())?;
         let log = LogStore::open(storage, writer)?;
         check_state_reaches_log(&state, &log)?;
@@ -237,6 +239,11 @@ impl Consensus {
     /// Index of the last log entry.
     pub fn last_index(&self) -> u64 {
         self.log.last_index().unwrap_or(0)
+    }
+
+    /// How work that blocks is done on this node.
+    pub fn blocking(&self) -> Blocking {
+        self.state.blocking()
     }
 
     /// What this node has bound itself to.
@@ -307,7 +314,7 @@ impl Consensus {
     pub async fn serve_bulk(&self, from: NodeId, request: Bytes) -> Bytes {
         use proto::bulk_response::Kind;
         let kind = match proto::BulkRequest::decode(request).map(|request| request.kind) {
-            Ok(Some(proto::bulk_request::Kind::Piece(piece))) => self.state.shelf().serve(piece).await,
+            Ok(Some(proto::bulk_request::Kind::Piece(piece))) => self.state.shelf().serve(piece, self.state.blocking()).await,
             Ok(Some(proto::bulk_request::Kind::Copy(copy))) => self.offer_copy(copy.at_least).await,
             Ok(None) => Kind::Failed("unknown kind".into()),
             Err(error) => Kind::Failed(error.to_string()),
@@ -331,7 +338,7 @@ impl Consensus {
         };
         let (state, vote) = (self.state.clone(), self.raft.metrics().borrow_watched().vote);
         let offer = move || state.shelf().manifest(&copy).map(|(_, manifest)| manifest.to_offer(&vote));
-        match tokio::task::spawn_blocking(offer).await {
+        match self.state.blocking().run(offer).await {
             Ok(Ok(offer)) => Kind::Offer(offer),
             Ok(Err(error)) => Kind::Failed(error.to_string()),
             Err(error) => Kind::Failed(error.to_string()),
@@ -455,7 +462,7 @@ fn watch_status(raft: &Raft) -> watch::Receiver<RaftStatus> {
             }
         };
     let (sender, receiver) = watch::channel(read(&metrics));
-    tokio::spawn(async move {
+    runtime::spawn(async move {
         while metrics.changed().await.is_ok() {
             let status = read(&metrics);
             sender.send_if_modified(|old| {

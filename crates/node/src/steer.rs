@@ -154,7 +154,7 @@ impl Steward {
     async fn look_for_conflict(&self, node: NodeId, header: BatchHeader, signature: Signature) {
         let Some(conflict) = self.seen.lock().see(node, header, signature) else { return };
         let (conflicts, members) = (self.conflicts.clone(), self.tracker.members().borrow().clone());
-        let kept = tokio::task::spawn_blocking(move || conflicts.keep(conflict, &members)).await;
+        let kept = self.state.blocking().run(move || conflicts.keep(conflict, &members)).await;
         if let Ok(Err(error)) = kept {
             tracing::error!(%error, %node, "the proof of a double signature could not be written down");
         }

@@ -27,7 +27,7 @@ use crate::peers;
 use crate::progress::{CursorFile, LogSink, NoSink};
 use crate::proofs::History;
 use crate::proposer::Proposer;
-use crate::publish::{self, RunningOutput, StateSource};
+use crate::publish::{RunningOutput, StateSource};
 use crate::reader::Reader;
 use crate::refill::{RefillParts, Refills};
 use crate::registry::Orders;
@@ -154,7 +154,7 @@ impl Parts {
         let always = watch::channel(true).1;
         let mut running = Vec::new();
         for config in &self.opened.config.outputs {
-            let output = publish::open(config, &self.home, owner)?;
+            let output = (self.means.open_output)(config, &self.home, owner)?;
             let (paused, marker) = OutputSwitch::was_paused(&self.home, config);
             let sink: Arc<dyn ProgressSink> = match config.scope {
                 Scope::Network => {
@@ -170,7 +170,7 @@ impl Parts {
                 output,
                 source: Arc::new(self.source()),
                 sink,
-                signer: TaskSigner::new(self.opened.task_key.clone()),
+                signer: self.means.signer(&self.opened.task_key),
                 newest: self.tracker.newest_task(),
                 active: turns.of(&config.name).unwrap_or_else(|| always.clone()),
                 paused: paused.subscribe(),
@@ -184,7 +184,7 @@ impl Parts {
             let watch = GapWatch {
                 name: name.clone(),
                 // A connection of its own, so that a look at many numbers does not hold up publishing.
-                output: publish::open(config, &self.home, owner)?,
+                output: (self.means.open_output)(config, &self.home, owner)?,
                 head: self.tracker.head(),
                 bell: bell.clone(),
                 seen,
