@@ -23,4 +23,4 @@ pub use medium::{Medium, RocksMedium, StateStorage};
 pub use memory::MemoryStorage;
 pub use rocks::{Kind, RocksStorage};
 pub use storage::{Direction, Durability, Operation, Pair, Scan, Storage, StoreError, Table, WriteBatch};
-pub use writer::{LogWriter, WriteDone};
+pub use writer::{LogWriter, QueuedWrites, WriteDone};
