@@ -157,7 +157,8 @@ pub struct Violations {
 }
 
 impl Violations {
-    fn add(&mut self, promise: Promise, text: String) {
+    /// One more.
+    pub fn add(&mut self, promise: Promise, text: String) {
         self.count += 1;
         if self.kept.len() < KEPT_MAX {
             self.kept.push((promise, text));

@@ -57,6 +57,9 @@ impl Bare {
         let state = StateStore::open_on(&opened.store, medium)?;
         let stored = state.members(&opened.genesis.id()?)?;
         let first_peers = first_peers(&opened, stored.as_ref())?;
+        for peer in first_peers.iter().filter(|peer| peer.node != opened.node) {
+            network.set_member(peer.clone()).await.map_err(|e| NodeError::Config(e.to_string()))?;
+        }
         let members = stored.map_or_else(|| Members::genesis(&opened.genesis), Ok)?;
         let means = Means { clock, inline, open_output };
         let parts = Parts::start((&home, opened), (network, Arc::default()), state, members, means).await?;

@@ -7,7 +7,7 @@ use futures::FutureExt as _;
 use lockstep_api::{Accepted, Submit as _, SubmitError};
 use lockstep_identity::DeviceRequest;
 use lockstep_identity::apinode::{parse, sign_body};
-use lockstep_types::{ContentId, NodeId, ProjectId, SigningKey};
+use lockstep_types::{ContentId, ProjectId, SigningKey};
 use tokio::time::{sleep, timeout};
 
 use super::bugs::Bug;
@@ -54,11 +54,14 @@ pub(super) struct Client {
     pub pause: Duration,
 }
 
-fn told(result: Result<Accepted, SubmitError>) -> Told {
+fn told(world: &World, result: Result<Accepted, SubmitError>) -> Told {
     match result {
         Ok(Accepted { message_id, sequence, height, .. }) => Told::Ordered { sequence, height, message_id },
         Err(SubmitError::Unavailable { .. }) => Told::Unknown,
-        Err(_) => Told::Refused,
+        Err(error) => {
+            world.trace.say(format_args!("refused: {error}"));
+            Told::Refused
+        }
     }
 }
 
@@ -122,7 +125,7 @@ async fn ask(world: &World, running: Running, ready: &Ready, attempt: usize) -> 
     let serve = async move { running.ingress.submit(request).await };
     // Within the node: with it, its requests end.
     let answered = tokio::spawn(running.scope.run(serve.boxed())).await.ok()?;
-    Some(told(answered))
+    Some(told(world, answered))
 }
 
 /// Starts all clients; each ends when its messages are sent.
@@ -139,9 +142,4 @@ pub(super) fn start(world: &World, random: &mut Random) -> Vec<tokio::task::Join
         pause,
     };
     (0..scenario.clients).map(client).collect::<Vec<_>>().into_iter().map(|client| tokio::spawn(client.run())).collect()
-}
-
-/// Whether a node is one of those that are up and that clients reach.
-pub(super) fn reachable(world: &World) -> Vec<NodeId> {
-    world.nodes().iter().copied().filter(|node| world.running(*node).is_some()).collect()
 }

@@ -214,11 +214,6 @@ impl Disk {
         inner.stores.entry(path.to_owned()).or_default();
         Ok(Arc::new(OpenStore { disk: self.clone(), path: path.to_owned(), life: inner.life }))
     }
-
-    /// How many keys its stores have, for the trace.
-    pub fn keys(&self) -> usize {
-        self.inner.lock().stores.values().flat_map(|store| &store.current.0).map(BTreeMap::len).sum()
-    }
 }
 
 impl Medium for Disk {

@@ -19,6 +19,8 @@ use crate::random::Random;
 
 /// When all is well again, everything is everywhere within this time.
 const CALM_MAX: Duration = Duration::from_secs(40);
+/// … and clients have sent what they had to send.
+const CLIENTS_MAX: Duration = Duration::from_secs(30);
 /// How often it is looked whether it is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Events that a report shows.
@@ -87,18 +89,21 @@ async fn play(seed: u64, scenario: Scenario, homes: &Path, echo: bool) -> Result
     sleep(world.scenario.length).await;
     faults.abort();
     faults::heal(&world);
-    for client in clients {
-        let _ = client.await;
-    }
+    // Whoever has waited for so long has been told "unknown" for good.
+    let all = futures::future::join_all(clients);
+    let _ = timeout(CLIENTS_MAX, all).await;
     if timeout(CALM_MAX, calm(&world)).await.is_err() {
         world.record.trouble(Promise::Progress, format!("{CALM_MAX:?} after all was well: {}", standing(&world)));
     }
     let simulated = world.record.now();
     let evidence = evidence(&world).await?;
     trace.say(format_args!("the end, with {} calls", evidence.calls.len()));
-    let violations = order::check(&evidence);
+    let mut violations = order::check(&evidence);
     let acknowledged = evidence.calls.iter().filter(|call| matches!(call.told, Told::Ordered { .. })).count();
     let messages = evidence.chains.first().map_or(0, |chain| chain.batches.iter().map(|b| b.messages.len()).sum());
+    if acknowledged < world.scenario.messages / 2 {
+        violations.add(Promise::Progress, format!("only {acknowledged} calls were answered with a place"));
+    }
     world.stop();
     Ok(Report {
         seed,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use futures::FutureExt as _;
 use lockstep_consensus::runtime::{self, Scope};
-use lockstep_consensus::{Consensus, StateStore};
+use lockstep_consensus::{Consensus, RaftStatus, Role, StateStore};
 use lockstep_ledger::Head;
 use lockstep_network::{GossipFeed, Handle};
 use lockstep_node::bare::{Bare, BareOptions, OpenOutput};
@@ -312,6 +312,7 @@ impl World {
             machine.running = Some(running.clone());
             running
         });
+        runtime::spawn(watch_role(self.trace.clone(), node, running.consensus.status()));
         runtime::spawn(watch_head(self.record.clone(), node, life, running.head));
     }
 
@@ -358,6 +359,20 @@ impl World {
         self.inner.lock().stopping = true;
         for node in self.nodes.iter() {
             self.off(*node, self.life(*node), |_| {});
+        }
+    }
+}
+
+/// Tells of changes of the lead.
+async fn watch_role(trace: Trace, node: NodeId, mut status: watch::Receiver<RaftStatus>) {
+    loop {
+        let now = status.borrow_and_update().clone();
+        if now.role != Role::Follower || now.stopped.is_some() {
+            let RaftStatus { role, term, stopped, .. } = now;
+            trace.say(format_args!("node {node} is {role:?} in term {term} {}", stopped.unwrap_or_default()));
+        }
+        if status.changed().await.is_err() {
+            return;
         }
     }
 }
