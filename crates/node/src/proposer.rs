@@ -49,7 +49,8 @@ impl Proposer {
                 () = self.mempool.arrived.notified(), if leads && under_way.len() < PROPOSALS_MAX => {}
                 () = tokio::time::sleep(until_closing), if leads && closing_at.is_some() => {}
                 Some(ended) = under_way.join_next() => {
-                    if let Ok(Some(ProposeError::NotReady)) = ended {
+                    // Also where another node is about to lead: until it does, this one would try again without a pause.
+                    if let Ok(Some(_)) = ended {
                         tokio::time::sleep(NOT_READY_PAUSE).await;
                     }
                 }

@@ -57,19 +57,79 @@ pub trait Recover {
     fn recover(&self, digest: &Hash32, signature: &Signature) -> Result<PublicKey, SignatureError>;
 }
 
+/// What a thread has signed and recovered, for a simulation, in which all nodes are on one thread and look at the same
+/// signatures. Without [`memo::begin`] nothing is kept.
+pub mod memo {
+    use std::cell::RefCell;
+    use std::collections::HashMap;
+
+    use super::{Hash32, PublicKey, Signature};
+
+    /// Signatures that are kept; with more, all are forgotten.
+    const KEPT_MAX: usize = 1 << 17;
+
+    #[derive(Default)]
+    struct Memo {
+        signers: HashMap<(Hash32, [u8; 65]), PublicKey>,
+        signatures: HashMap<([u8; 65], Hash32), Signature>,
+    }
+
+    thread_local! {
+        static MEMO: RefCell<Option<Memo>> = const { RefCell::new(None) };
+    }
+
+    /// From now on this thread keeps them.
+    pub fn begin() {
+        MEMO.with_borrow_mut(|memo| drop(memo.get_or_insert_default()));
+    }
+
+    pub(super) fn signer(digest: &Hash32, signature: &Signature) -> Option<PublicKey> {
+        MEMO.with_borrow(|memo| memo.as_ref()?.signers.get(&(*digest, signature.0)).copied())
+    }
+
+    pub(super) fn signature(key: &PublicKey, digest: &Hash32) -> Option<Signature> {
+        MEMO.with_borrow(|memo| memo.as_ref()?.signatures.get(&(key.0, *digest)).copied())
+    }
+
+    pub(super) fn note(digest: &Hash32, signature: &Signature, key: PublicKey) {
+        MEMO.with_borrow_mut(|memo| {
+            let Some(memo) = memo else { return };
+            if memo.signers.len() >= KEPT_MAX {
+                memo.signers.clear();
+            }
+            memo.signers.insert((*digest, signature.0), key);
+        });
+    }
+
+    pub(super) fn note_signed(key: &PublicKey, digest: &Hash32, signature: &Signature) {
+        MEMO.with_borrow_mut(|memo| {
+            let Some(memo) = memo else { return };
+            if memo.signatures.len() >= KEPT_MAX {
+                memo.signatures.clear();
+            }
+            memo.signatures.insert((key.0, *digest), *signature);
+        });
+    }
+}
+
 /// Recovery by libsecp256k1: the one in use.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Libsecp256k1;
 
 impl Recover for Libsecp256k1 {
     fn recover(&self, digest: &Hash32, signature: &Signature) -> Result<PublicKey, SignatureError> {
+        if let Some(key) = memo::signer(digest, signature) {
+            return Ok(key);
+        }
         let (compact, v) = signature.0.split_at(64);
         let id = secp256k1::ecdsa::RecoveryId::try_from(i32::from(v[0])).map_err(|_| SignatureError::RecoveryId)?;
         let parsed = secp256k1::ecdsa::RecoverableSignature::from_compact(compact, id)
             .map_err(|_| SignatureError::Unrecoverable)?;
         let message = secp256k1::Message::from_digest(*digest);
         let key = parsed.recover_ecdsa(message).map_err(|_| SignatureError::Unrecoverable)?;
-        Ok(PublicKey(key.serialize_uncompressed()))
+        let key = PublicKey(key.serialize_uncompressed());
+        memo::note(digest, signature, key);
+        Ok(key)
     }
 }
 
@@ -183,6 +243,9 @@ impl SigningKey {
     /// Signs `digest`: RFC 6979 nonce, low S, V 0 or 1. The same input gives the same signature anywhere.
     pub fn sign(&self, digest: &Hash32) -> Signature {
         use secp256k1::ffi;
+        if let Some(signature) = memo::signature(&self.public, digest) {
+            return signature;
+        }
         let mut raw = ffi::recovery::RecoverableSignature::new();
         // SAFETY: the context lives as long as `self` and is not changed after it was made, so that threads may share
         // it; digest and secret are 32 bytes each; the library writes to `raw` only.
@@ -202,7 +265,10 @@ impl SigningKey {
         let mut out = [0; 65];
         out[..64].copy_from_slice(&compact);
         out[64] = id.to_u8();
-        Signature(out)
+        let signature = Signature(out);
+        memo::note(digest, &signature, self.public);
+        memo::note_signed(&self.public, digest, &signature);
+        signature
     }
 }
 
