@@ -183,6 +183,9 @@ fn config(options: &Options) -> Result<Config, ConsensusError> {
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
+        // A leader whose entries others have synced, and it not yet, would make other entries with the same ids after a
+        // power loss if it went on to lead in the same term.
+        enable_leader_restore: Some(false),
         ..Config::default()
     };
     config.validate().map_err(|e| ConsensusError::Start(e.to_string()))

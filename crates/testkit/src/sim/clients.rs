@@ -32,6 +32,11 @@ struct Ready {
 
 static MESSAGES: LazyLock<Vec<Ready>> = LazyLock::new(|| (0..MESSAGES_MAX).map(message).collect());
 
+/// Makes what clients will send, with real signatures, where it was not done before.
+pub(super) fn make_messages() {
+    LazyLock::force(&MESSAGES);
+}
+
 fn message(number: usize) -> Ready {
     let mut secret = [9; 32];
     secret[31] = u8::try_from(number % 16).unwrap_or_default();

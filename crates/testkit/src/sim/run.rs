@@ -65,7 +65,8 @@ pub fn run(seed: u64, scenario: &Scenario, echo: bool) -> Result<Report> {
         .start_paused(true)
         .rng_seed(RngSeed::from_bytes(&seed.to_be_bytes()))
         .build()?;
-    lockstep_types::signature::memo::begin();
+    clients::make_messages();
+    lockstep_types::signature::simulated::begin();
     panics::collect();
     let report = runtime.block_on(play(seed, scenario.clone(), homes.path(), echo));
     // What is left of nodes ends here, and may panic where it is not used to that.
