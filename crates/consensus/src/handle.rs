@@ -244,6 +244,11 @@ impl Consensus {
         self.log.last_index().unwrap_or(0)
     }
 
+    /// Index of the last log entry that is on this node's disk.
+    pub fn durable_index(&self) -> u64 {
+        self.log.durable_index()
+    }
+
     /// How work that blocks is done on this node.
     pub fn blocking(&self) -> Blocking {
         self.state.blocking()

@@ -39,6 +39,9 @@ struct Sim {
     /// Print every event when it happens.
     #[arg(long)]
     trace: bool,
+    /// What the nodes log, as in RUST_LOG: `info,openraft=debug`.
+    #[arg(long)]
+    log: Option<String>,
 }
 
 /// Shows how far it is, where somebody looks.
@@ -73,6 +76,9 @@ fn show_failure(report: &Report, sim: &Sim) {
 }
 
 fn simulate(sim: &Sim) -> Result<ExitCode> {
+    if let Some(filter) = &sim.log {
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).init();
+    }
     let scenario = sim.bug.map_or_else(|| sim.scenario.clone(), Scenario::for_bug);
     let bar = Bar { begun: Instant::now(), seeds: sim.seeds, shown: std::io::stderr().is_terminal() };
     let (mut calls, mut acknowledged) = (0, 0);

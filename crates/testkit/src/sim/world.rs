@@ -367,9 +367,10 @@ impl World {
 async fn watch_role(trace: Trace, node: NodeId, mut status: watch::Receiver<RaftStatus>) {
     loop {
         let now = status.borrow_and_update().clone();
-        if now.role != Role::Follower || now.stopped.is_some() {
-            let RaftStatus { role, term, stopped, .. } = now;
-            trace.say(format_args!("node {node} is {role:?} in term {term} {}", stopped.unwrap_or_default()));
+        if now.role != Role::Follower || now.leader.is_some() || now.stopped.is_some() {
+            let RaftStatus { role, term, leader, stopped } = now;
+            let (leader, stopped) = (leader.map_or(0, |leader| leader.0), stopped.unwrap_or_default());
+            trace.say(format_args!("node {node} is {role:?} in term {term} of node {leader} {stopped}"));
         }
         if status.changed().await.is_err() {
             return;
