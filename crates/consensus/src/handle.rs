@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use lockstep_store::home::StoreHome;
 use lockstep_store::StoreError;
+use lockstep_store::home::StoreHome;
 use lockstep_types::{Epoch, Genesis, GenesisError, NodeId, proto};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
@@ -322,7 +322,9 @@ impl Consensus {
     pub async fn serve_bulk(&self, from: NodeId, request: Bytes) -> Bytes {
         use proto::bulk_response::Kind;
         let kind = match proto::BulkRequest::decode(request).map(|request| request.kind) {
-            Ok(Some(proto::bulk_request::Kind::Piece(piece))) => self.state.shelf().serve(piece, self.state.blocking()).await,
+            Ok(Some(proto::bulk_request::Kind::Piece(piece))) => {
+                self.state.shelf().serve(piece, self.state.blocking()).await
+            }
             Ok(Some(proto::bulk_request::Kind::Copy(copy))) => self.offer_copy(copy.at_least).await,
             Ok(None) => Kind::Failed("unknown kind".into()),
             Err(error) => Kind::Failed(error.to_string()),

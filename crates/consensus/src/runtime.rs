@@ -285,7 +285,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_scope_draws_the_same_numbers_for_the_same_seed() {
-        let draw = |seed| async move { Scope::new(seed).run(async { (random().next_u64(), random().next_u32()) }).await };
+        let draw =
+            |seed| async move { Scope::new(seed).run(async { (random().next_u64(), random().next_u32()) }).await };
         assert_eq!(draw(7).await, draw(7).await);
         assert_ne!(draw(7).await, draw(8).await);
     }

@@ -227,12 +227,7 @@ impl Shelf {
         inner.current.iter().chain(&inner.older).find(is_it).cloned()
     }
 
-    async fn read(
-        &self,
-        copy: &Arc<KeptCopy>,
-        request: proto::PieceRequest,
-        blocking: Blocking,
-    ) -> io::Result<Bytes> {
+    async fn read(&self, copy: &Arc<KeptCopy>, request: proto::PieceRequest, blocking: Blocking) -> io::Result<Bytes> {
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
         let files = copy.offered.get().map(|(_, manifest)| &manifest.files[..]).unwrap_or_default();
         let place = files.binary_search_by(|file| file.name.as_str().cmp(&request.file));
@@ -366,7 +361,10 @@ mod tests {
             assert_eq!(got, Kind::Piece(Bytes::from_static(piece.as_bytes())));
         }
         for (file, offset) in [("7.sst", 11), ("7.sst", u64::MAX), ("LOCK", 0), ("../copy-1/7.sst", 0), ("", 0)] {
-            assert!(matches!(shelf.serve(request(file, offset, 1, *id), Blocking::Threads).await, Kind::Failed(_)), "{file} {offset}");
+            assert!(
+                matches!(shelf.serve(request(file, offset, 1, *id), Blocking::Threads).await, Kind::Failed(_)),
+                "{file} {offset}"
+            );
         }
     }
 

@@ -1,7 +1,7 @@
 //! What stands in for the network between members: a simulation's. And the client of a member, on either.
 
-use std::time::Duration;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;

@@ -78,7 +78,11 @@ impl ClockGuard {
         for node in others {
             clients.entry(node).or_insert_with(|| self.network.client(node, Channel::Control));
         }
-        let offsets = join_all(clients.values_mut().map(|client| offset_of(&self.tracker, client))).await.into_iter().flatten().collect();
+        let offsets = join_all(clients.values_mut().map(|client| offset_of(&self.tracker, client)))
+            .await
+            .into_iter()
+            .flatten()
+            .collect();
         let off = judge(offsets);
         let was = self.off.send_replace(off);
         match off {

@@ -87,7 +87,9 @@ impl ControlService {
                 let kept = self.consensus.blocking().run(move || conflicts.keep(conflict, &members));
                 kept.await.map_err(|e| e.to_string())?.map(|()| Response::Done(proto::Done {}))
             }
-            Request::Clock(proto::ClockRequest {}) => Ok(Response::Clock(proto::ClockResponse { time_ms: self.operator.now().0 })),
+            Request::Clock(proto::ClockRequest {}) => {
+                Ok(Response::Clock(proto::ClockResponse { time_ms: self.operator.now().0 }))
+            }
             Request::Order(order) => {
                 let order = SignedOrder::from_proto(order).map_err(|e| e.to_string())?;
                 match self.orders.decide(order).await {

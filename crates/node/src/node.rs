@@ -257,7 +257,6 @@ impl Node {
         rebuild::done(&opened.store)?;
         Ok((log, state.members(&opened.genesis.id()?)?))
     }
-
 }
 
 impl Parts {
@@ -382,7 +381,6 @@ impl Parts {
 }
 
 impl Node {
-
     /// Where HTTP is served.
     pub fn http(&self) -> SocketAddr {
         self.http

@@ -106,8 +106,11 @@ impl Retention {
             cut(oldest, head.height, bytes, keep)
         };
         if limits.age_ms > 0 {
-            wanted =
-                wanted.max(self.first_after(oldest, head.height, TimeMs(self.tracker.now().0.saturating_sub(limits.age_ms)))?);
+            wanted = wanted.max(self.first_after(
+                oldest,
+                head.height,
+                TimeMs(self.tracker.now().0.saturating_sub(limits.age_ms)),
+            )?);
         }
         if limits.bytes > 0 && bytes > limits.bytes && may_cut {
             wanted = wanted.max(cut_to(limits.bytes));

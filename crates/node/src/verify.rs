@@ -68,7 +68,10 @@ pub(crate) struct Verifier(Kind);
 
 #[derive(Clone)]
 enum Kind {
-    Threads { jobs: Sender<Job>, threads: usize },
+    Threads {
+        jobs: Sender<Job>,
+        threads: usize,
+    },
     /// Every job is done before `submit` returns.
     Inline(Arc<Worker>),
 }
@@ -217,8 +220,7 @@ impl Worker {
         match longer {
             Some(Job::Aside(work)) => work(),
             Some(Job::Bulk(bulk)) => {
-                let proved =
-                    bulk.work(|(request, verdict)| self.authenticate(Submission::Device(request), verdict));
+                let proved = bulk.work(|(request, verdict)| self.authenticate(Submission::Device(request), verdict));
                 self.take_requests(proved.unwrap_or_default());
             }
             Some(Job::Bundle { messages, skip_ordered, done }) => self.take_bundle(messages, skip_ordered, done),

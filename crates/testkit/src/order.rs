@@ -221,7 +221,8 @@ fn check_chain(chain: &Chain, first_task: TaskNumber, violations: &mut Violation
         match tasked.remove(&sequence) {
             Some(1) | None => {}
             Some(count) => {
-                violations.add(Promise::Packing, format!("node {}: message {sequence} is in {count} tasks", chain.node));
+                violations
+                    .add(Promise::Packing, format!("node {}: message {sequence} is in {count} tasks", chain.node));
             }
         }
     }
@@ -232,7 +233,8 @@ fn check_chain(chain: &Chain, first_task: TaskNumber, violations: &mut Violation
 
 fn check_certificates(chain: &Chain, violations: &mut Violations) {
     for certificate in &chain.certificates {
-        let batch = usize::try_from(certificate.height.0).ok().and_then(|height| chain.batches.get(height.wrapping_sub(1)));
+        let batch =
+            usize::try_from(certificate.height.0).ok().and_then(|height| chain.batches.get(height.wrapping_sub(1)));
         if batch.map(|batch| batch.header.hash()) != Some(certificate.hash) {
             let text = format!("node {}: the certificate at {} is over another batch", chain.node, certificate.height);
             violations.add(Promise::Certificate, text);
@@ -266,7 +268,8 @@ fn check_sightings(longest: &Chain, sightings: &[Sighting], violations: &mut Vio
     for seen in sightings {
         let known = usize::try_from(seen.height.0).ok().and_then(|height| hashes.get(height.wrapping_sub(1)));
         if seen.height > Height(0) && known != Some(&seen.hash) {
-            let text = format!("node {} had another batch at {}, {:?} after the start", seen.node, seen.height, seen.at);
+            let text =
+                format!("node {} had another batch at {}, {:?} after the start", seen.node, seen.height, seen.at);
             violations.add(Promise::Agreement, text);
         }
         let last = before.entry((seen.node, seen.life)).or_default();
@@ -325,7 +328,8 @@ fn check_order(calls: &[Call], violations: &mut Violations) {
     };
     let mut answers: Vec<(At, Sequence, ContentId)> = calls.iter().filter_map(ordered).collect();
     answers.sort();
-    let mut begins: Vec<(At, Sequence)> = answers.iter().map(|(_, sequence, id)| (first_invoked[id], *sequence)).collect();
+    let mut begins: Vec<(At, Sequence)> =
+        answers.iter().map(|(_, sequence, id)| (first_invoked[id], *sequence)).collect();
     begins.sort();
     // Going through submissions by time, with the greatest place that had been acknowledged by then.
     let (mut acknowledged, mut next) = (Sequence(0), 0);
@@ -335,7 +339,9 @@ fn check_order(calls: &[Call], violations: &mut Violations) {
             next += 1;
         }
         if sequence <= acknowledged {
-            let text = format!("message {sequence}, submitted at {invoked:?}, stands before {acknowledged}, which was acknowledged");
+            let text = format!(
+                "message {sequence}, submitted at {invoked:?}, stands before {acknowledged}, which was acknowledged"
+            );
             violations.add(Promise::Order, text);
         }
     }
@@ -346,9 +352,9 @@ fn check_store(chain: &Chain, store: &Store, sightings: &[Sighting], violations:
     let tasks: BTreeMap<TaskNumber, (&Task, Height)> =
         chain.batches.iter().flat_map(|b| b.tasks.iter().map(|task| (task.number, (task, b.header.height)))).collect();
     let payload = |sequence: &Sequence| {
-        let at = chain.batches.partition_point(|batch| {
-            batch.header.first_sequence.0 + batch.header.message_count <= sequence.0
-        });
+        let at = chain
+            .batches
+            .partition_point(|batch| batch.header.first_sequence.0 + batch.header.message_count <= sequence.0);
         let batch = chain.batches.get(at)?;
         let index = usize::try_from(sequence.0.checked_sub(batch.header.first_sequence.0)?).ok()?;
         Some((*sequence, batch.messages.get(index)?.message.data.to_vec()))

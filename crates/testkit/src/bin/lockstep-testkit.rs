@@ -100,7 +100,10 @@ fn simulate(sim: &Sim) -> Result<ExitCode> {
         bar.show(done + 1);
     }
     let (rate, name) = (bar.rate(sim.seeds), scenario.name);
-    println!("\n{} seeds of {name}, {rate:.1} a second: {acknowledged} of {calls} calls answered with a place", sim.seeds);
+    println!(
+        "\n{} seeds of {name}, {rate:.1} a second: {acknowledged} of {calls} calls answered with a place",
+        sim.seeds
+    );
     match sim.bug {
         Some(bug) => {
             println!("the bug {bug} was not caught");

@@ -79,7 +79,10 @@ impl FromStr for Bug {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let names = || Self::ALL.map(Self::name).join(", ");
-        Self::ALL.into_iter().find(|bug| bug.name() == text).ok_or_else(|| format!("no such bug; there are {}", names()))
+        Self::ALL
+            .into_iter()
+            .find(|bug| bug.name() == text)
+            .ok_or_else(|| format!("no such bug; there are {}", names()))
     }
 }
 

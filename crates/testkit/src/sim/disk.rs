@@ -23,6 +23,8 @@ use crate::random::Random;
 
 /// The file of a copy of a state: a name that files of a RocksDB store have too.
 const COPY_FILE: &str = "MANIFEST-000001";
+/// A whole store has this one too.
+const CURRENT_FILE: &str = "CURRENT";
 /// Its name once it was read into a store.
 const COPY_FILE_READ: &str = "read";
 
@@ -357,6 +359,7 @@ impl StateStorage for OpenStore {
         })?;
         let failed = |e: std::io::Error| StoreError::Failed(e.to_string());
         std::fs::create_dir_all(path).map_err(failed)?;
+        std::fs::write(path.join(CURRENT_FILE), COPY_FILE).map_err(failed)?;
         std::fs::write(path.join(COPY_FILE), bytes).map_err(failed)
     }
 
@@ -373,7 +376,8 @@ impl StateStorage for OpenStore {
     }
 
     fn bytes_on_disk(&self) -> u64 {
-        let bytes = |tables: &Tables| tables.0.iter().flatten().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        let bytes =
+            |tables: &Tables| tables.0.iter().flatten().map(|(key, value)| key.len() + value.len()).sum::<usize>();
         self.with(|store, _| Ok(bytes(&store.durable) as u64)).unwrap_or(0)
     }
 }

@@ -74,7 +74,8 @@ async fn cause(world: World, mut random: Random, kind: Fault) {
         Fault::Split => {
             let side: Vec<bool> = nodes.iter().map(|_| random.below(2) == 0).collect();
             let sides = || nodes.iter().zip(&side);
-            let across = sides().flat_map(|(a, left)| sides().filter(move |(_, right)| left != *right).map(|(b, _)| (*a, *b)));
+            let across =
+                sides().flat_map(|(a, left)| sides().filter(move |(_, right)| left != *right).map(|(b, _)| (*a, *b)));
             during(&world, &across.collect::<Vec<_>>(), Quality { is_cut: true, ..Quality::GOOD }, time).await;
         }
         Fault::SlowLinks => {
@@ -112,7 +113,11 @@ async fn cause(world: World, mut random: Random, kind: Fault) {
         }
         Fault::OutputTrouble => {
             let table = &world.tables[random.below(world.tables.len())];
-            if random.below(2) == 0 { table.go_away() } else { table.falter() }
+            if random.below(2) == 0 {
+                table.go_away()
+            } else {
+                table.falter()
+            }
             sleep(time).await;
             table.heal();
         }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use lockstep_consensus::runtime::Scope;
 use lockstep_network::{
     Answer, CallError, Channel, GossipFeed, LogView, Peer, PeerState, Wire, WireClient, check_store,

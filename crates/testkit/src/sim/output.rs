@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lockstep_outputs::{
-    Adopted, Adoption, FinalTask, Output, OutputError, Owner, Page, Place, Receipt, Stage,
-};
+use lockstep_outputs::{Adopted, Adoption, FinalTask, Output, OutputError, Owner, Page, Place, Receipt, Stage};
 use lockstep_types::{Epoch, TaskId, TaskNumber};
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
@@ -58,8 +56,13 @@ impl Table {
     /// An empty store; one that `keeps_cursor` takes each task once.
     pub fn new(name: &'static str, keeps_cursor: bool, seed: u64, (trace, bugs): (Trace, Bugs)) -> Self {
         let rows = Rows::default();
-        let inner =
-            Inner { rows, random: Random::new(seed), is_away: false, delay_ms_max: DELAY_MS_MAX, breaks_off_of_1000: 0 };
+        let inner = Inner {
+            rows,
+            random: Random::new(seed),
+            is_away: false,
+            delay_ms_max: DELAY_MS_MAX,
+            breaks_off_of_1000: 0,
+        };
         Self { inner: Arc::new(Mutex::new(inner)), name, keeps_cursor, trace, bugs }
     }
 
@@ -228,7 +231,11 @@ impl Output for Table {
 pub(super) fn open(tables: &[Table], name: &str, _owner: Owner) -> Option<Arc<dyn Output>> {
     let table = tables.iter().find(|table| table.name == name)?;
     // A store without a cursor knows only what was published through one value: each node has its own view.
-    Some(if table.keeps_cursor { Arc::new(table.clone()) } else { Arc::new(View { table: table.clone(), last: Mutex::default() }) })
+    Some(if table.keeps_cursor {
+        Arc::new(table.clone())
+    } else {
+        Arc::new(View { table: table.clone(), last: Mutex::default() })
+    })
 }
 
 /// One node's view of a store without a cursor.

@@ -68,11 +68,7 @@ impl Record {
     pub fn take(&self) -> (Vec<Call>, Vec<Sighting>, Vec<(Promise, String)>) {
         let mut inner = self.inner.lock();
         let inner = &mut *inner;
-        (
-            std::mem::take(&mut inner.calls),
-            std::mem::take(&mut inner.sightings),
-            std::mem::take(&mut inner.troubles),
-        )
+        (std::mem::take(&mut inner.calls), std::mem::take(&mut inner.sightings), std::mem::take(&mut inner.troubles))
     }
 }
 

@@ -182,7 +182,10 @@ fn standing(world: &World) -> String {
         let Some(running) = world.running(*node) else { return format!("node {node} is off") };
         let (status, head) = (running.consensus.status().borrow().clone(), running.head.borrow().clone());
         let head = head.map_or((0, 0), |head| (head.height.0, head.final_height.0));
-        format!("node {node} {:?} term {} leader {:?} at {head:?} {:?}", status.role, status.term, status.leader, status.stopped)
+        format!(
+            "node {node} {:?} term {} leader {:?} at {head:?} {:?}",
+            status.role, status.term, status.leader, status.stopped
+        )
     };
     let nodes: Vec<String> = world.nodes().iter().map(node).collect();
     let tables: Vec<String> =

@@ -10,12 +10,12 @@ use lockstep_consensus::runtime::{self, Scope};
 use lockstep_consensus::{Consensus, RaftStatus, Role, StateStore};
 use lockstep_ledger::Head;
 use lockstep_network::{GossipFeed, Handle};
+use lockstep_node::NodeError;
 use lockstep_node::bare::{Bare, BareOptions, OpenOutput};
 use lockstep_node::clock::{Clock, SimulatedClock};
 use lockstep_node::config::Config;
 use lockstep_node::home::{Home, Opened};
 use lockstep_node::ingress::Ingress;
-use lockstep_node::NodeError;
 use lockstep_store::home::StoreHome;
 use lockstep_types::{
     DevicePolicy, Epochs, Genesis, Height, Incarnation, Member, NetworkParams, NodeId, ProjectSettings, SigningKey,
@@ -114,8 +114,11 @@ fn genesis(scenario: &Scenario) -> Result<Genesis> {
         http: format!("http://127.0.0.1:{}", 9000 + number),
     };
     let mut params = NetworkParams { allow_unsigned: true, allow_unknown_projects: true, ..NetworkParams::default() };
-    params.default_project =
-        ProjectSettings { retry_window_ms: RETRY_WINDOW_MS, devices: Some(DevicePolicy::Any), ..ProjectSettings::open() };
+    params.default_project = ProjectSettings {
+        retry_window_ms: RETRY_WINDOW_MS,
+        devices: Some(DevicePolicy::Any),
+        ..ProjectSettings::open()
+    };
     let genesis = Genesis::new("sim", (0..scenario.nodes).map(member).collect(), params)?;
     Ok(genesis)
 }
@@ -159,7 +162,8 @@ impl World {
         let clock = SimulatedClock::new(START_MS);
         let (mut machines, mut nodes) = (Vec::new(), Vec::new());
         for (number, (node, member)) in (0_u64..).zip(genesis.nodes()) {
-            let own = (0..scenario.nodes).find(|n| format!("n{n}") == member.name).context("a member of the genesis")?;
+            let own =
+                (0..scenario.nodes).find(|n| format!("n{n}") == member.name).context("a member of the genesis")?;
             let home = homes.join(&member.name);
             std::fs::create_dir_all(home.join("store"))?;
             std::fs::write(home.join("store/INCARNATION"), format!("{}\n", member.incarnation))?;
