@@ -4,6 +4,10 @@ use std::process::Command;
 
 use lockstep_testkit::sim::{Bug, Report, Scenario, run};
 
+/// A simulation allocates much and briefly.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Seeds of the default scenario that every build runs: about 40 s on one core. `lockstep-testkit sim` runs more.
 const SEEDS: u64 = 100;
 /// A bug is caught within this many seeds.

@@ -8,6 +8,10 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use lockstep_testkit::sim::{Bug, Report, Scenario, run};
 
+/// A simulation allocates much and briefly.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Tools for testing Lockstep.
 #[derive(Parser)]
 #[command(name = "lockstep-testkit")]

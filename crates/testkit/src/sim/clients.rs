@@ -21,7 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// A message is submitted again at most so often.
 const ATTEMPTS_MAX: usize = 12;
 /// Messages that are there to be sent: signed once for all runs of a process.
-const MESSAGES_MAX: usize = 1_000;
+const MESSAGES_MAX: usize = 512;
+/// Devices that sign them.
+const DEVICES: u8 = 16;
 
 /// A message that is ready to be sent.
 #[derive(Clone)]
@@ -30,19 +32,26 @@ struct Ready {
     content: ContentId,
 }
 
-static MESSAGES: LazyLock<Vec<Ready>> = LazyLock::new(|| (0..MESSAGES_MAX).map(message).collect());
+static MESSAGES: LazyLock<Vec<Ready>> = LazyLock::new(|| {
+    let keys: Vec<SigningKey> = (0..DEVICES).map(device).collect();
+    (0..MESSAGES_MAX).map(|number| message(number, &keys)).collect()
+});
+
+fn device(number: u8) -> SigningKey {
+    let mut secret = [9; 32];
+    secret[31] = number;
+    SigningKey::from_bytes(secret).expect("not zero, and below the order of the curve")
+}
 
 /// Makes what clients will send, with real signatures, where it was not done before.
 pub(super) fn make_messages() {
     LazyLock::force(&MESSAGES);
 }
 
-fn message(number: usize) -> Ready {
-    let mut secret = [9; 32];
-    secret[31] = u8::try_from(number % 16).unwrap_or_default();
-    let key = SigningKey::from_bytes(secret).expect("a key");
+fn message(number: usize, keys: &[SigningKey]) -> Ready {
+    let key = &keys[number % keys.len()];
     let (project, data) = (ProjectId(1 + number as u64 % 3), format!("reading {number}"));
-    let body = sign_body(&key, project, "1", &data);
+    let body = sign_body(key, project, "1", &data);
     let request = parse(body.as_bytes()).expect("a request that was just made");
     let content = Content::signed(key.address(), project, "1", data.as_bytes()).id();
     Ready { request, content }
