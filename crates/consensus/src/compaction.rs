@@ -5,9 +5,8 @@
 //! least up to where the log begins. openraft purges nothing by itself here (`max_in_snapshot_log_to_keep` has no
 //! bound), only what this module asks for, and no entry that it is sending.
 
-use std::time::Instant;
-
 use openraft::async_runtime::WatchReceiver as _;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -142,7 +141,7 @@ impl Compaction<'_> {
 
     async fn reclaim(&self, view: &View) {
         let log = self.log.clone();
-        match tokio::task::spawn_blocking(move || log.reclaim()).await {
+        match self.state.blocking().run(move || log.reclaim()).await {
             Ok(Ok(())) => {
                 let bytes = self.log.size(LogSize::bytes);
                 info!(purged = view.purged, snapshot = view.snapshot, bytes, "the log was purged");

@@ -16,6 +16,7 @@ use lockstep_types::{NodeId, proto};
 use parking_lot::Mutex;
 use prost::Message as _;
 
+use crate::blocking::Blocking;
 use crate::limits::{
     BAD_FILES_MAX, DISK_FREE_BYTES_MIN, PIECE_BYTES_MAX, PIECE_PAUSE_MAX, PIECE_PAUSE_MIN, PIECE_TIMEOUT,
     PIECES_AT_A_TIME,
@@ -110,6 +111,7 @@ pub(crate) struct Fetch {
     pub directory: PathBuf,
     pub counts: Arc<Counts>,
     queue: Mutex<VecDeque<FileInfo>>,
+    doing: Blocking,
     /// Says why the newest call failed.
     pub trouble: Arc<Mutex<Option<String>>>,
 }
@@ -123,7 +125,20 @@ impl Fetch {
         manifest: &Manifest,
     ) -> Self {
         let queue = Mutex::new(manifest.files.iter().cloned().collect());
-        Self { node, transport, id, directory, counts: Arc::default(), queue, trouble: Arc::default() }
+        let doing = Blocking::Threads;
+        Self { node, transport, id, directory, counts: Arc::default(), queue, doing, trouble: Arc::default() }
+    }
+
+    /// How its work on the disk is done, if not on threads of its own.
+    pub fn doing(self, doing: Blocking) -> Self {
+        Self { doing, ..self }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        self.doing.run(work).await.map_err(io::Error::other)?
     }
 
     /// Fetches what is missing. When it returns without an error all files are there, checked and synced.
@@ -131,7 +146,7 @@ impl Fetch {
         let workers = (0..PIECES_AT_A_TIME).map(|_| self.work());
         futures::future::try_join_all(workers).await?;
         let directory = self.directory.clone();
-        blocking(move || sync_directory(&directory)).await?;
+        self.blocking(move || sync_directory(&directory)).await?;
         Ok(())
     }
 
@@ -160,13 +175,13 @@ impl Fetch {
             while offset < file.bytes {
                 let piece = self.piece(file, offset, connection).await?;
                 let (length, to) = (piece.len() as u64, target.clone());
-                blocking(move || to.write_all_at(&piece, offset)).await?;
+                self.blocking(move || to.write_all_at(&piece, offset)).await?;
                 offset += length;
                 self.counts.done.fetch_add(length, Ordering::Relaxed);
             }
         }
         let (bytes, sum) = (file.bytes, file.sum);
-        let is_good = blocking(move || check(&path, bytes, &sum)).await?;
+        let is_good = self.blocking(move || check(&path, bytes, &sum)).await?;
         if !is_good {
             self.counts.done.fetch_sub(offset, Ordering::Relaxed);
         }
@@ -217,10 +232,4 @@ fn check(path: &Path, bytes: u64, sum: &[u8; 32]) -> io::Result<bool> {
     }
     std::fs::remove_file(path)?;
     Ok(false)
-}
-
-pub(crate) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

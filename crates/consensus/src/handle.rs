@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use lockstep_store::StoreError;
 use lockstep_store::home::StoreHome;
-use lockstep_store::{Kind, LogWriter, RocksStorage, Storage, StoreError};
 use lockstep_types::{Epoch, Genesis, GenesisError, NodeId, proto};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
@@ -17,6 +17,7 @@ use prost::Message as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::blocking::Blocking;
 use crate::compaction::{Compaction, CompactionOptions};
 use crate::convert;
 use crate::log_size::LogSize;
@@ -24,6 +25,7 @@ use crate::log_store::LogStore;
 use crate::pledges::{PledgeError, Pledges};
 use crate::raft_types::{Payload, Raft};
 use crate::receive::{self, Receiver};
+use crate::runtime;
 use crate::shelf::KeptCopy;
 use crate::snapshot::SnapshotProgress;
 use crate::state_machine::{Observer, StateMachine};
@@ -181,6 +183,9 @@ fn config(options: &Options) -> Result<Config, ConsensusError> {
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         enable_pre_vote: Some(true),
+        // A leader whose entries others have synced, and it not yet, would make other entries with the same ids after a
+        // power loss if it went on to lead in the same term.
+        enable_leader_restore: Some(false),
         ..Config::default()
     };
     config.validate().map_err(|e| ConsensusError::Start(e.to_string()))
@@ -198,8 +203,8 @@ impl Consensus {
         observer: Arc<dyn Observer>,
     ) -> Result<Self, ConsensusError> {
         let config = Arc::new(config(&options)?);
-        let storage: Arc<dyn Storage> = Arc::new(RocksStorage::open(&options.store.log_path(), Kind::Log)?);
-        let writer = Arc::new(LogWriter::spawn(storage.clone())?);
+        let (storage, writer) = state.medium().open_log(&options.store.log_path())?;
+        let writer = Arc::new(writer);
         let pledges = Pledges::open(storage.clone(), writer.clone())?;
         let log = LogStore::open(storage, writer)?;
         check_state_reaches_log(&state, &log)?;
@@ -237,6 +242,16 @@ impl Consensus {
     /// Index of the last log entry.
     pub fn last_index(&self) -> u64 {
         self.log.last_index().unwrap_or(0)
+    }
+
+    /// Index of the last log entry that is on this node's disk.
+    pub fn durable_index(&self) -> u64 {
+        self.log.durable_index()
+    }
+
+    /// How work that blocks is done on this node.
+    pub fn blocking(&self) -> Blocking {
+        self.state.blocking()
     }
 
     /// What this node has bound itself to.
@@ -307,7 +322,9 @@ impl Consensus {
     pub async fn serve_bulk(&self, from: NodeId, request: Bytes) -> Bytes {
         use proto::bulk_response::Kind;
         let kind = match proto::BulkRequest::decode(request).map(|request| request.kind) {
-            Ok(Some(proto::bulk_request::Kind::Piece(piece))) => self.state.shelf().serve(piece).await,
+            Ok(Some(proto::bulk_request::Kind::Piece(piece))) => {
+                self.state.shelf().serve(piece, self.state.blocking()).await
+            }
             Ok(Some(proto::bulk_request::Kind::Copy(copy))) => self.offer_copy(copy.at_least).await,
             Ok(None) => Kind::Failed("unknown kind".into()),
             Err(error) => Kind::Failed(error.to_string()),
@@ -331,7 +348,7 @@ impl Consensus {
         };
         let (state, vote) = (self.state.clone(), self.raft.metrics().borrow_watched().vote);
         let offer = move || state.shelf().manifest(&copy).map(|(_, manifest)| manifest.to_offer(&vote));
-        match tokio::task::spawn_blocking(offer).await {
+        match self.state.blocking().run(offer).await {
             Ok(Ok(offer)) => Kind::Offer(offer),
             Ok(Err(error)) => Kind::Failed(error.to_string()),
             Err(error) => Kind::Failed(error.to_string()),
@@ -455,7 +472,7 @@ fn watch_status(raft: &Raft) -> watch::Receiver<RaftStatus> {
             }
         };
     let (sender, receiver) = watch::channel(read(&metrics));
-    tokio::spawn(async move {
+    runtime::spawn(async move {
         while metrics.changed().await.is_ok() {
             let status = read(&metrics);
             sender.send_if_modified(|old| {

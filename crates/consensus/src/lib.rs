@@ -8,6 +8,7 @@
 //! tells what became of messages through [`Observer`], so that a simulation can stand in for all three.
 
 pub mod audit;
+mod blocking;
 mod compaction;
 mod convert;
 pub mod copy;
@@ -23,6 +24,7 @@ mod pledges;
 mod raft_types;
 pub mod rebuild;
 mod receive;
+pub mod runtime;
 mod shelf;
 mod snapshot;
 mod state_machine;
@@ -30,6 +32,7 @@ mod state_store;
 mod transport;
 mod writes;
 
+pub use blocking::{Blocking, NotDone};
 pub use compaction::CompactionOptions;
 pub use handle::{Consensus, ConsensusError, LogFigures, Options, Positions, ProposeError, RaftStatus, Role};
 pub use log_store::LogStore;

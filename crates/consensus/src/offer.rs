@@ -4,12 +4,13 @@
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lockstep_types::{DecodeError, NodeId, proto};
 use openraft::errors::{NetworkError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::RPCOption;
 use openraft::raft::SnapshotResponse;
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::convert::{vote_from, vote_to};
@@ -91,7 +92,7 @@ impl Offering {
     async fn request(&self, copy: &Arc<KeptCopy>) -> io::Result<proto::SnapshotOffer> {
         let (state, copy, vote) = (self.state.clone(), copy.clone(), self.vote);
         let make = move || Ok(state.shelf().manifest(&copy)?.1.to_offer(&vote));
-        tokio::task::spawn_blocking(make).await.map_err(io::Error::other)?
+        self.state.blocking().run(make).await.map_err(io::Error::other)?
     }
 
     async fn ask(

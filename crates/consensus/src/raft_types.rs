@@ -28,7 +28,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = openraft::EmptyNode,
         LeaderId = openraft::impls::leader_id_std::LeaderId<Self::Term, Self::NodeId>,
-        AsyncRuntime = openraft_rt_tokio::TokioRuntime,
+        AsyncRuntime = crate::runtime::Runtime,
 );
 
 pub(crate) type LogId = openraft::alias::LogIdOf<TypeConfig>;

@@ -100,14 +100,15 @@ async fn fetch_from(
     let bytes = manifest.bytes();
     tracing::info!(%node, index, bytes, "fetching a copy of the state");
     let (id, parent, wanted) = (manifest.id(), state.home().snapshots_path(), manifest.clone());
-    let directory = tokio::task::spawn_blocking(move || prepare(&parent, id, &wanted)).await;
+    let blocking = state.blocking();
+    let directory = blocking.run(move || prepare(&parent, id, &wanted)).await;
     let directory = directory.map_err(|e| text(&e))?.map_err(|e| text(&e))?;
-    Fetch::new(node, transport, id, directory.clone(), &manifest).run().await.map_err(|e| text(&e))?;
+    Fetch::new(node, transport, id, directory.clone(), &manifest).doing(blocking).run().await.map_err(|e| text(&e))?;
     let (state, meta) = (state.clone(), manifest.meta.clone());
     let install = move || {
-        check_copy(&directory, &meta)?;
+        check_copy(&**state.medium(), &directory, &meta)?;
         state.install(&SnapshotDirectory::received(directory), &meta)
     };
-    tokio::task::spawn_blocking(install).await.map_err(|e| text(&e))?.map_err(|e| text(&e))?;
+    blocking.run(install).await.map_err(|e| text(&e))?.map_err(|e| text(&e))?;
     Ok(index)
 }

@@ -4,20 +4,21 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use lockstep_types::{DecodeError, NodeId, proto};
 use openraft::async_runtime::WatchReceiver as _;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::fetch::{Counts, Fetch, FetchError, blocking, incoming_in, prepare};
+use crate::fetch::{Counts, Fetch, FetchError, incoming_in, prepare};
 use crate::limits::{INCOMING_KEPT, OFFER_SILENCE_MAX, PROGRESS_INTERVAL, TRANSFER_RETRY};
 use crate::log_store::LogStore;
 use crate::offer;
 use crate::raft_types::{Raft, Vote};
+use crate::runtime;
 use crate::shelf::SnapshotDirectory;
 use crate::snapshot::{Manifest, SnapshotId, SnapshotProgress, SnapshotStage};
 use crate::state_store::{StateStore, check_copy};
@@ -188,7 +189,7 @@ impl Receiver {
             done: done.clone(),
         };
         let (this, finished) = (self.clone(), done.drop_guard());
-        tokio::spawn(async move {
+        runtime::spawn(async move {
             // Two transfers never write to the same files.
             if let Some((stop, done)) = before {
                 stop.cancel();
@@ -242,9 +243,10 @@ impl Receiver {
 
     async fn receive(&self, from: NodeId, id: SnapshotId, manifest: Manifest) -> Result<(), ReceiveError> {
         let (parent, wanted) = (self.parts.state.home().snapshots_path(), manifest.clone());
-        let prepared = tokio::task::spawn_blocking(move || prepare(&parent, id, &wanted)).await;
+        let blocking = self.parts.state.blocking();
+        let prepared = blocking.run(move || prepare(&parent, id, &wanted)).await;
         let directory = prepared.map_err(|e| FetchError::Disk(std::io::Error::other(e)))??;
-        let fetch = Fetch::new(from, self.parts.transport.clone(), id, directory.clone(), &manifest);
+        let fetch = Fetch::new(from, self.parts.transport.clone(), id, directory.clone(), &manifest).doing(blocking);
         self.with_job(id, |job| (job.counts, job.trouble) = (fetch.counts.clone(), fetch.trouble.clone()));
         fetch.run().await?;
         self.with_job(id, |job| job.stage = SnapshotStage::Installing);
@@ -253,10 +255,11 @@ impl Receiver {
 
     async fn install(&self, id: SnapshotId, manifest: Manifest, directory: PathBuf) -> Result<(), ReceiveError> {
         let (path, meta) = (directory.clone(), manifest.meta.clone());
-        let checked = tokio::task::spawn_blocking(move || check_copy(&path, &meta)).await;
+        let (blocking, medium) = (self.parts.state.blocking(), self.parts.state.medium().clone());
+        let checked = blocking.run(move || check_copy(&*medium, &path, &meta)).await;
         if let Err(error) = checked.map_err(|e| ReceiveError::Content(e.to_string()))? {
             // Fetching it again is all that may help.
-            let _ = blocking(move || std::fs::remove_dir_all(&directory)).await;
+            let _ = blocking.run(move || std::fs::remove_dir_all(&directory)).await;
             return Err(ReceiveError::Content(error.to_string()));
         }
         let mut vote = None;

@@ -7,13 +7,14 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 use bytes::Bytes;
 use lockstep_types::{Hash32, NodeId, proto};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
+use crate::blocking::Blocking;
 use crate::limits::{COPY_SERVED_FOR, LOG_HELD_FOR, PIECE_BYTES_MAX, READS_AT_A_TIME};
 use crate::snapshot::{
     FileInfo, Manifest, SnapshotId, SnapshotMeta, SnapshotProgress, SnapshotStage, is_data_file, sum_gently,
@@ -208,13 +209,13 @@ impl Shelf {
     }
 
     /// Answers a request on the snapshot channel.
-    pub async fn serve(&self, request: proto::PieceRequest) -> proto::bulk_response::Kind {
+    pub async fn serve(&self, request: proto::PieceRequest, blocking: Blocking) -> proto::bulk_response::Kind {
         use proto::bulk_response::Kind;
         let Some(copy) = self.offered(&request.snapshot) else {
             return Kind::Gone("this copy of the state is not offered any more".into());
         };
         copy.touch();
-        match self.read(&copy, request).await {
+        match self.read(&copy, request, blocking).await {
             Ok(piece) => Kind::Piece(piece),
             Err(error) => Kind::Failed(error.to_string()),
         }
@@ -226,7 +227,7 @@ impl Shelf {
         inner.current.iter().chain(&inner.older).find(is_it).cloned()
     }
 
-    async fn read(&self, copy: &Arc<KeptCopy>, request: proto::PieceRequest) -> io::Result<Bytes> {
+    async fn read(&self, copy: &Arc<KeptCopy>, request: proto::PieceRequest, blocking: Blocking) -> io::Result<Bytes> {
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, what.to_owned());
         let files = copy.offered.get().map(|(_, manifest)| &manifest.files[..]).unwrap_or_default();
         let place = files.binary_search_by(|file| file.name.as_str().cmp(&request.file));
@@ -241,7 +242,7 @@ impl Shelf {
             File::open(path)?.read_exact_at(&mut piece, request.offset)?;
             Ok(Bytes::from(piece))
         };
-        tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
+        blocking.run(read).await.map_err(io::Error::other)?
     }
 
     /// Notes what a member answered to an offer.
@@ -351,16 +352,19 @@ mod tests {
             bytes,
         };
         let none = SnapshotId([0; 16]);
-        assert!(matches!(shelf.serve(request("7.sst", 0, 4, none)).await, Kind::Gone(_)));
+        assert!(matches!(shelf.serve(request("7.sst", 0, 4, none), Blocking::Threads).await, Kind::Gone(_)));
         let (id, manifest) = shelf.manifest(&copy).unwrap();
         let names: Vec<&str> = manifest.files.iter().map(|file| file.name.as_str()).collect();
         assert_eq!(names, ["7.sst", "CURRENT", "MANIFEST-1"]);
         for (offset, bytes, piece) in [(0, 4, "0123"), (8, 100, "89"), (10, 1, ""), (0, u64::MAX, "0123456789")] {
-            let got = shelf.serve(request("7.sst", offset, bytes, *id)).await;
+            let got = shelf.serve(request("7.sst", offset, bytes, *id), Blocking::Threads).await;
             assert_eq!(got, Kind::Piece(Bytes::from_static(piece.as_bytes())));
         }
         for (file, offset) in [("7.sst", 11), ("7.sst", u64::MAX), ("LOCK", 0), ("../copy-1/7.sst", 0), ("", 0)] {
-            assert!(matches!(shelf.serve(request(file, offset, 1, *id)).await, Kind::Failed(_)), "{file} {offset}");
+            assert!(
+                matches!(shelf.serve(request(file, offset, 1, *id), Blocking::Threads).await, Kind::Failed(_)),
+                "{file} {offset}"
+            );
         }
     }
 

@@ -152,7 +152,7 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let state = self.state.clone();
-        let made = tokio::task::spawn_blocking(move || state.make_copy()).await.map_err(io_error)?;
+        let made = self.state.blocking().run(move || state.make_copy()).await.map_err(io_error)?;
         match (made, self.state.shelf().current()) {
             (Ok(_), Some(copy)) => Ok(snapshot_of(&copy)),
             (Ok(_), None) => Err(io::Error::other("the copy of the state is gone")),
@@ -200,7 +200,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotDirectory) -> io::Result<()> {
         let (state, offered) = (self.state.clone(), meta.clone());
-        let installed = tokio::task::spawn_blocking(move || state.install(&snapshot, &offered));
+        let installed = self.state.blocking().run(move || state.install(&snapshot, &offered));
         installed.await.map_err(io_error)?.map_err(io_error)?;
         self.ledger = load(&self.state, &self.constants).map_err(io_error)?;
         (self.applied, self.membership) = (meta.last_log_id, meta.last_membership.clone());

@@ -13,7 +13,7 @@ use lockstep_ledger::{
 };
 use lockstep_store::home::StoreHome;
 use lockstep_store::{
-    Direction, Durability, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, WriteBatch, keys,
+    Direction, Durability, Medium, Pair, RocksMedium, Scan, StateStorage, StoreError, Table, WriteBatch, keys,
 };
 use lockstep_types::{
     Address, Batch, BatchHeader, Certificate, ContentId, DecodeError, Epoch, Height, MessageId, NetworkId, OutputName,
@@ -22,6 +22,7 @@ use lockstep_types::{
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
 
+use crate::blocking::Blocking;
 use crate::convert::{decode_stored_membership, encode_stored_membership, log_id_from, log_id_to};
 use crate::raft_types::{LogId, StoredMembership};
 use crate::shelf::{Shelf, SnapshotDirectory};
@@ -56,8 +57,9 @@ const LOAD_ITEMS_MAX: usize = 10_000_000;
 #[derive(Clone)]
 pub struct StateStore {
     home: StoreHome,
+    medium: Arc<dyn Medium>,
     /// Replaced as a whole when a snapshot is installed.
-    storage: Arc<RwLock<Arc<RocksStorage>>>,
+    storage: Arc<RwLock<Arc<dyn StateStorage>>>,
     copies: Arc<Copies>,
 }
 
@@ -79,10 +81,22 @@ impl StateStore {
     /// # Errors
     /// With a sentence for the operator.
     pub fn open(home: &StoreHome) -> Result<Self, StoreError> {
-        let storage = RocksStorage::open(&home.state_path()?, Kind::State)?;
+        Self::open_on(home, Arc::new(RocksMedium))
+    }
+
+    /// As [`StateStore::open`], on another medium. The log of the node is on the same.
+    ///
+    /// # Errors
+    /// With a sentence for the operator.
+    pub fn open_on(home: &StoreHome, medium: Arc<dyn Medium>) -> Result<Self, StoreError> {
+        let storage = medium.open_state(&home.state_path()?)?;
         // Only now: an open state is locked against a second process on this home.
         home.remove_leftovers()?;
-        Ok(Self { home: home.clone(), storage: Arc::new(RwLock::new(Arc::new(storage))), copies: Arc::default() })
+        Ok(Self::of(home, medium, storage))
+    }
+
+    fn of(home: &StoreHome, medium: Arc<dyn Medium>, storage: Arc<dyn StateStorage>) -> Self {
+        Self { home: home.clone(), medium, storage: Arc::new(RwLock::new(storage)), copies: Arc::default() }
     }
 
     /// Opens the state of a stopped node to look into it; nothing is changed.
@@ -90,8 +104,7 @@ impl StateStore {
     /// # Errors
     /// If there is none, or it is damaged.
     pub fn open_to_read(home: &StoreHome) -> Result<Self, StoreError> {
-        let storage = RocksStorage::open_to_read(&home.state_path()?, Kind::State)?;
-        Ok(Self { home: home.clone(), storage: Arc::new(RwLock::new(Arc::new(storage))), copies: Arc::default() })
+        Self::open_copy(home, &home.state_path()?)
     }
 
     /// Opens a copy of a state that lies elsewhere, to look into it, in the name of a node with this home. Nothing is
@@ -100,8 +113,8 @@ impl StateStore {
     /// # Errors
     /// If it is not a whole copy.
     pub fn open_copy(home: &StoreHome, path: &Path) -> Result<Self, StoreError> {
-        let storage = RocksStorage::open_to_read(path, Kind::State)?;
-        Ok(Self { home: home.clone(), storage: Arc::new(RwLock::new(Arc::new(storage))), copies: Arc::default() })
+        let storage = RocksMedium.open_copy(path)?;
+        Ok(Self::of(home, Arc::new(RocksMedium), storage))
     }
 
     /// Groups that are not yet tasks.
@@ -122,8 +135,18 @@ impl StateStore {
         &self.home
     }
 
-    pub(crate) fn storage(&self) -> Arc<RocksStorage> {
+    pub(crate) fn storage(&self) -> Arc<dyn StateStorage> {
         self.storage.read().clone()
+    }
+
+    /// What this node's stores are kept on.
+    pub(crate) fn medium(&self) -> &Arc<dyn Medium> {
+        &self.medium
+    }
+
+    /// How work that blocks for the store is done.
+    pub fn blocking(&self) -> Blocking {
+        if self.medium.works_inline() { Blocking::Inline } else { Blocking::Threads }
     }
 
     /// Stores everything that one entry changed, together with its position.
@@ -150,7 +173,7 @@ impl StateStore {
     }
 
     pub(crate) fn applied(&self) -> Result<(Option<LogId>, StoredMembership), ReadError> {
-        applied_in(&self.storage())
+        applied_in(&*self.storage())
     }
 
     /// The ledger's head; `None` before the first batch.
@@ -163,7 +186,7 @@ impl StateStore {
         let (storage, record) = (self.storage(), self.storage().get(Table::Index, keys::EPOCH)?);
         match record {
             Some(record) => Ok(Some(Epoch(number(&record)?))),
-            None => Ok(applied_in(&storage)?.0.map(|_| Epoch(0))),
+            None => Ok(applied_in(&*storage)?.0.map(|_| Epoch(0))),
         }
     }
 
@@ -449,17 +472,17 @@ impl StateStore {
     /// too. Blocks, while entries go on being applied: the copy itself tells up to where it goes.
     pub(crate) fn make_copy(&self) -> Result<SnapshotMeta, ReadError> {
         let _no_change = self.copies.changing.lock();
-        self.make_copy_of(&self.storage())
+        self.make_copy_of(&*self.storage())
     }
 
-    fn make_copy_of(&self, storage: &RocksStorage) -> Result<SnapshotMeta, ReadError> {
+    fn make_copy_of(&self, storage: &dyn StateStorage) -> Result<SnapshotMeta, ReadError> {
         let parent = self.home.snapshots_path();
         let path = parent.join(format!("copy-{}", self.copies.made.fetch_add(1, Ordering::Relaxed)));
         let failed = |e: std::io::Error| StoreError::Failed(format!("{}: {e}", path.display()));
         std::fs::create_dir_all(&parent).map_err(failed)?;
         let directory = SnapshotDirectory::made(path.clone());
         storage.checkpoint(&path)?;
-        let (last_log_id, last_membership) = applied_in(&RocksStorage::open_to_read(&path, Kind::State)?)?;
+        let (last_log_id, last_membership) = applied_in(&*self.medium.open_copy(&path)?)?;
         let meta = SnapshotMeta { last_log_id, last_membership };
         self.copies.shelf.put(meta.clone(), directory);
         Ok(meta)
@@ -471,18 +494,18 @@ impl StateStore {
         let old = self.home.state_path()?;
         let name = meta.last_log_id.map_or("empty".into(), |id| format!("{}-{}", *id.leader_id, id.index));
         let path = self.home.switch_state(received.path(), &name)?;
-        let opened = Arc::new(RocksStorage::open(&path, Kind::State)?);
+        let opened = self.medium.open_state(&path)?;
         *self.storage.write() = opened.clone();
         if old != path {
             // Readers may still hold the old store: its files live until they are closed, only the names go.
             let _ = std::fs::remove_dir_all(&old);
         }
         self.copies.shelf.begin_lineage();
-        self.make_copy_of(&opened).map(drop)
+        self.make_copy_of(&*opened).map(drop)
     }
 }
 
-fn applied_in(storage: &RocksStorage) -> Result<(Option<LogId>, StoredMembership), ReadError> {
+fn applied_in(storage: &dyn StateStorage) -> Result<(Option<LogId>, StoredMembership), ReadError> {
     let applied = storage.get(Table::Index, keys::APPLIED)?;
     let applied = applied.map(|b| proto::LogId::decode(b).map_err(|e| DecodeError::malformed("position", e)));
     let membership = storage.get(Table::Index, keys::MEMBERSHIP)?.map(decode_stored_membership).transpose()?;
@@ -490,8 +513,8 @@ fn applied_in(storage: &RocksStorage) -> Result<(Option<LogId>, StoredMembership
 }
 
 /// Looks whether a received copy is a whole store, and of the entry and membership that it was offered with.
-pub(crate) fn check_copy(path: &Path, meta: &SnapshotMeta) -> Result<(), ReadError> {
-    let (last_log_id, last_membership) = applied_in(&RocksStorage::open_to_read(path, Kind::State)?)?;
+pub(crate) fn check_copy(medium: &dyn Medium, path: &Path, meta: &SnapshotMeta) -> Result<(), ReadError> {
+    let (last_log_id, last_membership) = applied_in(&*medium.open_copy(path)?)?;
     if (last_log_id, &last_membership) == (meta.last_log_id, &meta.last_membership) {
         return Ok(());
     }

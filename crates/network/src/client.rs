@@ -66,7 +66,7 @@ impl From<FrameError> for CallError {
 }
 
 /// Asks one member on one channel, one request at a time, over a stream that stays open.
-pub struct Client {
+pub(crate) struct StreamClient {
     shared: Arc<Shared>,
     control: Control,
     target: NodeId,
@@ -74,14 +74,9 @@ pub struct Client {
     stream: Option<Stream>,
 }
 
-impl Client {
-    pub(crate) fn new(shared: Arc<Shared>, control: Control, target: NodeId, channel: Channel) -> Self {
+impl StreamClient {
+    pub fn new(shared: Arc<Shared>, control: Control, target: NodeId, channel: Channel) -> Self {
         Self { shared, control, target, channel, stream: None }
-    }
-
-    /// Whom it asks.
-    pub fn target(&self) -> NodeId {
-        self.target
     }
 
     /// Sends `parts` as one request and waits for the answer. Parts are sent one after the other without being

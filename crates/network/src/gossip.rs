@@ -40,6 +40,29 @@ impl GossipInbox {
     }
 }
 
+/// Fills a [`GossipInbox`] that no swarm fills.
+#[derive(Debug, Clone)]
+pub struct GossipFeed {
+    inbox: mpsc::Sender<GossipMessage>,
+    verdicts: mpsc::Sender<Verdict>,
+}
+
+impl GossipFeed {
+    /// An inbox, and what fills it.
+    pub fn new() -> (Self, GossipInbox) {
+        let (inbox, messages) = mpsc::channel(GOSSIP_INBOX_MAX);
+        // Nobody asks what became of a message.
+        let verdicts = mpsc::channel(1).0;
+        (Self { inbox, verdicts }, GossipInbox { messages })
+    }
+
+    /// Delivers a message that a member passed on; without room it is lost.
+    pub fn deliver(&self, from: NodeId, bytes: Bytes) {
+        let ticket = GossipTicket { of: None, verdicts: self.verdicts.clone() };
+        let _ = self.inbox.try_send(GossipMessage { from: Some(from), bytes, ticket });
+    }
+}
+
 /// One message, delivered once in a minute however many members pass it on.
 #[derive(Debug)]
 pub struct GossipMessage {

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use libp2p::PeerId;
 use lockstep_types::NodeId;
 use parking_lot::Mutex;
@@ -13,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::behaviour::Sinks;
-use crate::client::Client;
+use crate::client::StreamClient;
 use crate::directory::SharedDirectory;
 use crate::gateway::{self, GatewayService};
 use crate::hello::{Channel, Identity};
@@ -23,6 +24,7 @@ use crate::log_view::LogView;
 use crate::metrics;
 use crate::options::{Member, NetworkError, Peer};
 use crate::server::{self, ServeError, Service};
+use crate::wire::{Client, Wire};
 
 /// What is known about the connection to one other member.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,9 +128,9 @@ impl Complaints {
     }
 }
 
-/// Opens and serves streams, publishes, and tells who is connected. Clones share one network.
+/// What a handle on a real network has.
 #[derive(Clone)]
-pub struct Handle {
+pub(crate) struct SwarmHandle {
     pub(crate) shared: Arc<Shared>,
     pub(crate) control: libp2p_stream::Control,
     pub(crate) commands: mpsc::Sender<Command>,
@@ -136,91 +138,169 @@ pub struct Handle {
     pub(crate) listening: Arc<[String]>,
 }
 
+#[derive(Clone)]
+enum Kind {
+    Swarm(SwarmHandle),
+    Wire(Arc<dyn Wire>),
+}
+
+/// Opens and serves streams, publishes, and tells who is connected. Clones share one network.
+#[derive(Clone)]
+pub struct Handle(Kind);
+
+impl From<SwarmHandle> for Handle {
+    fn from(swarm: SwarmHandle) -> Self {
+        Self(Kind::Swarm(swarm))
+    }
+}
+
 impl Handle {
+    /// A handle on what stands in for the network.
+    pub fn on(wire: Arc<dyn Wire>) -> Self {
+        Self(Kind::Wire(wire))
+    }
+
     /// A client of one member. It opens its stream at the first call. Every client has a stream of its own, so
     /// requests that must not wait for each other get one each.
     pub fn client(&self, target: NodeId, channel: Channel) -> Client {
-        Client::new(self.shared.clone(), self.control.clone(), target, channel)
+        match &self.0 {
+            Kind::Swarm(swarm) => {
+                let client = StreamClient::new(swarm.shared.clone(), swarm.control.clone(), target, channel);
+                Client::on_stream(target, client)
+            }
+            Kind::Wire(wire) => Client::on_wire(target, wire.connect(target, channel)),
+        }
     }
 
     /// Answers the streams that members open on `channel`, until the network stops.
     pub fn serve<S: Service>(&self, channel: Channel, service: S) -> Result<(), ServeError> {
-        let protocol = self.shared.identity.protocol(channel);
-        let incoming = self.control.clone().accept(protocol).map_err(|_| ServeError::AlreadyServed(channel.name()))?;
-        self.shared.tasks.spawn(server::accept(self.shared.clone(), channel, incoming, service));
-        Ok(())
+        match &self.0 {
+            Kind::Swarm(swarm) => swarm.serve(channel, service),
+            Kind::Wire(wire) => {
+                let service = Arc::new(service);
+                let answer = move |from, request| {
+                    let service = service.clone();
+                    async move { service.handle(from, request).await }.boxed()
+                };
+                wire.serve(channel, Box::new(answer));
+                Ok(())
+            }
+        }
     }
 
     /// Answers requests to join, of strangers too, until the network stops.
     pub fn serve_join<S: JoinService>(&self, service: S) -> Result<(), ServeError> {
+        let Kind::Swarm(swarm) = &self.0 else { return Ok(()) };
         let (sink, streams) = mpsc::channel(JOIN_STREAMS_MAX);
-        self.shared.sinks.join.set(sink).map_err(|_| ServeError::AlreadyServed("join"))?;
-        self.shared.tasks.spawn(join::accept(self.shared.clone(), streams, service));
+        swarm.shared.sinks.join.set(sink).map_err(|_| ServeError::AlreadyServed("join"))?;
+        swarm.shared.tasks.spawn(join::accept(swarm.shared.clone(), streams, service));
         Ok(())
     }
 
     /// Answers bundles of gateways, and refuses those of others, until the network stops.
     pub fn serve_gateways<S: GatewayService>(&self, service: S) -> Result<(), ServeError> {
+        let Kind::Swarm(swarm) = &self.0 else { return Ok(()) };
         let (sink, streams) = mpsc::channel(GATEWAY_STREAMS_MAX);
-        self.shared.sinks.gateways.set(sink).map_err(|_| ServeError::AlreadyServed("gateway"))?;
-        self.shared.tasks.spawn(gateway::accept(self.shared.clone(), streams, service));
+        swarm.shared.sinks.gateways.set(sink).map_err(|_| ServeError::AlreadyServed("gateway"))?;
+        swarm.shared.tasks.spawn(gateway::accept(swarm.shared.clone(), streams, service));
         Ok(())
     }
 
     /// Tells the network how to know how far logs reach; until then it neither opens nor takes streams. Set once: a
     /// second one has no effect.
     pub fn set_log_view(&self, log: Arc<dyn LogView>) {
-        let _ = self.shared.log.set(log);
+        match &self.0 {
+            Kind::Swarm(swarm) => drop(swarm.shared.log.set(log)),
+            Kind::Wire(wire) => wire.set_log_view(log),
+        }
     }
 
     /// The members that refuse this node as it is, by node id, each with its last reason: this node's store was lost
     /// or restored from an older copy, or it is set up for another network. A member is left out once a stream
     /// between the two began, and so is one that only could not take the stream.
     pub fn refusals(&self) -> Vec<(NodeId, String)> {
-        self.shared.refusals.0.lock().iter().map(|(node, reason)| (*node, reason.clone())).collect()
+        let Kind::Swarm(swarm) = &self.0 else { return Vec::new() };
+        swarm.shared.refusals.0.lock().iter().map(|(node, reason)| (*node, reason.clone())).collect()
     }
 
     /// Where each other member may be dialed, by node id, the best address first: what the member list, this node's
     /// configuration and the members themselves say, and where they answered. To be kept on disk and given back as
     /// [`Options::address_book`](crate::Options::address_book).
     pub fn known_addresses(&self) -> Vec<(NodeId, Vec<String>)> {
-        self.shared.addresses.lock().clone()
+        let Kind::Swarm(swarm) = &self.0 else { return Vec::new() };
+        swarm.shared.addresses.lock().clone()
     }
 
     /// Gossips `bytes` to all members that can be reached. A hint: whatever keeps it from going out is counted
     /// (nobody connected, queue full, the same content within a minute, too large), and the caller has another way.
     pub fn publish(&self, bytes: Bytes) {
-        if bytes.len() as u64 > self.shared.gossip_bytes_max {
-            metrics::published("too_large");
-        } else if self.publish.try_send(bytes).is_err() {
-            metrics::published("queue_full");
+        match &self.0 {
+            Kind::Swarm(swarm) => swarm.publish(bytes),
+            Kind::Wire(wire) => wire.publish(bytes),
         }
     }
 
     /// The other members, by node id, and whether each is connected.
     pub fn peers(&self) -> Arc<[PeerState]> {
-        self.shared.peers.borrow().clone()
+        self.watch_peers().borrow().clone()
     }
 
     /// Follows [`Handle::peers`]; wakes on connections and members, not on round-trip times.
     pub fn watch_peers(&self) -> watch::Receiver<Arc<[PeerState]>> {
-        self.shared.peers.subscribe()
+        match &self.0 {
+            Kind::Swarm(swarm) => swarm.shared.peers.subscribe(),
+            Kind::Wire(wire) => wire.watch_peers(),
+        }
     }
 
     /// Multiaddresses of the listening sockets, with the ports that the system chose.
     pub fn listen_addresses(&self) -> &[String] {
-        &self.listening
+        match &self.0 {
+            Kind::Swarm(swarm) => &swarm.listening,
+            Kind::Wire(_) => &[],
+        }
     }
 
     /// Adds a member or changes it; a member with the same key under another node id is replaced. Where key or
     /// incarnation differ from before, its connections are closed, so that every stream says `Hello` anew; so are
     /// those that it opened as a stranger, so that it gets streams and gossip on the next ones. Takes effect shortly after it returns; waits while very many changes are under way.
     pub async fn set_member(&self, peer: Peer) -> Result<(), NetworkError> {
-        Ok(self.commands.send(Command::Set(peer.try_into()?)).await.map_err(|_| StoppedError)?)
+        match &self.0 {
+            Kind::Swarm(swarm) => {
+                Ok(swarm.commands.send(Command::Set(peer.try_into()?)).await.map_err(|_| StoppedError)?)
+            }
+            Kind::Wire(wire) => {
+                wire.set_member(peer);
+                Ok(())
+            }
+        }
     }
 
     /// Removes a member and closes its connections. It is a stranger then.
     pub async fn remove_member(&self, node: NodeId) -> Result<(), StoppedError> {
-        self.commands.send(Command::Remove(node)).await.map_err(|_| StoppedError)
+        match &self.0 {
+            Kind::Swarm(swarm) => swarm.commands.send(Command::Remove(node)).await.map_err(|_| StoppedError),
+            Kind::Wire(wire) => {
+                wire.remove_member(node);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl SwarmHandle {
+    fn serve<S: Service>(&self, channel: Channel, service: S) -> Result<(), ServeError> {
+        let protocol = self.shared.identity.protocol(channel);
+        let incoming = self.control.clone().accept(protocol).map_err(|_| ServeError::AlreadyServed(channel.name()))?;
+        self.shared.tasks.spawn(server::accept(self.shared.clone(), channel, incoming, service));
+        Ok(())
+    }
+
+    fn publish(&self, bytes: Bytes) {
+        if bytes.len() as u64 > self.shared.gossip_bytes_max {
+            metrics::published("too_large");
+        } else if self.publish.try_send(bytes).is_err() {
+            metrics::published("queue_full");
+        }
     }
 }

@@ -109,23 +109,33 @@ impl Identity {
         if hello.node != member.node.0 {
             return Err(format!("the key belongs to node {}, not to node {}", member.node, hello.node));
         }
-        if hello.incarnation != member.incarnation.as_bytes() {
-            return Err(format!(
-                "node {} is known with incarnation {}, not 0x{}: its store was lost or replaced; join again under a new node id",
-                member.node,
-                member.incarnation,
-                hex::encode(&hello.incarnation)
-            ));
-        }
-        if hello.last_index < acknowledged {
-            return Err(format!(
-                "node {}'s log ends at {}, but it acknowledged {acknowledged}: its disk was restored from an older copy; \
-                 join again under a new node id (`lockstep init --join` in a new home)",
-                member.node, hello.last_index
-            ));
-        }
-        Ok(())
+        check_store(member.node, (&hello.incarnation, &member.incarnation), (hello.last_index, acknowledged))
     }
+}
+
+/// Compares what the member `node` says of its store with what is known of it: its incarnation, and up to where its log
+/// goes with what it has acknowledged.
+///
+/// # Errors
+/// Why it must not take part, in a sentence.
+pub fn check_store(
+    node: NodeId,
+    (incarnation, known): (&[u8], &Incarnation),
+    (last_index, acknowledged): (u64, u64),
+) -> Result<(), String> {
+    if incarnation != known.as_bytes() {
+        return Err(format!(
+            "node {node} is known with incarnation {known}, not 0x{}: its store was lost or replaced; join again under a new node id",
+            hex::encode(incarnation)
+        ));
+    }
+    if last_index < acknowledged {
+        return Err(format!(
+            "node {node}'s log ends at {last_index}, but it acknowledged {acknowledged}: its disk was restored from an older copy; \
+             join again under a new node id (`lockstep init --join` in a new home)"
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

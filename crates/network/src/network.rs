@@ -22,7 +22,7 @@ use crate::addresses::{Origin, at_host_of};
 use crate::behaviour::{self, Behaviour, BehaviourEvent, Protocols, ProtocolsEvent, Sinks};
 use crate::directory::Directory;
 use crate::gossip::{self, Deliveries, GossipInbox, Verdict};
-use crate::handle::{Command, Complaints, Handle, PeerState, Refusals, Shared};
+use crate::handle::{Command, Complaints, Handle, PeerState, Refusals, Shared, SwarmHandle};
 use crate::hello::Identity;
 use crate::hints::Hints;
 use crate::limits::{ADDRESSES_PER_MESSAGE_MAX, COMMANDS_MAX, CONNECT_TIMEOUT, PUBLISH_QUEUE_MAX};
@@ -98,7 +98,7 @@ impl Network {
         network.tell_peers();
         let listening = network.listen(addresses).await?;
         let control = network.of_members().streams.new_control();
-        let handle = Handle { shared, control, commands, publish, listening: listening.into() };
+        let handle = SwarmHandle { shared, control, commands, publish, listening: listening.into() }.into();
         Ok((network, handle, inbox))
     }
 

@@ -116,7 +116,7 @@ impl Certifier {
         let mut batches = self.0.evidence.take(height, EVIDENCE_MESSAGES_MAX);
         if batches.is_empty() {
             let certifier = self.clone();
-            let read = tokio::task::spawn_blocking(move || certifier.0.read_from(height));
+            let read = self.0.state.blocking().run(move || certifier.0.read_from(height));
             batches = read.await.map_err(|e| e.to_string())?.map_err(|e| format!("batches cannot be read: {e}"))?;
         }
         let heights: Vec<(Height, usize)> = batches.iter().map(|batch| (batch.height, batch.messages.len())).collect();

@@ -3,17 +3,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::join_all;
 use lockstep_consensus::{Consensus, Role};
 use lockstep_network::{Channel, Client, Handle};
 use lockstep_types::NodeId;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::now_ms;
 use crate::control::ask_clock;
 use crate::limits::{CLOCK_ANSWER_MAX, CLOCK_INTERVAL, CLOCK_OFFSET_MAX};
 use crate::tracker::Tracker;
@@ -45,8 +44,8 @@ fn difference_ms(theirs: u64, ours: u64) -> i64 {
 }
 
 /// How far a voter's clock is ahead; `None` without an answer, or when it came too late to say.
-async fn offset_of(client: &mut Client) -> Option<i64> {
-    let (sent, clock) = (Instant::now(), now_ms());
+async fn offset_of(tracker: &Tracker, client: &mut Client) -> Option<i64> {
+    let (sent, clock) = (Instant::now(), tracker.now());
     let theirs = ask_clock(client, CLOCK_ANSWER_MAX).await.ok()?;
     // A process that was paused meanwhile finds the answer before it finds that it waited for too long.
     let took = Some(sent.elapsed()).filter(|took| *took <= CLOCK_ANSWER_MAX)?;
@@ -79,7 +78,11 @@ impl ClockGuard {
         for node in others {
             clients.entry(node).or_insert_with(|| self.network.client(node, Channel::Control));
         }
-        let offsets = join_all(clients.values_mut().map(offset_of)).await.into_iter().flatten().collect();
+        let offsets = join_all(clients.values_mut().map(|client| offset_of(&self.tracker, client)))
+            .await
+            .into_iter()
+            .flatten()
+            .collect();
         let off = judge(offsets);
         let was = self.off.send_replace(off);
         match off {

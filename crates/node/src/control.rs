@@ -18,7 +18,6 @@ use tokio::sync::watch;
 
 use crate::certify::Certifier;
 use crate::chain::{Attestation, Chain};
-use crate::clock::now_ms;
 use crate::conflicts::Conflicts;
 use crate::limits::PROGRESS_TIMEOUT;
 use crate::operator::Operator;
@@ -85,10 +84,12 @@ impl ControlService {
             Request::Conflict(conflict) => {
                 let conflict = Conflict::from_proto(conflict).map_err(|e| e.to_string())?;
                 let (conflicts, members) = (self.conflicts.clone(), self.members.borrow().clone());
-                let kept = tokio::task::spawn_blocking(move || conflicts.keep(conflict, &members));
+                let kept = self.consensus.blocking().run(move || conflicts.keep(conflict, &members));
                 kept.await.map_err(|e| e.to_string())?.map(|()| Response::Done(proto::Done {}))
             }
-            Request::Clock(proto::ClockRequest {}) => Ok(Response::Clock(proto::ClockResponse { time_ms: now_ms().0 })),
+            Request::Clock(proto::ClockRequest {}) => {
+                Ok(Response::Clock(proto::ClockResponse { time_ms: self.operator.now().0 }))
+            }
             Request::Order(order) => {
                 let order = SignedOrder::from_proto(order).map_err(|e| e.to_string())?;
                 match self.orders.decide(order).await {

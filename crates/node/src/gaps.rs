@@ -3,13 +3,13 @@
 //! missing for good, so a network that forgets nothing asks nothing.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lockstep_ledger::Head;
 use lockstep_outputs::{Output, OutputError};
 use lockstep_types::{OutputName, TaskNumber};
 use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 /// How often it is looked whether more was forgotten.

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
 
 use lockstep_ledger::{Inserted, Outcome, Pool, PoolLimits};
-use lockstep_types::{ContentId, NodeId, VerifiedMessage};
+use lockstep_types::{ContentId, NodeId, TimeMs, VerifiedMessage};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
+use crate::clock::Clock;
 use crate::limits::{
     BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, BUNDLE_MESSAGES_MAX, POOL_AGE_MAX, RESEND_AFTER, STALL_GRACE, STALL_MAX,
 };
@@ -50,6 +51,7 @@ pub(crate) struct Mempool {
     /// Something waits to be proposed or sent.
     pub arrived: Arc<Notify>,
     started: Instant,
+    clock: Clock,
 }
 
 impl Mempool {
@@ -66,7 +68,18 @@ impl Mempool {
             looked_at: None,
             closed_until: 0,
         };
-        Self { node, state: Arc::new(Mutex::new(state)), arrived: Arc::new(Notify::new()), started: Instant::now() }
+        let (state, arrived) = (Arc::new(Mutex::new(state)), Arc::new(Notify::new()));
+        Self { node, state, arrived, started: Instant::now(), clock: Clock::System }
+    }
+
+    /// Goes by another clock than the machine's.
+    pub fn by_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// The time by this node's clock.
+    pub fn now(&self) -> TimeMs {
+        self.clock.now()
     }
 
     fn now_ms(&self) -> u64 {

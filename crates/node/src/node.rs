@@ -1,5 +1,6 @@
 //! Starting and stopping a node.
 
+pub mod bare;
 mod wiring;
 
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use lockstep_consensus::rebuild::fetch_state;
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
 use lockstep_ledger::{Members, Projects};
 use lockstep_network::{GossipInbox, Handle, Network, Options as NetworkOptions, Peer};
+use lockstep_outputs::{Output, Owner, TaskSigner};
 use lockstep_types::{Member, NodeId, SigningKey};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::watch;
@@ -20,6 +22,8 @@ use crate::admin::{self};
 use crate::announce::{self};
 use crate::certify::{Certifier, CertifierParts};
 use crate::chain::{Chain, ChainAccess, ChainParts, TaskStates};
+use crate::clock::Clock;
+use crate::config::OutputConfig;
 use crate::conflicts::Conflicts;
 use crate::coordinator::Coordinator;
 use crate::documents::Documents;
@@ -31,6 +35,7 @@ use crate::home::{Home, Opened};
 use crate::ingress::{Ingress, IngressParts};
 use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
 use crate::mempool::Mempool;
+use crate::open_store;
 use crate::operator::{Operator, OperatorParts};
 use crate::peers;
 use crate::rates::Rates;
@@ -84,6 +89,47 @@ struct Parts {
     documents: Arc<Documents>,
     prover: Option<Arc<dyn ProverStates>>,
     clock_off: watch::Sender<Option<i64>>,
+    means: Means,
+}
+
+/// Opens the store of an output.
+pub type OpenOutput = Arc<dyn Fn(&OutputConfig, &Home, Owner) -> Result<Arc<dyn Output>, NodeError> + Send + Sync>;
+
+/// What a node takes from the machine that it runs on, beside its stores and its network.
+#[derive(Clone)]
+struct Means {
+    clock: Clock,
+    /// Work is done where it is asked for, and not on threads of its own.
+    inline: bool,
+    open_output: OpenOutput,
+}
+
+impl Default for Means {
+    fn default() -> Self {
+        Self {
+            clock: Clock::System,
+            inline: false,
+            open_output: Arc::new(|config, home, owner| open_store::open(config, home.path(), owner)),
+        }
+    }
+}
+
+impl Means {
+    fn verifier(
+        &self,
+        threads: usize,
+        parts: VerifierParts,
+    ) -> Result<(Verifier, Vec<std::thread::JoinHandle<()>>), NodeError> {
+        if self.inline {
+            return Ok((Verifier::inline(parts), Vec::new()));
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Verifier::spawn(if threads == 0 { cores } else { threads }, parts)
+    }
+
+    fn signer(&self, key: &SigningKey) -> TaskSigner {
+        if self.inline { TaskSigner::inline(key.clone()) } else { TaskSigner::new(key.clone()) }
+    }
 }
 
 /// Raises the soft limit on open files to what the node would like, within the hard limit.
@@ -174,7 +220,7 @@ impl Node {
         let (log, stored) = Self::fetch_lost_state(&opened, &handle, &state, stored).await?;
         let members = stored.map_or_else(|| Members::genesis(&opened.genesis), Ok)?;
         let admin = admin::bind(&home.admin_socket())?;
-        let parts = Self::start_parts(home, opened, (handle, log), state, members).await?;
+        let parts = Parts::start((home, opened), (handle, log), state, members, Means::default()).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
         let announcements = announce::start(&mut supervisor, parts.announce_parts(&outputs)).await?;
         parts.start_tasks(&mut supervisor, inbox, &outputs, first_peers)?;
@@ -215,17 +261,19 @@ impl Node {
         rebuild::done(&opened.store)?;
         Ok((log, state.members(&opened.genesis.id()?)?))
     }
+}
 
-    async fn start_parts(
-        home: &Home,
-        opened: Opened,
+impl Parts {
+    async fn start(
+        (home, opened): (&Home, Opened),
         (network, log): (Handle, Arc<LogPositions>),
         state: StateStore,
         members: Members,
-    ) -> Result<Parts, NodeError> {
+        means: Means,
+    ) -> Result<Self, NodeError> {
         let source = opened.genesis.params.chain.clone();
         let access = ChainAccess::open(home, opened.config.chain.as_ref(), source.as_ref())?;
-        let mempool = Mempool::new(opened.node, opened.config.pool_limits());
+        let mempool = Mempool::new(opened.node, opened.config.pool_limits()).by_clock(means.clock.clone());
         let evidence = Arc::new(EvidenceQueue::default());
         let tracker = Arc::new(Tracker::new(
             mempool.clone(),
@@ -234,11 +282,9 @@ impl Node {
             members,
             Projects::new(&opened.genesis.params, state.projects()?),
         ));
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = if opened.config.pool.verify_threads == 0 { cores } else { opened.config.pool.verify_threads };
         let rates = Arc::new(Rates::new(&opened.config.limits));
-        let (verifier, verify_threads) = Verifier::spawn(
-            threads,
+        let (verifier, verify_threads) = means.verifier(
+            opened.config.pool.verify_threads,
             VerifierParts {
                 node: opened.node,
                 mempool: mempool.clone(),
@@ -313,7 +359,7 @@ impl Node {
         let prover = coordinator.map(|coordinator| Arc::new(coordinator) as Arc<dyn ProverStates>);
         let documents = Arc::new(Documents::new(state.clone(), access.gateway).map_err(no_gateway)?);
         let home = home.clone();
-        Ok(Parts {
+        Ok(Self {
             opened,
             home,
             state,
@@ -333,9 +379,12 @@ impl Node {
             documents,
             prover,
             clock_off: watch::Sender::new(None),
+            means,
         })
     }
+}
 
+impl Node {
     /// Where HTTP is served.
     pub fn http(&self) -> SocketAddr {
         self.http

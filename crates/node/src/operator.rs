@@ -12,12 +12,11 @@ use lockstep_network::{Channel, Handle, JoinService};
 use lockstep_types::members::{member_from_proto, member_to_proto};
 use lockstep_types::{
     Address, Approval, Change, Epoch, Epochs, Genesis, Hash32, Member, MemberRole, NetworkId, NodeId, PublicKey,
-    keccak256, proto,
+    TimeMs, keccak256, proto,
 };
 use parking_lot::Mutex;
 use prost::Message as _;
 
-use crate::clock::now_ms;
 use crate::control::forward_approval;
 use crate::limits::{APPROVAL_TIMEOUT, JOIN_REQUEST_LIFE, JOIN_REQUESTS_MAX, PROMOTE_LAG_MAX};
 use crate::tracker::Tracker;
@@ -84,6 +83,11 @@ impl Operator {
         Self(Arc::new(Inner { parts, asks: Mutex::new(VecDeque::new()) }))
     }
 
+    /// The time by this node's clock.
+    pub fn now(&self) -> TimeMs {
+        self.0.parts.tracker.now()
+    }
+
     fn members(&self) -> Arc<Members> {
         self.0.parts.tracker.members().borrow().clone()
     }
@@ -103,7 +107,7 @@ impl Operator {
             admitted: known.admitted,
             connected: id == parts.node || connected.contains(&id),
         };
-        let now = now_ms();
+        let now = parts.tracker.now();
         let proposal = |(digest, open): (&Hash32, &OpenProposal)| ProposalView {
             id: format!("0x{}", hex::encode(digest)),
             change: open.proposal.change.to_string(),
@@ -160,7 +164,7 @@ impl Operator {
         if let Some(head) = &*parts.tracker.head().borrow() {
             head.check_change(&approval.proposal.change).map_err(|e| e.to_string())?;
         }
-        members.check(approval, &parts.network_id, parts.epoch(), now_ms()).map_err(|e| e.to_string())
+        members.check(approval, &parts.network_id, parts.epoch(), parts.tracker.now()).map_err(|e| e.to_string())
     }
 
     /// Whether the log has counted an approval.
@@ -177,7 +181,7 @@ impl Operator {
         let members = self.members();
         self.check(&members, &approval)?;
         self.check_safe(&members, &approval.proposal.change)?;
-        let command = Command::encode_approval(now_ms(), &approval);
+        let command = Command::encode_approval(parts.tracker.now(), &approval);
         match tokio::time::timeout(APPROVAL_TIMEOUT, parts.consensus.propose(command)).await {
             Ok(Ok(())) => {}
             Ok(Err(ProposeError::NotLeader)) => return Err("the leader has changed: try again".into()),

@@ -2,16 +2,16 @@
 //! while proposals are under way the next batch fills.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lockstep_consensus::{Consensus, ProposeError, Role};
 use lockstep_ledger::{GroupClosing, GroupKey, Projects, encode_batch};
 use lockstep_types::{Height, NodeId, VerifiedMessage};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::now_ms;
 use crate::limits::{PROPOSALS_MAX, TICK};
 use crate::mempool::Mempool;
 use crate::metrics;
@@ -49,7 +49,8 @@ impl Proposer {
                 () = self.mempool.arrived.notified(), if leads && under_way.len() < PROPOSALS_MAX => {}
                 () = tokio::time::sleep(until_closing), if leads && closing_at.is_some() => {}
                 Some(ended) = under_way.join_next() => {
-                    if let Ok(Some(ProposeError::NotReady)) = ended {
+                    // Also where another node is about to lead: until it does, this one would try again without a pause.
+                    if let Ok(Some(_)) = ended {
                         tokio::time::sleep(NOT_READY_PAUSE).await;
                     }
                 }
@@ -85,7 +86,7 @@ async fn propose(
     messages: Vec<Arc<VerifiedMessage>>,
     closings: Vec<GroupClosing>,
 ) -> Option<ProposeError> {
-    let command = encode_batch(now_ms(), &messages, &closings);
+    let command = encode_batch(mempool.now(), &messages, &closings);
     let started = Instant::now();
     match consensus.propose(command).await {
         Ok(()) => {

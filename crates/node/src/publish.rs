@@ -9,7 +9,6 @@ use lockstep_ledger::Head;
 use lockstep_outputs::{FinalMessage, Handle, SourceError, TaskSource, UnsignedTask};
 use lockstep_types::{Batch, Height, OrderedMessage, OutputName, ProjectId, Sequence, TaskNumber};
 use tokio::sync::{Notify, watch};
-use tokio::task::spawn_blocking;
 
 use crate::gaps::Seen;
 use crate::limits::READ_BYTES_MAX;
@@ -86,7 +85,7 @@ impl StateSource {
         let max_tasks = usize::try_from((newest.0 + 1).saturating_sub(next.0)).map_or(max_tasks, |n| n.min(max_tasks));
         let oldest = self.head.borrow().as_ref().map_or(Sequence(0), |head| head.horizon.sequence);
         let read = move || read(&state, next, max_tasks, oldest);
-        let tasks = spawn_blocking(read).await.map_err(|e| SourceError::Unavailable(e.to_string()))?;
+        let tasks = self.state.blocking().run(read).await.map_err(|e| SourceError::Unavailable(e.to_string()))?;
         match tasks {
             // What is forgotten may still be on this disk; when it is not, it never comes.
             Ok((tasks, None)) if tasks.is_empty() && next < kept => Err(SourceError::Forgotten(TaskNumber(kept.0 - 1))),

@@ -2,12 +2,13 @@
 //! and both are counted once the message's evidence holds: so nobody can use up what belongs to others with messages
 //! that prove nothing.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lockstep_api::rate::{Buckets, TooFast};
 use lockstep_api::{Sender, SubmitError};
 use lockstep_types::{Address, Message, ProjectId};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use crate::doors::LimitsConfig;
 use crate::limits::{RATED_DEVICES_MAX, RATED_PROJECTS_MAX};

@@ -13,7 +13,6 @@ use lockstep_network::{Channel, Handle};
 use lockstep_types::{Address, Epoch, NetworkId, OrderKind, ProjectId, SignedOrder, proto};
 use prost::Message as _;
 
-use crate::clock::now_ms;
 use crate::control::{ControlError, forward_order};
 use crate::limits::APPROVAL_TIMEOUT;
 use crate::tracker::Tracker;
@@ -35,7 +34,7 @@ impl Orders {
     /// What can be told at once, so that strangers cannot fill the log. `apply` checks all of it again.
     fn check(&self, signed: &SignedOrder) -> Result<(), OrderError> {
         let projects = self.tracker.projects().borrow().clone();
-        projects.check_order(signed, self.tracker.rules_version(), (&self.network_id, self.epoch), now_ms())
+        projects.check_order(signed, self.tracker.rules_version(), (&self.network_id, self.epoch), self.tracker.now())
     }
 
     /// The leader's part of an order.
@@ -43,7 +42,7 @@ impl Orders {
         self.check(&signed).map_err(refused)?;
         let (project, number) = (signed.order.project, signed.order.number);
         let verdicts = self.tracker.order_verdict(project, number);
-        let command = Command::encode_order(now_ms(), &signed);
+        let command = Command::encode_order(self.tracker.now(), &signed);
         match tokio::time::timeout(APPROVAL_TIMEOUT, self.consensus.propose(command)).await {
             Ok(Ok(())) => {}
             Ok(Err(ProposeError::NotLeader)) => {

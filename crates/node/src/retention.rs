@@ -8,7 +8,6 @@ use lockstep_types::{Height, OutputName, Sequence, TaskNumber, TimeMs};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::now_ms;
 use crate::config::Scope;
 use crate::limits::{CONTROL_TIMEOUT, CUT_SETTLES_MAX, READ_BYTES_MAX, RETENTION_INTERVAL};
 use crate::tracker::Tracker;
@@ -107,8 +106,11 @@ impl Retention {
             cut(oldest, head.height, bytes, keep)
         };
         if limits.age_ms > 0 {
-            wanted =
-                wanted.max(self.first_after(oldest, head.height, TimeMs(now_ms().0.saturating_sub(limits.age_ms)))?);
+            wanted = wanted.max(self.first_after(
+                oldest,
+                head.height,
+                TimeMs(self.tracker.now().0.saturating_sub(limits.age_ms)),
+            )?);
         }
         if limits.bytes > 0 && bytes > limits.bytes && may_cut {
             wanted = wanted.max(cut_to(limits.bytes));

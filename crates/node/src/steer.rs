@@ -154,7 +154,7 @@ impl Steward {
     async fn look_for_conflict(&self, node: NodeId, header: BatchHeader, signature: Signature) {
         let Some(conflict) = self.seen.lock().see(node, header, signature) else { return };
         let (conflicts, members) = (self.conflicts.clone(), self.tracker.members().borrow().clone());
-        let kept = tokio::task::spawn_blocking(move || conflicts.keep(conflict, &members)).await;
+        let kept = self.state.blocking().run(move || conflicts.keep(conflict, &members)).await;
         if let Ok(Err(error)) = kept {
             tracing::error!(%error, %node, "the proof of a double signature could not be written down");
         }
@@ -233,7 +233,8 @@ impl Steward {
     async fn tell_marks(&self, clients: &mut BTreeMap<NodeId, Client>) -> BTreeMap<NodeId, u32> {
         let committed = self.consensus.committed();
         let mut marks: BTreeMap<NodeId, u64> = self.consensus.acknowledged();
-        marks.insert(self.node, self.consensus.last_index());
+        // Others may have committed what this node has not synced yet: after a power loss it would be kept out.
+        marks.insert(self.node, self.consensus.durable_index());
         // What is not committed may be cut off again.
         let marks: Vec<(NodeId, u64)> = marks.into_iter().map(|(node, index)| (node, index.min(committed))).collect();
         if let Err(error) = self.consensus.pledges().learn(marks.iter().copied()) {

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use lockstep_consensus::runtime::inherit;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -25,10 +26,11 @@ impl Supervisor {
     }
 
     pub fn spawn(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
-        self.parts.spawn(async move {
+        let part = async move {
             part.await;
             name
-        });
+        };
+        self.parts.spawn(inherit(Box::pin(part)));
     }
 
     /// Waits until a part ends, which none should.

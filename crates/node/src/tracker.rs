@@ -3,16 +3,17 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lockstep_consensus::Observer;
 use lockstep_consensus::StateStore;
 use lockstep_ledger::{
     Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, OrderError, Outcome, Projects,
 };
-use lockstep_types::{Height, OutputName, ProjectId, Sequence, TaskNumber};
+use lockstep_types::{Height, OutputName, ProjectId, Sequence, TaskNumber, TimeMs};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use crate::evidence::EvidenceQueue;
 use crate::limits::CLOSINGS_MAX;
@@ -84,6 +85,11 @@ impl Tracker {
             paused_outputs: watch::Sender::default(),
             groups: Mutex::new(HashMap::new()),
         }
+    }
+
+    /// The time by this node's clock.
+    pub fn now(&self) -> TimeMs {
+        self.mempool.now()
     }
 
     /// The head after the newest applied entry; `None` before the state was loaded.

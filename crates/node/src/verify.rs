@@ -14,7 +14,6 @@ use lockstep_types::{Address, Api, ContentId, DevicePolicy, Hash32, Message, Nod
 use tokio::sync::{oneshot, watch};
 
 use crate::bulk::{Asked, Bulk};
-use crate::clock::now_ms;
 use crate::error::NodeError;
 use crate::evidence::{EvidenceQueue, Named};
 use crate::limits::{VERIFY_JOBS_MAX, VERIFY_TOGETHER_MAX};
@@ -65,15 +64,23 @@ pub(crate) enum Job {
 
 /// The threads end when the last clone is gone.
 #[derive(Clone)]
-pub(crate) struct Verifier {
-    jobs: Sender<Job>,
-    threads: usize,
+pub(crate) struct Verifier(Kind);
+
+#[derive(Clone)]
+enum Kind {
+    Threads {
+        jobs: Sender<Job>,
+        threads: usize,
+    },
+    /// Every job is done before `submit` returns.
+    Inline(Arc<Worker>),
 }
 
 /// No thread is free, and too many jobs wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Overloaded;
 
+#[derive(Clone)]
 struct Worker {
     node: NodeId,
     jobs: Receiver<Job>,
@@ -105,27 +112,29 @@ impl Verifier {
     /// Starts the threads; they end when the last clone of the verifier is gone.
     pub fn spawn(threads: usize, parts: VerifierParts) -> Result<(Self, Vec<JoinHandle<()>>), NodeError> {
         let (jobs, receiver) = bounded(VERIFY_JOBS_MAX);
-        let node_key = Arc::new(parts.node_key);
+        let worker = Worker::new(parts, receiver);
         let mut handles = Vec::with_capacity(threads);
         for n in 0..threads {
-            let worker = Worker {
-                node: parts.node,
-                jobs: receiver.clone(),
-                mempool: parts.mempool.clone(),
-                state: parts.state.clone(),
-                node_key: node_key.clone(),
-                members: parts.members.clone(),
-                evidence: parts.evidence.clone(),
-                projects: parts.projects.clone(),
-                rates: parts.rates.clone(),
-            };
+            let worker = worker.clone();
             let thread = std::thread::Builder::new().name(format!("verify-{n}")).spawn(move || {
                 give_way(VERIFICATION);
                 worker.run();
             });
             handles.push(thread.map_err(|e| NodeError::Config(format!("cannot start a verification thread: {e}")))?);
         }
-        Ok((Self { jobs, threads }, handles))
+        Ok((Self(Kind::Threads { jobs, threads }), handles))
+    }
+
+    /// A verifier without threads: for simulation, where nothing may run beside it.
+    pub fn inline(parts: VerifierParts) -> Self {
+        Self(Kind::Inline(Arc::new(Worker::new(parts, crossbeam_channel::never()))))
+    }
+
+    fn threads(&self) -> usize {
+        match &self.0 {
+            Kind::Threads { threads, .. } => *threads,
+            Kind::Inline(_) => 1,
+        }
     }
 
     /// Has requests checked that came together, by as many threads as are of use, and given to the pool in their order.
@@ -136,7 +145,7 @@ impl Verifier {
         }
         // The first job does all of it, if need be.
         self.submit(Job::Bulk(Arc::clone(&bulk)))?;
-        for _ in 1..bulk.pieces().min(self.threads) {
+        for _ in 1..bulk.pieces().min(self.threads()) {
             let _ = self.submit(Job::Bulk(Arc::clone(&bulk)));
         }
         Ok(())
@@ -159,9 +168,15 @@ impl Verifier {
     }
 
     pub fn submit(&self, job: Job) -> Result<(), Overloaded> {
-        self.jobs.try_send(job).map_err(|e| match e {
-            TrySendError::Full(_) | TrySendError::Disconnected(_) => Overloaded,
-        })
+        match &self.0 {
+            Kind::Threads { jobs, .. } => jobs.try_send(job).map_err(|e| match e {
+                TrySendError::Full(_) | TrySendError::Disconnected(_) => Overloaded,
+            }),
+            Kind::Inline(worker) => {
+                worker.take(job);
+                Ok(())
+            }
+        }
     }
 }
 
@@ -175,36 +190,46 @@ fn retry_window(projects: &Projects, message: &Message) -> u64 {
 }
 
 impl Worker {
+    fn new(parts: VerifierParts, jobs: Receiver<Job>) -> Self {
+        let VerifierParts { node, mempool, state, node_key, members, evidence, projects, rates } = parts;
+        let node_key = Arc::new(node_key);
+        Self { node, jobs, mempool, state, node_key, members, evidence, projects, rates }
+    }
+
     fn run(&self) {
         while let Ok(first) = self.jobs.recv() {
-            let mut requests = Vec::with_capacity(VERIFY_TOGETHER_MAX);
-            let (mut next, mut longer) = (Some(first), None);
-            while let Some(job) = next.take() {
-                match job {
-                    Job::Request { request, verdict } => requests.extend(self.authenticate(request, verdict)),
-                    job => longer = Some(job),
-                }
-                if requests.len() < VERIFY_TOGETHER_MAX && longer.is_none() {
-                    next = self.jobs.try_recv().ok();
-                }
+            self.take(first);
+        }
+    }
+
+    /// Does a job, and with a request others that wait.
+    fn take(&self, first: Job) {
+        let mut requests = Vec::with_capacity(VERIFY_TOGETHER_MAX);
+        let (mut next, mut longer) = (Some(first), None);
+        while let Some(job) = next.take() {
+            match job {
+                Job::Request { request, verdict } => requests.extend(self.authenticate(request, verdict)),
+                job => longer = Some(job),
             }
-            // Those who are authenticated do not wait for a whole bundle.
-            self.take_requests(requests);
-            match longer {
-                Some(Job::Aside(work)) => work(),
-                Some(Job::Bulk(bulk)) => {
-                    let proved =
-                        bulk.work(|(request, verdict)| self.authenticate(Submission::Device(request), verdict));
-                    self.take_requests(proved.unwrap_or_default());
-                }
-                Some(Job::Bundle { messages, skip_ordered, done }) => self.take_bundle(messages, skip_ordered, done),
-                Some(Job::Evidence { messages, mut range, members, done }) => {
-                    let holds = |(_, id, message): &Named| message.evidence_holds(id, |a| members.contains(a));
-                    // Whoever asked is gone when the node stops.
-                    let _ = done.send(range.find(|index| !holds(&messages[*index])));
-                }
-                Some(Job::Request { .. }) | None => {}
+            if requests.len() < VERIFY_TOGETHER_MAX && longer.is_none() {
+                next = self.jobs.try_recv().ok();
             }
+        }
+        // Those who are authenticated do not wait for a whole bundle.
+        self.take_requests(requests);
+        match longer {
+            Some(Job::Aside(work)) => work(),
+            Some(Job::Bulk(bulk)) => {
+                let proved = bulk.work(|(request, verdict)| self.authenticate(Submission::Device(request), verdict));
+                self.take_requests(proved.unwrap_or_default());
+            }
+            Some(Job::Bundle { messages, skip_ordered, done }) => self.take_bundle(messages, skip_ordered, done),
+            Some(Job::Evidence { messages, mut range, members, done }) => {
+                let holds = |(_, id, message): &Named| message.evidence_holds(id, |a| members.contains(a));
+                // Whoever asked is gone when the node stops.
+                let _ = done.send(range.find(|index| !holds(&messages[*index])));
+            }
+            Some(Job::Request { .. }) | None => {}
         }
     }
 
@@ -297,7 +322,7 @@ impl Worker {
         let ids: Vec<ContentId> = requests.iter().map(|(message, _)| message.content_id()).collect();
         let before = self.occurrences(&ids);
         self.remember(requests.iter().map(|(message, _)| &**message));
-        let now = now_ms().0;
+        let now = self.mempool.now().0;
         let mut fresh: Vec<(Arc<VerifiedMessage>, Waiter)> = Vec::with_capacity(requests.len());
         for ((message, verdict), before) in requests.into_iter().zip(before) {
             let id = message.content_id();
@@ -346,7 +371,7 @@ impl Worker {
         } else {
             vec![None; named.len()]
         };
-        let now = now_ms().0;
+        let now = self.mempool.now().0;
         let (members, projects) = (self.members.borrow().clone(), self.projects.borrow().clone());
         let (mut verified, mut good) = (Vec::with_capacity(named.len()), true);
         for ((id, message), before) in named.into_iter().zip(before) {

@@ -85,12 +85,30 @@ pub trait ProgressSink: Send + Sync {
 
 /// The task key at work: W3bstream's readers know one key per data source.
 #[derive(Debug, Clone)]
-pub struct TaskSigner(Arc<SigningKey>);
+pub struct TaskSigner {
+    key: Arc<SigningKey>,
+    inline: bool,
+}
 
 impl TaskSigner {
     /// Signs with `key`.
     pub fn new(key: SigningKey) -> Self {
-        Self(Arc::new(key))
+        Self { key: Arc::new(key), inline: false }
+    }
+
+    /// As [`TaskSigner::new`], but what a publisher does beside is done at once and by no chance: for simulation, where
+    /// nothing may run beside it.
+    pub fn inline(key: SigningKey) -> Self {
+        Self { inline: true, ..Self::new(key) }
+    }
+
+    pub(crate) fn is_inline(&self) -> bool {
+        self.inline
+    }
+
+    /// Part of a pause that keeps several publishers apart, from 0 to 1.
+    pub(crate) fn jitter(&self) -> f64 {
+        if self.inline { 0.5 } else { rand::random() }
     }
 
     /// Signs a task as the readers of `layout` want it. Every node that holds the key makes the same signature. Costs about
@@ -100,7 +118,7 @@ impl TaskSigner {
         let signature = Signature([0; 65]);
         let mut task =
             FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature, origin };
-        task.signature = self.0.sign(&layout.digest(&task));
+        task.signature = self.key.sign(&layout.digest(&task));
         task
     }
 }

@@ -3,7 +3,7 @@
 //! [`Storage`] is the port: atomic batches of writes, each either synced or buffered. [`RocksStorage`] keeps it on
 //! disk, [`MemoryStorage`] in memory with a power switch, for tests and simulation. [`LogWriter`] is the one writer
 //! of what must be synced: it groups what waits into one sync, and stops for good when a sync fails.
-//! All keys are in [`keys`].
+//! A [`Medium`] opens all of them. All keys are in [`keys`].
 
 mod blocks;
 mod crc32c;
@@ -12,13 +12,15 @@ mod forget;
 pub mod home;
 pub mod keys;
 pub mod lock;
+mod medium;
 mod memory;
 pub mod records;
 mod rocks;
 mod storage;
 mod writer;
 
+pub use medium::{Medium, RocksMedium, StateStorage};
 pub use memory::MemoryStorage;
 pub use rocks::{Kind, RocksStorage};
-pub use storage::{Direction, Durability, Pair, Scan, Storage, StoreError, Table, WriteBatch};
-pub use writer::{LogWriter, WriteDone};
+pub use storage::{Direction, Durability, Operation, Pair, Scan, Storage, StoreError, Table, WriteBatch};
+pub use writer::{LogWriter, QueuedWrites, WriteDone};

@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use crate::forget::Forgetting;
 use crate::keys;
+use crate::medium::StateStorage;
 use crate::records::check_records;
 use crate::storage::{Direction, Durability, Operation, Pair, Scan, Storage, StoreError, Table, WriteBatch};
 
@@ -246,6 +247,20 @@ impl RocksStorage {
     fn family(&self, table: Table) -> Result<Arc<BoundColumnFamily<'_>>, StoreError> {
         let missing = || StoreError::Failed(format!("this store has no table {}", table_name(table)));
         self.db.cf_handle(table_name(table)).ok_or_else(missing)
+    }
+}
+
+impl StateStorage for RocksStorage {
+    fn checkpoint(&self, path: &Path) -> Result<(), StoreError> {
+        self.checkpoint(path)
+    }
+
+    fn forget_before(&self, height: Height, sequence: Sequence, task_number: TaskNumber) -> Result<(), StoreError> {
+        self.forget_before(height, sequence, task_number)
+    }
+
+    fn bytes_on_disk(&self) -> u64 {
+        self.bytes_on_disk()
     }
 }
 

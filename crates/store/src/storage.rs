@@ -45,10 +45,14 @@ pub struct WriteBatch {
     pub(crate) operations: Vec<Operation>,
 }
 
+/// One write of a batch.
 #[derive(Debug, Clone)]
-pub(crate) enum Operation {
+pub enum Operation {
+    /// Sets a key.
     Put(Table, Vec<u8>, Bytes),
+    /// Removes a key.
     Delete(Table, Vec<u8>),
+    /// Removes all keys from the first up to, but without, the second.
     DeleteRange(Table, Vec<u8>, Vec<u8>),
 }
 
@@ -76,6 +80,11 @@ impl WriteBatch {
     /// Adds another batch's writes behind this one's.
     pub fn append(&mut self, mut other: Self) {
         self.operations.append(&mut other.operations);
+    }
+
+    /// Its writes, in order.
+    pub fn into_operations(self) -> Vec<Operation> {
+        self.operations
     }
 
     /// Whether there is nothing to write.

@@ -1,5 +1,6 @@
 //! The one writer of synced data: what waits is grouped into one write and one sync.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -24,6 +25,41 @@ struct Job {
 enum Mode {
     Thread(SyncSender<Job>),
     Inline(Arc<dyn Storage>),
+    Queue(Arc<QueuedWrites>),
+}
+
+/// What waits for a writer without a thread: see [`LogWriter::queued`].
+pub struct QueuedWrites {
+    storage: Arc<dyn Storage>,
+    jobs: Mutex<VecDeque<Job>>,
+    closed: Arc<Mutex<Option<String>>>,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+impl QueuedWrites {
+    /// Writes what waits, up to what shares one sync, as the writer's thread does. Says whether there was something.
+    pub fn write_group(&self) -> bool {
+        let group: Vec<Job> = {
+            let mut jobs = self.jobs.lock();
+            let count = jobs.len().min(GROUPED_BATCHES_MAX);
+            jobs.drain(..count).collect()
+        };
+        let found = !group.is_empty();
+        if found {
+            write_group(&*self.storage, group, &self.closed);
+        }
+        found
+    }
+
+    /// Whether something waits.
+    pub fn is_empty(&self) -> bool {
+        self.jobs.lock().is_empty()
+    }
+
+    /// What waits, in order: a power loss may find any part of it on the disk.
+    pub fn waiting(&self) -> Vec<WriteBatch> {
+        self.jobs.lock().iter().map(|job| job.batch.clone()).collect()
+    }
 }
 
 /// Writes batches in the order of submission. After the first failure every batch fails with
@@ -55,10 +91,22 @@ impl LogWriter {
         Self { mode: Mode::Inline(storage), closed: Arc::default(), thread: Mutex::new(None) }
     }
 
+    /// A writer whose batches wait until somebody calls [`QueuedWrites::write_group`], who is told by `wake` when there
+    /// is one: for a simulated disk, which takes its time.
+    pub fn queued(storage: Arc<dyn Storage>, wake: Box<dyn Fn() + Send + Sync>) -> (Self, Arc<QueuedWrites>) {
+        let closed: Arc<Mutex<Option<String>>> = Arc::default();
+        let queue = Arc::new(QueuedWrites { storage, jobs: Mutex::default(), closed: closed.clone(), wake });
+        (Self { mode: Mode::Queue(queue.clone()), closed, thread: Mutex::new(None) }, queue)
+    }
+
     /// Hands over a batch. `done` is called exactly once, after the sync.
     pub fn submit(&self, batch: WriteBatch, done: WriteDone) {
         match &self.mode {
             Mode::Inline(storage) => write_group(&**storage, vec![Job { batch, done }], &self.closed),
+            Mode::Queue(queue) => {
+                queue.jobs.lock().push_back(Job { batch, done });
+                (queue.wake)();
+            }
             Mode::Thread(sender) => {
                 if let Err(refused) = sender.send(Job { batch, done }) {
                     (refused.0.done)(Err(StoreError::Closed("the log writer has stopped".into())));

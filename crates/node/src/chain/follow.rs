@@ -19,7 +19,6 @@ use super::Chain;
 use super::attest::Attestation;
 use super::read::{Found, Scan};
 use super::trouble::{Notice, Trouble};
-use crate::clock::now_ms;
 use crate::control::ask_to_attest;
 use crate::limits::{CHAIN_ATTEST_TIMEOUT, CHAIN_FOLLOWER_POLLS, CHAIN_OBJECTION_TIME, CONTROL_TIMEOUT};
 use crate::tracker::Tracker;
@@ -215,7 +214,7 @@ impl Follower {
     }
 
     async fn propose(&self, update: &ChainUpdate, signatures: &BTreeMap<NodeId, Signature>) -> Result<(), Trouble> {
-        let proposal = self.consensus.propose(Command::encode_chain(now_ms(), update, signatures));
+        let proposal = self.consensus.propose(Command::encode_chain(self.tracker.now(), update, signatures));
         let passing = |reason: &dyn std::fmt::Display| {
             Trouble::Passing(format!("an update from the chain was not ordered: {reason}"))
         };

@@ -22,7 +22,6 @@ use crate::error::NodeError;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::gaps::{GapWatch, Seen};
 use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
-use crate::open_store;
 use crate::output_desk::{OutputDesk, OutputSwitch, follow_pauses};
 use crate::peers;
 use crate::progress::{CursorFile, LogSink, NoSink};
@@ -155,7 +154,7 @@ impl Parts {
         let always = watch::channel(true).1;
         let mut running = Vec::new();
         for config in &self.opened.config.outputs {
-            let output = open_store::open(config, self.home.path(), owner)?;
+            let output = (self.means.open_output)(config, &self.home, owner)?;
             let (paused, marker) = OutputSwitch::was_paused(&self.home, config, &self.tracker);
             let sink: Arc<dyn ProgressSink> = match config.scope {
                 Scope::Network => {
@@ -171,7 +170,7 @@ impl Parts {
                 output,
                 source: Arc::new(self.source()),
                 sink,
-                signer: TaskSigner::new(self.opened.task_key.clone()),
+                signer: self.means.signer(&self.opened.task_key),
                 newest: self.tracker.newest_task(),
                 active: turns.of(&config.name).unwrap_or_else(|| always.clone()),
                 paused: paused.subscribe(),
@@ -185,7 +184,7 @@ impl Parts {
             let watch = GapWatch {
                 name: name.clone(),
                 // A connection of its own, so that a look at many numbers does not hold up publishing.
-                output: open_store::open(config, self.home.path(), owner)?,
+                output: (self.means.open_output)(config, &self.home, owner)?,
                 head: self.tracker.head(),
                 bell: bell.clone(),
                 seen,

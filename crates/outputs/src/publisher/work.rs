@@ -301,7 +301,10 @@ impl Work {
             return Ok(Vec::new());
         }
         let (signer, layout) = (self.options.signer.clone(), self.options.output.layout());
-        let sign = move || tasks.into_iter().map(|task| signer.sign(task, layout)).collect();
+        let sign = move || tasks.into_iter().map(|task| signer.sign(task, layout)).collect::<Vec<_>>();
+        if self.options.signer.is_inline() {
+            return Ok(sign());
+        }
         let signing = tokio::task::spawn_blocking(sign);
         signing.await.map_err(|_| SourceError::Unavailable("the signer stopped".to_owned()))
     }
@@ -379,7 +382,7 @@ impl Work {
 
     /// Makes a problem visible and says how long to rest.
     fn judge(&mut self, problem: &Problem) -> Duration {
-        let jitter = rand::random::<f64>();
+        let jitter = self.options.signer.jitter();
         // A call that broke off, or somebody else who is gone by now, may have published and not told where.
         self.find_places |= matches!(problem, Problem::Output(_));
         let (state, rest) = match problem {

@@ -1,0 +1,119 @@
+//! A node without doors, threads, and a network and stores of its own: what is decisive of one, wired as in every node,
+//! for a simulation to run many of them in one process.
+
+use std::sync::Arc;
+
+use lockstep_consensus::{Consensus, StateStore};
+use lockstep_ledger::{Head, Members};
+use lockstep_network::{GossipInbox, Handle};
+use lockstep_outputs::publisher;
+use lockstep_store::Medium;
+use lockstep_types::{OutputName, TaskNumber};
+use tokio::sync::watch;
+
+use super::{Means, Parts, first_peers};
+use crate::clock::Clock;
+use crate::error::NodeError;
+use crate::home::{Home, Opened};
+use crate::ingress::Ingress;
+use crate::publish::RunningOutput;
+use crate::supervisor::Supervisor;
+
+pub use super::OpenOutput;
+
+/// What a [`Bare`] node is made of.
+pub struct BareOptions {
+    /// A directory for its small files.
+    pub home: Home,
+    /// Who it is.
+    pub opened: Opened,
+    /// Its log and state.
+    pub medium: Arc<dyn Medium>,
+    /// What stands in for the network.
+    pub network: Handle,
+    /// Gossip that comes in.
+    pub inbox: GossipInbox,
+    /// Its clock.
+    pub clock: Clock,
+    /// Its outputs.
+    pub open_output: OpenOutput,
+}
+
+/// See the module's documentation. Dropping it ends it at once, as a crash does.
+pub struct Bare {
+    parts: Parts,
+    outputs: Vec<RunningOutput>,
+    supervisor: Supervisor,
+}
+
+impl Bare {
+    /// Starts it. When this returns it takes part in consensus.
+    ///
+    /// # Errors
+    /// As [`Node::start`](crate::Node::start).
+    pub async fn start(options: BareOptions) -> Result<Self, NodeError> {
+        let BareOptions { home, opened, medium, network, inbox, clock, open_output } = options;
+        let inline = medium.works_inline();
+        let state = StateStore::open_on(&opened.store, medium)?;
+        let stored = state.members(&opened.genesis.id()?)?;
+        let first_peers = first_peers(&opened, stored.as_ref())?;
+        for peer in first_peers.iter().filter(|peer| peer.node != opened.node) {
+            network.set_member(peer.clone()).await.map_err(|e| NodeError::Config(e.to_string()))?;
+        }
+        let members = stored.map_or_else(|| Members::genesis(&opened.genesis), Ok)?;
+        let means = Means { clock, inline, open_output };
+        let parts = Parts::start((&home, opened), (network, Arc::default()), state, members, means).await?;
+        let mut supervisor = Supervisor::new();
+        let outputs = parts.start_publishers(&mut supervisor)?;
+        parts.start_tasks(&mut supervisor, inbox, &outputs, first_peers)?;
+        Ok(Self { parts, outputs, supervisor })
+    }
+
+    /// Where messages enter.
+    pub fn ingress(&self) -> Arc<Ingress> {
+        self.parts.ingress.clone()
+    }
+
+    /// Its part in consensus.
+    pub fn consensus(&self) -> Consensus {
+        self.parts.consensus.clone()
+    }
+
+    /// What it has applied.
+    pub fn state(&self) -> StateStore {
+        self.parts.state.clone()
+    }
+
+    /// Where its ledger stands.
+    pub fn head(&self) -> watch::Receiver<Option<Head>> {
+        self.parts.tracker.head()
+    }
+
+    /// How far outputs are known to be.
+    pub fn progress(&self) -> watch::Receiver<std::collections::BTreeMap<OutputName, TaskNumber>> {
+        self.parts.tracker.progress_changes()
+    }
+
+    /// Who signed two batches at one height, while that stops it.
+    pub fn conflict(&self) -> Option<String> {
+        self.parts.ingress.conflict()
+    }
+
+    /// What its publishers are doing.
+    pub fn publishers(&self) -> Vec<(OutputName, publisher::Status)> {
+        self.outputs.iter().map(|output| (output.name.clone(), output.handle.status())).collect()
+    }
+
+    /// Brings the approval of this node's operator into the log, by way of the leader.
+    ///
+    /// # Errors
+    /// Why it was not taken.
+    pub async fn approve(&self, approval: lockstep_types::Approval) -> Result<(), String> {
+        self.parts.operator.approve(approval).await
+    }
+
+    /// Waits until one of its parts ends, which none should.
+    pub async fn ended(&mut self) -> NodeError {
+        self.supervisor.ended().await
+    }
+}

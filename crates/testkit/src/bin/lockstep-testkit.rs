@@ -1,0 +1,124 @@
+//! Runs simulations from the command line.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use lockstep_testkit::sim::{Bug, Report, Scenario, run};
+
+/// A simulation allocates much and briefly.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Tools for testing Lockstep.
+#[derive(Parser)]
+#[command(name = "lockstep-testkit")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a network in simulated time, with faults, once for each seed, and check what came of it.
+    Sim(Sim),
+}
+
+#[derive(Args)]
+struct Sim {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 1)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// What to run: default, snapshots, upgrade or calm.
+    #[arg(long, default_value = "default")]
+    scenario: Scenario,
+    /// Put in a bug that the checker has to catch; the run succeeds when it does.
+    #[arg(long)]
+    bug: Option<Bug>,
+    /// Print every event when it happens.
+    #[arg(long)]
+    trace: bool,
+    /// What the nodes log, as in RUST_LOG: `info,openraft=debug`.
+    #[arg(long)]
+    log: Option<String>,
+}
+
+/// Shows how far it is, where somebody looks.
+struct Bar {
+    begun: Instant,
+    seeds: u64,
+    shown: bool,
+}
+
+impl Bar {
+    fn rate(&self, done: u64) -> f64 {
+        done as f64 / self.begun.elapsed().as_secs_f64().max(0.001)
+    }
+
+    fn show(&self, done: u64) {
+        const WIDTH: usize = 40;
+        if self.shown {
+            let full = usize::try_from(done * WIDTH as u64 / self.seeds.max(1)).unwrap_or(WIDTH);
+            let bar = format!("{}{}", "#".repeat(full), "-".repeat(WIDTH - full));
+            eprint!("\r[{bar}] {done}/{} seeds, {:.1} a second ", self.seeds, self.rate(done));
+            let _ = std::io::stderr().flush();
+        }
+    }
+}
+
+fn show_failure(report: &Report, sim: &Sim) {
+    println!("\nseed {} failed: {}", report.seed, report.violations);
+    println!("the last events:");
+    report.last_events.iter().for_each(|line| println!("  {line}"));
+    let bug = sim.bug.map_or_else(String::new, |bug| format!(" --bug {bug}"));
+    println!("again: lockstep-testkit sim --seed {} --scenario {}{bug} --trace", report.seed, sim.scenario.name);
+}
+
+fn simulate(sim: &Sim) -> Result<ExitCode> {
+    if let Some(filter) = &sim.log {
+        tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).init();
+    }
+    let scenario = sim.bug.map_or_else(|| sim.scenario.clone(), Scenario::for_bug);
+    let bar = Bar { begun: Instant::now(), seeds: sim.seeds, shown: std::io::stderr().is_terminal() };
+    let (mut calls, mut acknowledged) = (0, 0);
+    for done in 0..sim.seeds {
+        let report = run(sim.seed + done, &scenario, sim.trace)?;
+        (calls, acknowledged) = (calls + report.calls.0, acknowledged + report.calls.1);
+        if sim.seeds == 1 {
+            let (seconds, events) = (report.simulated.as_secs_f64(), report.events);
+            println!("seed {}: hash {:016x}, {events} events in {seconds:.1} s", report.seed, report.hash);
+        }
+        if report.violations.count > 0 {
+            show_failure(&report, sim);
+            if sim.bug.is_some() {
+                println!("the bug was caught by seed {} of {}", done + 1, sim.seeds);
+                return Ok(ExitCode::SUCCESS);
+            }
+            return Ok(ExitCode::FAILURE);
+        }
+        bar.show(done + 1);
+    }
+    let (rate, name) = (bar.rate(sim.seeds), scenario.name);
+    println!(
+        "\n{} seeds of {name}, {rate:.1} a second: {acknowledged} of {calls} calls answered with a place",
+        sim.seeds
+    );
+    match sim.bug {
+        Some(bug) => {
+            println!("the bug {bug} was not caught");
+            Ok(ExitCode::FAILURE)
+        }
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn main() -> Result<ExitCode> {
+    match Arguments::parse().command {
+        Command::Sim(sim) => simulate(&sim),
+    }
+}

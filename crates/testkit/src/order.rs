@@ -1,0 +1,394 @@
+//! Whether what clients were told, what every node holds and what every output holds is one and the same order. Pure,
+//! over the ledger's own types: of a simulation, or of the stores of stopped nodes. [`crate::check`] compares what real
+//! nodes show by their API.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::time::Duration;
+
+use lockstep_types::{
+    Batch, BatchHash, Certificate, ContentId, Height, MessageId, NodeId, Sequence, Task, TaskId, TaskNumber,
+};
+
+/// Violations that are kept; more are only counted.
+const KEPT_MAX: usize = 20;
+
+/// A time since the beginning.
+pub type At = Duration;
+
+/// What a client was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// Nothing yet, or nothing that says whether the message was ordered.
+    Unknown,
+    /// The message was not ordered by this call.
+    Refused,
+    /// It has this place.
+    Ordered {
+        /// Its place.
+        sequence: Sequence,
+        /// Its batch.
+        height: Height,
+        /// Its name.
+        message_id: MessageId,
+    },
+}
+
+/// A call of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// What was submitted.
+    pub content: ContentId,
+    /// Which node was asked.
+    pub node: NodeId,
+    /// When.
+    pub invoked: At,
+    /// When it was answered.
+    pub answered: Option<At>,
+    /// What came of it.
+    pub told: Told,
+}
+
+/// What a node holds in the end.
+#[derive(Debug, Clone)]
+pub struct Chain {
+    /// Which node.
+    pub node: NodeId,
+    /// Its batches, from height 1 up.
+    pub batches: Vec<Batch>,
+    /// Its certificates, ascending.
+    pub certificates: Vec<Certificate>,
+}
+
+/// Where a node's ledger was seen to be, at some time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighting {
+    /// When.
+    pub at: At,
+    /// Which node.
+    pub node: NodeId,
+    /// Which of its starts: after one it may be where it was synced last.
+    pub life: u64,
+    /// Its newest batch.
+    pub height: Height,
+    /// The hash of that.
+    pub hash: BatchHash,
+    /// The newest batch that it knows to be final.
+    pub final_height: Height,
+}
+
+/// A task that an output got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// When.
+    pub at: At,
+    /// Its number.
+    pub number: TaskNumber,
+    /// Its name.
+    pub id: TaskId,
+    /// Its messages: place, and payload.
+    pub messages: Vec<(Sequence, Vec<u8>)>,
+}
+
+/// What an output holds, in the order of writing.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// What to call it.
+    pub name: String,
+    /// Whether it takes each task once. One that does not may have the same task again.
+    pub once: bool,
+    /// Its tasks.
+    pub rows: Vec<Row>,
+}
+
+/// Everything there is to compare.
+#[derive(Debug, Clone, Default)]
+pub struct Evidence {
+    /// What clients asked.
+    pub calls: Vec<Call>,
+    /// What nodes hold in the end; all of them have caught up.
+    pub chains: Vec<Chain>,
+    /// What was seen meanwhile, by ascending time.
+    pub sightings: Vec<Sighting>,
+    /// What outputs hold.
+    pub stores: Vec<Store>,
+    /// Number of the network's first task.
+    pub first_task: TaskNumber,
+    /// What else went wrong: a node that panicked, no progress.
+    pub troubles: Vec<(Promise, String)>,
+}
+
+/// A promise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Promise {
+    /// Batches form a chain without gap and repeat.
+    Chain,
+    /// The same bytes at each height, on every node, at every time.
+    Agreement,
+    /// What was acknowledged is there, where it was said to be.
+    Kept,
+    /// The same content has one place.
+    Once,
+    /// What was refused is not there, nor what nobody submitted.
+    Origin,
+    /// A message that was acknowledged before another was submitted stands before it.
+    Order,
+    /// One certificate a height, over what is there.
+    Certificate,
+    /// Nothing goes back.
+    Forward,
+    /// Every message is in one task.
+    Packing,
+    /// Outputs hold every task, as it is, and none before it was final.
+    Output,
+    /// When all is well again, the network goes on.
+    Progress,
+    /// No node panics.
+    Sane,
+}
+
+/// Broken promises.
+#[derive(Debug, Clone, Default)]
+pub struct Violations {
+    /// The first of them.
+    pub kept: Vec<(Promise, String)>,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Violations {
+    /// One more.
+    pub fn add(&mut self, promise: Promise, text: String) {
+        self.count += 1;
+        if self.kept.len() < KEPT_MAX {
+            self.kept.push((promise, text));
+        }
+    }
+}
+
+impl fmt::Display for Violations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} violations:", self.count)?;
+        self.kept.iter().try_for_each(|(promise, text)| writeln!(f, "  {promise:?}: {text}"))
+    }
+}
+
+/// Compares everything with everything. Nothing is returned where all promises were kept.
+pub fn check(evidence: &Evidence) -> Violations {
+    let mut violations = Violations::default();
+    for (promise, text) in &evidence.troubles {
+        violations.add(*promise, text.clone());
+    }
+    for chain in &evidence.chains {
+        check_chain(chain, evidence.first_task, &mut violations);
+        check_certificates(chain, &mut violations);
+    }
+    let longest = evidence.chains.iter().max_by_key(|chain| chain.batches.len());
+    let Some(longest) = longest else {
+        violations.add(Promise::Progress, "no node has a chain".into());
+        return violations;
+    };
+    for other in &evidence.chains {
+        check_agreement(longest, other, &mut violations);
+    }
+    check_sightings(longest, &evidence.sightings, &mut violations);
+    check_calls(longest, &evidence.calls, &mut violations);
+    for store in &evidence.stores {
+        check_store(longest, store, &evidence.sightings, &mut violations);
+    }
+    violations
+}
+
+fn check_chain(chain: &Chain, first_task: TaskNumber, violations: &mut Violations) {
+    let (mut parent, mut sequence, mut task) = (BatchHash::ZERO, 1, first_task.0);
+    let mut tasked: HashMap<Sequence, usize> = HashMap::new();
+    for (height, batch) in (1..).zip(&chain.batches) {
+        let header = &batch.header;
+        let is = (header.height.0, header.parent, header.first_sequence.0, header.first_task_number.0);
+        if is != (height, parent, sequence, task) {
+            let expected = (height, parent, sequence, task);
+            violations.add(Promise::Chain, format!("node {}: {is:?} where {expected:?} was expected", chain.node));
+        }
+        if header.message_count != batch.messages.len() as u64 || header.task_count != batch.tasks.len() as u64 {
+            violations.add(Promise::Chain, format!("node {}: batch {height} has other counts", chain.node));
+        }
+        for packed in batch.tasks.iter().flat_map(|task| &task.sequences) {
+            *tasked.entry(*packed).or_default() += 1;
+        }
+        (parent, sequence, task) = (header.hash(), sequence + header.message_count, task + header.task_count);
+    }
+    for sequence in (1..sequence).map(Sequence) {
+        match tasked.remove(&sequence) {
+            Some(1) | None => {}
+            Some(count) => {
+                violations
+                    .add(Promise::Packing, format!("node {}: message {sequence} is in {count} tasks", chain.node));
+            }
+        }
+    }
+    if !tasked.is_empty() {
+        violations.add(Promise::Packing, format!("node {}: tasks have messages that are in no batch", chain.node));
+    }
+}
+
+fn check_certificates(chain: &Chain, violations: &mut Violations) {
+    for certificate in &chain.certificates {
+        let batch =
+            usize::try_from(certificate.height.0).ok().and_then(|height| chain.batches.get(height.wrapping_sub(1)));
+        if batch.map(|batch| batch.header.hash()) != Some(certificate.hash) {
+            let text = format!("node {}: the certificate at {} is over another batch", chain.node, certificate.height);
+            violations.add(Promise::Certificate, text);
+        }
+    }
+    if !chain.certificates.is_sorted_by(|a, b| a.height < b.height) {
+        violations.add(Promise::Certificate, format!("node {} has two certificates for one height", chain.node));
+    }
+}
+
+fn check_agreement(longest: &Chain, other: &Chain, violations: &mut Violations) {
+    let names = format!("nodes {} and {}", longest.node, other.node);
+    if other.batches.len() != longest.batches.len() {
+        let text = format!("{names} have {} and {} batches", longest.batches.len(), other.batches.len());
+        violations.add(Promise::Agreement, text);
+    }
+    if let Some((a, _)) = longest.batches.iter().zip(&other.batches).find(|(a, b)| a != b) {
+        violations.add(Promise::Agreement, format!("{names} differ at height {}", a.header.height));
+    }
+    let certified: BTreeMap<Height, BatchHash> = longest.certificates.iter().map(|c| (c.height, c.hash)).collect();
+    for certificate in &other.certificates {
+        if certified.get(&certificate.height).is_some_and(|hash| *hash != certificate.hash) {
+            violations.add(Promise::Certificate, format!("{names} certify two batches at {}", certificate.height));
+        }
+    }
+}
+
+fn check_sightings(longest: &Chain, sightings: &[Sighting], violations: &mut Violations) {
+    let mut before: BTreeMap<(NodeId, u64), (Height, Height)> = BTreeMap::new();
+    let hashes: Vec<BatchHash> = longest.batches.iter().map(|batch| batch.header.hash()).collect();
+    for seen in sightings {
+        let known = usize::try_from(seen.height.0).ok().and_then(|height| hashes.get(height.wrapping_sub(1)));
+        if seen.height > Height(0) && known != Some(&seen.hash) {
+            let text =
+                format!("node {} had another batch at {}, {:?} after the start", seen.node, seen.height, seen.at);
+            violations.add(Promise::Agreement, text);
+        }
+        let last = before.entry((seen.node, seen.life)).or_default();
+        if seen.height < last.0 || seen.final_height < last.1 || seen.final_height > seen.height {
+            let text = format!("node {} went from {last:?} to {:?}", seen.node, (seen.height, seen.final_height));
+            violations.add(Promise::Forward, text);
+        }
+        *last = (seen.height, seen.final_height);
+    }
+}
+
+fn check_calls(chain: &Chain, calls: &[Call], violations: &mut Violations) {
+    let mut placed: HashMap<ContentId, (Sequence, Height, MessageId)> = HashMap::new();
+    for batch in &chain.batches {
+        for (sequence, ordered) in (batch.header.first_sequence.0..).map(Sequence).zip(&batch.messages) {
+            let place = (sequence, batch.header.height, ordered.id);
+            if let Some(first) = placed.insert(ordered.message.content_id(), place) {
+                violations.add(Promise::Once, format!("messages {} and {sequence} say the same", first.0));
+            }
+        }
+    }
+    let mut possible: HashMap<ContentId, bool> = HashMap::new();
+    for call in calls {
+        *possible.entry(call.content).or_default() |= call.told != Told::Refused;
+        let Told::Ordered { sequence, height, message_id } = &call.told else { continue };
+        let told = (*sequence, *height, *message_id);
+        match placed.get(&call.content) {
+            Some(place) if *place == told => {}
+            Some(place) => {
+                let text = format!("node {} said {told:?}, it is at {place:?}", call.node);
+                violations.add(Promise::Kept, text);
+            }
+            None => violations.add(Promise::Kept, format!("message {sequence}, told by node {}, is gone", call.node)),
+        }
+    }
+    for (content, (sequence, ..)) in &placed {
+        match possible.get(content) {
+            Some(true) => {}
+            Some(false) => violations.add(Promise::Origin, format!("message {sequence} was refused by every node")),
+            None => violations.add(Promise::Origin, format!("nobody submitted message {sequence}")),
+        }
+    }
+    check_order(calls, violations);
+}
+
+/// Acknowledged before another was submitted first: then it stands before it.
+fn check_order(calls: &[Call], violations: &mut Violations) {
+    let mut first_invoked: HashMap<ContentId, At> = HashMap::new();
+    for call in calls {
+        let at = first_invoked.entry(call.content).or_insert(call.invoked);
+        *at = (*at).min(call.invoked);
+    }
+    let ordered = |call: &Call| match &call.told {
+        Told::Ordered { sequence, .. } => Some((call.answered?, *sequence, call.content)),
+        Told::Unknown | Told::Refused => None,
+    };
+    let mut answers: Vec<(At, Sequence, ContentId)> = calls.iter().filter_map(ordered).collect();
+    answers.sort();
+    let mut begins: Vec<(At, Sequence)> =
+        answers.iter().map(|(_, sequence, id)| (first_invoked[id], *sequence)).collect();
+    begins.sort();
+    // Going through submissions by time, with the greatest place that had been acknowledged by then.
+    let (mut acknowledged, mut next) = (Sequence(0), 0);
+    for (invoked, sequence) in begins {
+        while answers.get(next).is_some_and(|(at, ..)| *at < invoked) {
+            acknowledged = acknowledged.max(answers[next].1);
+            next += 1;
+        }
+        if sequence <= acknowledged {
+            let text = format!(
+                "message {sequence}, submitted at {invoked:?}, stands before {acknowledged}, which was acknowledged"
+            );
+            violations.add(Promise::Order, text);
+        }
+    }
+}
+
+fn check_store(chain: &Chain, store: &Store, sightings: &[Sighting], violations: &mut Violations) {
+    let mut wrong = |what: String| violations.add(Promise::Output, format!("output {}: {what}", store.name));
+    let tasks: BTreeMap<TaskNumber, (&Task, Height)> =
+        chain.batches.iter().flat_map(|b| b.tasks.iter().map(|task| (task.number, (task, b.header.height)))).collect();
+    let payload = |sequence: &Sequence| {
+        let at = chain
+            .batches
+            .partition_point(|batch| batch.header.first_sequence.0 + batch.header.message_count <= sequence.0);
+        let batch = chain.batches.get(at)?;
+        let index = usize::try_from(sequence.0.checked_sub(batch.header.first_sequence.0)?).ok()?;
+        Some((*sequence, batch.messages.get(index)?.message.data.to_vec()))
+    };
+    let mut newest_final = Height(0);
+    let mut seen = sightings.iter().peekable();
+    let mut last = None;
+    for row in &store.rows {
+        while let Some(sighting) = seen.next_if(|sighting| sighting.at <= row.at) {
+            newest_final = newest_final.max(sighting.final_height);
+        }
+        let Some((task, height)) = tasks.get(&row.number) else {
+            wrong(format!("task {} is none", row.number));
+            continue;
+        };
+        if *height > newest_final {
+            wrong(format!("task {} came before its batch {height} was final", row.number));
+        }
+        let messages: Option<Vec<_>> = task.sequences.iter().map(payload).collect();
+        if row.id != task.id || messages.as_ref() != Some(&row.messages) {
+            wrong(format!("task {} is another one", row.number));
+        }
+        let next = last.map_or_else(|| tasks.keys().next().copied(), |last: TaskNumber| Some(last.next()));
+        let is_new = last.is_none_or(|last| row.number > last);
+        if is_new && next != Some(row.number) {
+            wrong(format!("task {} follows {last:?}", row.number));
+        }
+        if !is_new && store.once {
+            wrong(format!("task {} is there again", row.number));
+        }
+        last = last.max(Some(row.number));
+    }
+    let expected = tasks.keys().next_back().copied();
+    if last != expected {
+        wrong(format!("its last task is {last:?}, the chain's is {expected:?}"));
+    }
+}

@@ -1,0 +1,113 @@
+//! Bugs that are put in on purpose, each in a simulated part and none in the product, so that it is seen whether the
+//! checker catches them.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A bug.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Bug {
+    /// A disk says that it has synced what it has not.
+    NoSync,
+    /// A leader hears "appended" of followers that were never asked.
+    AnswerBeforeQuorum,
+    /// An output moves its cursor over a task that it did not take.
+    SkipCursor,
+    /// An output takes tasks again that it has.
+    CountTwice,
+    /// An output gives a task the id of the one before.
+    ReuseId,
+    /// A publisher gives an output what is not final.
+    PublishBeforeFinal,
+    /// One node gets the messages of a batch in another order.
+    OrderByArrival,
+    /// A copy of the state lacks the index of what was ordered.
+    ForgetRetries,
+    /// A node whose disk was wiped takes part as if it had it.
+    VoteAfterWipe,
+    /// A retry is submitted as something new by the node that takes it in.
+    ForgetContent,
+    /// A node answers before the message has a place, with the place that it expects.
+    GuessPosition,
+    /// After a power loss a disk has half of a write.
+    TornWrites,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Self; 12] = [
+        Self::NoSync,
+        Self::AnswerBeforeQuorum,
+        Self::SkipCursor,
+        Self::CountTwice,
+        Self::ReuseId,
+        Self::PublishBeforeFinal,
+        Self::OrderByArrival,
+        Self::ForgetRetries,
+        Self::VoteAfterWipe,
+        Self::ForgetContent,
+        Self::GuessPosition,
+        Self::TornWrites,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::NoSync => "no-sync",
+            Self::AnswerBeforeQuorum => "answer-before-quorum",
+            Self::SkipCursor => "skip-cursor",
+            Self::CountTwice => "count-twice",
+            Self::ReuseId => "reuse-id",
+            Self::PublishBeforeFinal => "publish-before-final",
+            Self::OrderByArrival => "order-by-arrival",
+            Self::ForgetRetries => "forget-retries",
+            Self::VoteAfterWipe => "vote-after-wipe",
+            Self::ForgetContent => "forget-content",
+            Self::GuessPosition => "guess-position",
+            Self::TornWrites => "torn-writes",
+        }
+    }
+}
+
+impl fmt::Display for Bug {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Bug {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let names = || Self::ALL.map(Self::name).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|bug| bug.name() == text)
+            .ok_or_else(|| format!("no such bug; there are {}", names()))
+    }
+}
+
+/// The bug that a run has, if any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bugs(Option<Bug>);
+
+impl Bugs {
+    /// None.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// This one.
+    pub fn only(bug: Bug) -> Self {
+        Self(Some(bug))
+    }
+
+    /// Whether there is this one.
+    pub fn has(self, bug: Bug) -> bool {
+        self.0 == Some(bug)
+    }
+
+    /// The bug.
+    pub fn get(self) -> Option<Bug> {
+        self.0
+    }
+}

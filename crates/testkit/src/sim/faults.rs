@@ -1,0 +1,162 @@
+//! What goes wrong, and when.
+
+use std::time::Duration;
+
+use lockstep_types::NodeId;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::bugs::Bug;
+use super::disk::Trouble;
+use super::links::Quality;
+use super::scenario::Fault;
+use super::world::World;
+use crate::random::Random;
+
+/// Brings all faults about, one after the other, some of them at the same time.
+pub(super) async fn run(world: World, mut random: Random) {
+    let (start, length) = (Instant::now(), world.scenario.length);
+    let length_ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+    let mut times: Vec<u64> = (0..world.scenario.faults).map(|_| random.number() % (length_ms * 5 / 6)).collect();
+    times.sort_unstable();
+    for time in times {
+        sleep_until(start + Duration::from_millis(time)).await;
+        let kind = world.scenario.kinds[random.below(world.scenario.kinds.len())];
+        tokio::spawn(cause(world.clone(), Random::new(random.number()), kind));
+    }
+}
+
+/// All is well again: nodes that can are started.
+pub(super) fn heal(world: &World) {
+    world.trace.say(format_args!("all is well again"));
+    world.links.heal();
+    world.tables.iter().for_each(super::output::Table::heal);
+    for node in world.nodes() {
+        world.clock(*node).set_offset_ms(0);
+        world.disk(*node).trouble(Trouble::None);
+        world.disk(*node).slow(None);
+        world.upgrade(*node);
+        world.start(*node);
+    }
+}
+
+async fn cause(world: World, mut random: Random, kind: Fault) {
+    let nodes = world.nodes().to_vec();
+    let node = nodes[random.below(nodes.len())];
+    let time = Duration::from_millis(200 + random.number() % 7_000);
+    world.trace.say(format_args!("{kind:?} at node {node} for {time:?}"));
+    match kind {
+        Fault::Crash => {
+            crash(&world, node, &mut random).await;
+            sleep(time).await;
+            world.start(node);
+        }
+        Fault::Kill => {
+            world.kill(node);
+            world.upgrade(node);
+            sleep(time / 2).await;
+            world.start(node);
+        }
+        Fault::Blackout => {
+            nodes.iter().for_each(|node| world.lose_power(*node));
+            for node in nodes {
+                sleep(Duration::from_millis(random.number() % 1_000)).await;
+                world.start(node);
+            }
+        }
+        Fault::CutOneWay => {
+            let other = nodes[random.below(nodes.len())];
+            let cut = Quality { is_cut: true, ..Quality::GOOD };
+            set_all(&world, &[(node, other)], cut);
+            sleep(time).await;
+            set_all(&world, &[(node, other)], Quality::GOOD);
+        }
+        Fault::Isolate => during(&world, &around(&nodes, node), Quality { is_cut: true, ..Quality::GOOD }, time).await,
+        Fault::Split => {
+            let side: Vec<bool> = nodes.iter().map(|_| random.below(2) == 0).collect();
+            let sides = || nodes.iter().zip(&side);
+            let across =
+                sides().flat_map(|(a, left)| sides().filter(move |(_, right)| left != *right).map(|(b, _)| (*a, *b)));
+            during(&world, &across.collect::<Vec<_>>(), Quality { is_cut: true, ..Quality::GOOD }, time).await;
+        }
+        Fault::SlowLinks => {
+            let slow = Quality { delay_us_min: 50_000, delay_us_max: 400_000, ..Quality::GOOD };
+            during(&world, &around(&nodes, node), slow, time).await;
+        }
+        Fault::LossyLinks => {
+            let lossy = Quality { lost_of_1000: 50, twice_of_1000: 100, delay_us_max: 30_000, ..Quality::GOOD };
+            let all: Vec<_> = nodes.iter().flat_map(|a| nodes.iter().map(|b| (*a, *b))).collect();
+            during(&world, &all, lossy, time).await;
+        }
+        Fault::ClockOff => {
+            let offset = i64::try_from(random.number() % 12_000).unwrap_or_default() - 6_000;
+            world.clock(node).set_offset_ms(offset);
+            sleep(time * 2).await;
+            world.clock(node).set_offset_ms(0);
+        }
+        Fault::SlowDisk => {
+            world.disk(node).slow(Some(Duration::from_millis(50 + random.number() % 400)));
+            sleep(time).await;
+            world.disk(node).slow(None);
+        }
+        Fault::BadDisk => {
+            let trouble = if random.below(2) == 0 { Trouble::SyncFails } else { Trouble::Full };
+            world.disk(node).trouble(trouble);
+            sleep(time).await;
+            world.disk(node).trouble(Trouble::None);
+        }
+        Fault::HandOver => {
+            for node in &nodes {
+                if let Some(running) = world.running(*node) {
+                    running.consensus.hand_over(&nodes).await;
+                }
+            }
+        }
+        Fault::OutputTrouble => {
+            let table = &world.tables[random.below(world.tables.len())];
+            if random.below(2) == 0 {
+                table.go_away()
+            } else {
+                table.falter()
+            }
+            sleep(time).await;
+            table.heal();
+        }
+        Fault::Wipe => wipe(&world, node, time).await,
+    }
+}
+
+/// Cuts a node off after some number of its steps.
+async fn crash(world: &World, node: NodeId, random: &mut Random) {
+    if let Some(running) = world.running(node) {
+        running.scope.end_after(1 + random.number() % 2_000);
+        let _ = tokio::time::timeout(Duration::from_secs(1), running.scope.ended()).await;
+    }
+    world.lose_power(node);
+}
+
+/// A node loses its disk, where enough others have theirs.
+async fn wipe(world: &World, node: NodeId, time: Duration) {
+    let forgets = world.scenario.bugs.has(Bug::VoteAfterWipe);
+    let lost = world.nodes().iter().filter(|node| world.is_lost(**node)).count();
+    if forgets {
+        world.wipe(node, true);
+        sleep(time / 4).await;
+        world.start(node);
+    } else if lost == 0 {
+        world.wipe(node, false);
+    }
+}
+
+fn around(nodes: &[NodeId], node: NodeId) -> Vec<(NodeId, NodeId)> {
+    nodes.iter().filter(|other| **other != node).flat_map(|other| [(node, *other), (*other, node)]).collect()
+}
+
+fn set_all(world: &World, links: &[(NodeId, NodeId)], quality: Quality) {
+    links.iter().for_each(|(from, to)| world.links.set(*from, *to, quality));
+}
+
+async fn during(world: &World, links: &[(NodeId, NodeId)], quality: Quality, time: Duration) {
+    set_all(world, links, quality);
+    sleep(time).await;
+    set_all(world, links, Quality::GOOD);
+}

@@ -1,0 +1,20 @@
+//! Seeded simulation: many nodes in one process, in simulated time, on simulated disks and links. One seed always makes
+//! the same run. docs/simulation.md says what of it is the product's own code.
+
+mod bugs;
+mod clients;
+mod disk;
+mod faults;
+mod links;
+mod output;
+mod panics;
+mod record;
+mod run;
+mod scenario;
+mod tamper;
+mod trace;
+mod world;
+
+pub use bugs::{Bug, Bugs};
+pub use run::{Report, run};
+pub use scenario::{Fault, Scenario};

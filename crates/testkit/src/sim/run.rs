@@ -1,0 +1,237 @@
+//! One run: load and faults, then all is well again, then everything is compared.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use lockstep_consensus::StateStore;
+use lockstep_types::{Batch, Certificate, Height, NodeId};
+use tokio::runtime::RngSeed;
+use tokio::time::{sleep, timeout};
+
+use super::bugs::Bug;
+use super::scenario::Scenario;
+use super::trace::Trace;
+use super::world::World;
+use super::{clients, faults, panics};
+use crate::order::{self, Chain, Evidence, Promise, Row, Store, Told, Violations};
+use crate::random::Random;
+
+/// When all is well again, everything is everywhere within this time.
+const CALM_MAX: Duration = Duration::from_secs(40);
+/// … and clients have sent what they had to send.
+const CLIENTS_MAX: Duration = Duration::from_secs(30);
+/// How often it is looked whether it is.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Events that a report shows.
+const SHOWN_EVENTS: usize = 60;
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Report {
+    /// Its seed.
+    pub seed: u64,
+    /// The hash of all that happened.
+    pub hash: u64,
+    /// How much happened.
+    pub events: u64,
+    /// Calls of clients, and those of them that were answered with a place.
+    pub calls: (usize, usize),
+    /// Messages in the order.
+    pub messages: usize,
+    /// Simulated time.
+    pub simulated: Duration,
+    /// Broken promises.
+    pub violations: Violations,
+    /// The last events, in words.
+    pub last_events: Vec<String>,
+}
+
+/// A directory that is removed with the value; in memory where the machine has a place for that.
+fn homes() -> Result<tempfile::TempDir> {
+    let memory = Path::new("/dev/shm");
+    let parent: PathBuf = if memory.is_dir() { memory.into() } else { std::env::temp_dir() };
+    tempfile::Builder::new().prefix("lockstep-sim-").tempdir_in(parent).context("a directory for small files")
+}
+
+/// Runs a scenario with a seed. With `echo` every event is printed when it happens.
+///
+/// # Errors
+/// If the machine has no room for it; never for what the run shows.
+pub fn run(seed: u64, scenario: &Scenario, echo: bool) -> Result<Report> {
+    let homes = homes()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .rng_seed(RngSeed::from_bytes(&seed.to_be_bytes()))
+        .build()?;
+    clients::make_messages();
+    lockstep_types::signature::simulated::begin();
+    panics::collect();
+    let report = runtime.block_on(play(seed, scenario.clone(), homes.path(), echo));
+    // What is left of nodes ends here, and may panic where it is not used to that.
+    let panicked = panics::take();
+    drop(runtime);
+    let mut report = report?;
+    report.violations.count += panicked.len();
+    report.violations.kept.extend(panicked.into_iter().take(3).map(|panic| (Promise::Sane, panic)));
+    Ok(report)
+}
+
+async fn play(seed: u64, scenario: Scenario, homes: &Path, echo: bool) -> Result<Report> {
+    let mut random = Random::new(seed);
+    let trace = Trace::new(echo);
+    let world = World::new(random.number(), scenario, homes, trace.clone())?;
+    world.nodes().iter().for_each(|node| world.start(*node));
+    let clients = clients::start(&world, &mut random);
+    let faults = tokio::spawn(faults::run(world.clone(), Random::new(random.number())));
+    if world.scenario.bugs.has(Bug::PublishBeforeFinal) {
+        tokio::spawn(publish_too_early(world.clone()));
+    }
+    sleep(world.scenario.length).await;
+    faults.abort();
+    faults::heal(&world);
+    // Whoever has waited for so long has been told "unknown" for good.
+    let all = futures::future::join_all(clients);
+    let _ = timeout(CLIENTS_MAX, all).await;
+    if timeout(CALM_MAX, calm(&world)).await.is_err() {
+        world.record.trouble(Promise::Progress, format!("{CALM_MAX:?} after all was well: {}", standing(&world)));
+    }
+    let simulated = world.record.now();
+    let evidence = evidence(&world).await?;
+    trace.say(format_args!("the end, with {} calls", evidence.calls.len()));
+    let mut violations = order::check(&evidence);
+    let acknowledged = evidence.calls.iter().filter(|call| matches!(call.told, Told::Ordered { .. })).count();
+    let messages = evidence.chains.first().map_or(0, |chain| chain.batches.iter().map(|b| b.messages.len()).sum());
+    if acknowledged < world.scenario.messages / 2 {
+        violations.add(Promise::Progress, format!("only {acknowledged} calls were answered with a place"));
+    }
+    world.stop();
+    Ok(Report {
+        seed,
+        hash: trace.hash(),
+        events: trace.events(),
+        calls: (evidence.calls.len(), acknowledged),
+        messages,
+        simulated,
+        violations,
+        last_events: trace.last(SHOWN_EVENTS),
+    })
+}
+
+/// A publisher that does not wait for certificates.
+async fn publish_too_early(world: World) {
+    let table = world.tables[0].clone();
+    loop {
+        sleep(Duration::from_millis(300)).await;
+        let node = world.nodes()[0];
+        let Some(running) = world.running(node) else { continue };
+        let Some(head) = running.head.borrow().clone() else { continue };
+        let next = table.last_task().map_or(lockstep_types::TaskNumber(1), lockstep_types::TaskNumber::next);
+        if head.height == head.final_height || next >= head.next_task_number {
+            continue;
+        }
+        let Ok(Some(batch)) = running.state.batch_of_task(next) else { continue };
+        let Some(task) = batch.task_at(next) else { continue };
+        table.write_behind_its_back(unsigned(&batch, task));
+    }
+}
+
+fn unsigned(batch: &Batch, task: &lockstep_types::Task) -> lockstep_outputs::FinalTask {
+    let message = |sequence: &lockstep_types::Sequence| {
+        let found = batch.message_at(*sequence)?;
+        Some(lockstep_outputs::FinalMessage { sequence: *sequence, id: found.id, data: found.message.data.clone() })
+    };
+    lockstep_outputs::FinalTask {
+        number: task.number,
+        id: task.id,
+        project_id: task.project_id,
+        project_version: task.project_version.clone(),
+        device: task.device,
+        time_ms: batch.header.time_ms,
+        messages: task.sequences.iter().filter_map(message).collect(),
+        signature: lockstep_types::Signature([0; 65]),
+        origin: None,
+    }
+}
+
+/// Waits until every node that is not lost has the same, all of it final and in every output.
+async fn calm(world: &World) {
+    while !is_calm(world) {
+        sleep(LOOK_INTERVAL).await;
+    }
+}
+
+fn is_calm(world: &World) -> bool {
+    let mut heads = Vec::new();
+    for node in world.nodes().iter().filter(|node| !world.is_lost(**node)) {
+        let Some(running) = world.running(*node) else { return false };
+        let Some(head) = running.head.borrow().clone() else { return false };
+        heads.push(head);
+    }
+    let Some(first) = heads.first() else { return false };
+    let newest = first.next_task_number.0 - 1;
+    first.final_height == first.height
+        && heads.iter().all(|head| head == first)
+        && world.tables.iter().all(|table| table.last_task().map_or(0, |last| last.0) >= newest)
+}
+
+/// Where everybody is, in words.
+fn standing(world: &World) -> String {
+    let node = |node: &NodeId| {
+        let Some(running) = world.running(*node) else { return format!("node {node} is off") };
+        let (status, head) = (running.consensus.status().borrow().clone(), running.head.borrow().clone());
+        let head = head.map_or((0, 0), |head| (head.height.0, head.final_height.0));
+        format!(
+            "node {node} {:?} term {} leader {:?} at {head:?} {:?}",
+            status.role, status.term, status.leader, status.stopped
+        )
+    };
+    let nodes: Vec<String> = world.nodes().iter().map(node).collect();
+    let tables: Vec<String> =
+        world.tables.iter().map(|table| format!("{} has {:?}", table.name(), table.last_task())).collect();
+    format!("{}; {}", nodes.join("; "), tables.join("; "))
+}
+
+fn chain_of(node: NodeId, state: &StateStore) -> Result<Chain> {
+    let (mut batches, mut certificates): (Vec<Batch>, Vec<Certificate>) = (Vec::new(), Vec::new());
+    loop {
+        let next = Height(batches.len() as u64 + 1);
+        let more = state.batches(next, 1_000, usize::MAX)?;
+        if more.is_empty() {
+            break;
+        }
+        batches.extend(more);
+    }
+    while let Some(next) = state.certificate_from(certificates.last().map_or(Height(1), |last| last.height.next()))? {
+        certificates.push(next);
+    }
+    Ok(Chain { node, batches, certificates })
+}
+
+async fn evidence(world: &World) -> Result<Evidence> {
+    let (calls, sightings, troubles) = world.record.take();
+    let mut chains = Vec::new();
+    for node in world.nodes() {
+        if let Some(running) = world.running(*node) {
+            chains.push(chain_of(*node, &running.state)?);
+        }
+    }
+    let store = |table: &super::output::Table| Store {
+        name: table.name().to_owned(),
+        once: table.has_cursor(),
+        rows: table
+            .written()
+            .into_iter()
+            .map(|written| Row {
+                at: world.record.at(written.at),
+                number: written.task.number,
+                id: written.task.id,
+                messages: written.task.messages.iter().map(|m| (m.sequence, m.data.to_vec())).collect(),
+            })
+            .collect(),
+    };
+    let stores = world.tables.iter().map(store).collect();
+    let first_task = lockstep_types::TaskNumber(1);
+    Ok(Evidence { calls, chains, sightings, stores, first_task, troubles })
+}

@@ -1,0 +1,154 @@
+//! What a run is: how many nodes, messages and faults, for how long.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use lockstep_ledger::{RULES_FIRST, RULES_NEWEST};
+
+use super::bugs::{Bug, Bugs};
+
+/// Faults of a kind are drawn with this weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// A node loses its power at some step, and comes back.
+    Crash,
+    /// A process ends, and comes back.
+    Kill,
+    /// All nodes lose their power at once.
+    Blackout,
+    /// A link is cut in one direction.
+    CutOneWay,
+    /// A node is cut off.
+    Isolate,
+    /// The nodes are cut in two.
+    Split,
+    /// The links of a node are slow.
+    SlowLinks,
+    /// Links lose and repeat messages.
+    LossyLinks,
+    /// A clock is off.
+    ClockOff,
+    /// Syncs of a disk take long.
+    SlowDisk,
+    /// A disk fails, or is full.
+    BadDisk,
+    /// The lead is handed over.
+    HandOver,
+    /// An output is away, or slow.
+    OutputTrouble,
+    /// A node loses its disk, for good.
+    Wipe,
+}
+
+const COMMON: &[Fault] = &[
+    Fault::Crash,
+    Fault::Crash,
+    Fault::Crash,
+    Fault::Kill,
+    Fault::Blackout,
+    Fault::CutOneWay,
+    Fault::Isolate,
+    Fault::Isolate,
+    Fault::Split,
+    Fault::SlowLinks,
+    Fault::LossyLinks,
+    Fault::ClockOff,
+    Fault::SlowDisk,
+    Fault::BadDisk,
+    Fault::HandOver,
+    Fault::OutputTrouble,
+    Fault::Wipe,
+];
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// What to call it.
+    pub name: &'static str,
+    /// Voters.
+    pub nodes: usize,
+    /// Different messages.
+    pub messages: usize,
+    /// Clients that send them.
+    pub clients: usize,
+    /// Of a thousand messages so many are submitted twice.
+    pub twice_of_1000: u64,
+    /// Faults.
+    pub faults: usize,
+    /// What faults there are, each as often as it stands here.
+    pub kinds: &'static [Fault],
+    /// Time of load and faults.
+    pub length: Duration,
+    /// Log entries since the last copy of the state that make another one due.
+    pub log_entries_max: u64,
+    /// Newest rules of `apply` that the first nodes know; the others know the newest.
+    pub rules_max: [u32; 2],
+    /// The bug that is put in, if any.
+    pub bugs: Bugs,
+}
+
+impl Scenario {
+    /// What is run where nothing else is said.
+    pub fn standard() -> Self {
+        Self {
+            name: "default",
+            nodes: 5,
+            messages: 500,
+            clients: 10,
+            twice_of_1000: 100,
+            faults: 10,
+            kinds: COMMON,
+            length: Duration::from_secs(60),
+            log_entries_max: 1_000_000,
+            rules_max: [RULES_NEWEST, RULES_NEWEST],
+            bugs: Bugs::none(),
+        }
+    }
+
+    /// Copies of the state are made and sent all the time.
+    pub fn snapshots() -> Self {
+        let kinds = &[Fault::Crash, Fault::Kill, Fault::Isolate, Fault::Isolate, Fault::Blackout, Fault::SlowLinks];
+        Self { name: "snapshots", log_entries_max: 40, kinds, ..Self::standard() }
+    }
+
+    /// Half of the nodes know older rules, and learn the newer ones when they are started again.
+    pub fn upgrade() -> Self {
+        let kinds = &[Fault::Crash, Fault::Kill, Fault::Kill, Fault::Kill, Fault::HandOver, Fault::Isolate];
+        Self { name: "upgrade", rules_max: [RULES_FIRST, RULES_NEWEST], kinds, ..Self::standard() }
+    }
+
+    /// Nothing goes wrong.
+    pub fn calm() -> Self {
+        Self { name: "calm", faults: 0, ..Self::standard() }
+    }
+
+    /// What shows a bug soonest.
+    pub fn for_bug(bug: Bug) -> Self {
+        let bugs = Bugs::only(bug);
+        match bug {
+            Bug::ForgetRetries => Self { bugs, twice_of_1000: 400, ..Self::snapshots() },
+            Bug::NoSync | Bug::TornWrites => {
+                Self { bugs, kinds: &[Fault::Blackout, Fault::Crash, Fault::Isolate], ..Self::standard() }
+            }
+            Bug::AnswerBeforeQuorum => {
+                Self { bugs, kinds: &[Fault::Crash, Fault::Isolate, Fault::HandOver], ..Self::standard() }
+            }
+            Bug::VoteAfterWipe => {
+                let kinds = &[Fault::Wipe, Fault::Wipe, Fault::Isolate, Fault::Split];
+                Self { bugs, kinds, nodes: 3, ..Self::standard() }
+            }
+            _ => Self { bugs, ..Self::standard() },
+        }
+    }
+}
+
+impl FromStr for Scenario {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::standard(), Self::snapshots(), Self::upgrade(), Self::calm()];
+        let names: Vec<&str> = all.iter().map(|scenario| scenario.name).collect();
+        let error = format!("no such scenario; there are {}", names.join(", "));
+        all.into_iter().find(|scenario| scenario.name == text).ok_or(error)
+    }
+}

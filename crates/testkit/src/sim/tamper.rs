@@ -1,0 +1,52 @@
+//! Bugs that are put into what nodes say to each other.
+
+use bytes::Bytes;
+use lockstep_network::Channel;
+use lockstep_types::{NodeId, proto};
+use prost::Message as _;
+
+use super::bugs::{Bug, Bugs};
+
+/// Of so many requests one is answered for a follower that does not get it.
+const LIES_ONE_OF: usize = 3;
+
+fn append(request: &Bytes) -> Option<proto::AppendRequest> {
+    match proto::RaftRequest::decode(request.clone()).ok()?.kind? {
+        proto::raft_request::Kind::Append(append) => Some(append),
+        _ => None,
+    }
+}
+
+/// What a request is answered with although nobody gets it; `None` where all is as it should be.
+pub(super) fn answer(bugs: Bugs, channel: Channel, request: &Bytes) -> Option<Bytes> {
+    if !bugs.has(Bug::AnswerBeforeQuorum) || channel != Channel::Raft {
+        return None;
+    }
+    let entries = append(request)?.entries;
+    let newest = entries.last()?.id?.index;
+    if !usize::try_from(newest).ok()?.is_multiple_of(LIES_ONE_OF) {
+        return None;
+    }
+    let result = proto::append_response::Result::Success.into();
+    let answer = proto::AppendResponse { result, ..proto::AppendResponse::default() };
+    let kind = Some(proto::raft_response::Kind::Append(answer));
+    Some(proto::RaftResponse { kind }.encode_to_vec().into())
+}
+
+/// What the node `to` gets of a request.
+pub(super) fn request(bugs: Bugs, (_from, to): (NodeId, NodeId), channel: Channel, request: Bytes) -> Bytes {
+    if !bugs.has(Bug::OrderByArrival) || channel != Channel::Raft || to != NodeId(1) {
+        return request;
+    }
+    let Some(mut append) = append(&request) else { return request };
+    for entry in &mut append.entries {
+        let Some(proto::entry::Payload::Command(bytes)) = &entry.payload else { continue };
+        let Ok(mut command) = proto::Command::decode(bytes.clone()) else { continue };
+        if let Some(proto::command::Kind::Batch(batch)) = &mut command.kind {
+            batch.messages.reverse();
+            entry.payload = Some(proto::entry::Payload::Command(command.encode_to_vec().into()));
+        }
+    }
+    let kind = Some(proto::raft_request::Kind::Append(append));
+    proto::RaftRequest { kind }.encode_to_vec().into()
+}
