@@ -7,7 +7,7 @@ CARGO := scripts/cargo.sh
 SELECTION := --release --workspace --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test rounds build lint features fmt bench clean
+.PHONY: help deps demo test rounds sim build lint features fmt bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -25,6 +25,9 @@ test: ## Check format and lints, then run all tests (TEST_ARGS: which)
 rounds: ## Two times a hundred rounds of random faults on a network under load (LOCKSTEP_ROUNDS, LOCKSTEP_SEED)
 	@scripts/deps.sh build test
 	@LOCKSTEP_ROUNDS=$${LOCKSTEP_ROUNDS:-100} $(CARGO) test $(SELECTION) --test nodes -- --nocapture --test-threads 1 rounds::
+
+sim: ## Networks in simulated time, one for each seed (SIM_ARGS: how many, from where, which scenario)
+	@$(CARGO) run $(SELECTION) --bin lockstep-testkit -- sim $(or $(SIM_ARGS),--seeds 200)
 
 build: ## Build everything, tests and benchmarks too
 	@scripts/deps.sh build
