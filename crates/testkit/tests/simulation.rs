@@ -8,7 +8,7 @@ use lockstep_testkit::sim::{Bug, Report, Scenario, run};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Seeds of the default scenario that every build runs: about 40 s on one core. `lockstep-testkit sim` runs more.
+/// Seeds of the default scenario that every build runs: about 35 s on one core. `lockstep-testkit sim` runs more.
 const SEEDS: u64 = 100;
 /// A bug is caught within this many seeds.
 const BUG_SEEDS_MAX: u64 = 200;
