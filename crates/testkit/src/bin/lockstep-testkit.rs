@@ -1,7 +1,12 @@
 //! Runs simulations from the command line.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
+use std::num::NonZeroUsize;
+use std::ops::ControlFlow;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -40,6 +45,9 @@ struct Sim {
     /// Put in a bug that the checker has to catch; the run succeeds when it does.
     #[arg(long)]
     bug: Option<Bug>,
+    /// How many run at a time, each on a thread of its own; as many as there are cores if not given.
+    #[arg(long, conflicts_with = "trace")]
+    jobs: Option<NonZeroUsize>,
     /// Print every event when it happens.
     #[arg(long)]
     trace: bool,
@@ -79,6 +87,47 @@ fn show_failure(report: &Report, sim: &Sim) {
     println!("again: lockstep-testkit sim --seed {} --scenario {}{bug} --trace", report.seed, sim.scenario.name);
 }
 
+/// Runs the seeds on several threads and hands the reports over in the order of the seeds, until `take` has enough. What
+/// one seed does depends on nothing that another thread does.
+fn run_all<T>(
+    sim: &Sim,
+    scenario: &Scenario,
+    mut take: impl FnMut(u64, Report) -> ControlFlow<T>,
+) -> Result<ControlFlow<T>> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let jobs = if sim.trace { 1 } else { sim.jobs.map_or(cores, usize::from) };
+    let (next, enough) = (AtomicU64::new(0), AtomicBool::new(false));
+    let (reports, inbox) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            let (reports, next, enough) = (reports.clone(), &next, &enough);
+            scope.spawn(move || {
+                while !enough.load(Ordering::Relaxed) {
+                    let place = next.fetch_add(1, Ordering::Relaxed);
+                    if place >= sim.seeds || reports.send((place, run(sim.seed + place, scenario, sim.trace))).is_err()
+                    {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(reports);
+        let (mut early, mut wanted) = (BTreeMap::new(), 0);
+        while let Ok((place, report)) = inbox.recv() {
+            early.insert(place, report);
+            while let Some(report) = early.remove(&wanted) {
+                wanted += 1;
+                let taken = report.map(|report| take(wanted, report));
+                if !matches!(taken, Ok(ControlFlow::Continue(()))) {
+                    enough.store(true, Ordering::Relaxed);
+                    return taken;
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
 fn simulate(sim: &Sim) -> Result<ExitCode> {
     if let Some(filter) = &sim.log {
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).init();
@@ -86,8 +135,7 @@ fn simulate(sim: &Sim) -> Result<ExitCode> {
     let scenario = sim.bug.map_or_else(|| sim.scenario.clone(), Scenario::for_bug);
     let bar = Bar { begun: Instant::now(), seeds: sim.seeds, shown: std::io::stderr().is_terminal() };
     let (mut calls, mut acknowledged) = (0, 0);
-    for done in 0..sim.seeds {
-        let report = run(sim.seed + done, &scenario, sim.trace)?;
+    let ended = run_all(sim, &scenario, |done, report| {
         (calls, acknowledged) = (calls + report.calls.0, acknowledged + report.calls.1);
         if sim.seeds == 1 {
             let (seconds, events) = (report.simulated.as_secs_f64(), report.events);
@@ -96,12 +144,16 @@ fn simulate(sim: &Sim) -> Result<ExitCode> {
         if report.violations.count > 0 {
             show_failure(&report, sim);
             if sim.bug.is_some() {
-                println!("the bug was caught by seed {} of {}", done + 1, sim.seeds);
-                return Ok(ExitCode::SUCCESS);
+                println!("the bug was caught by seed {done} of {}", sim.seeds);
+                return ControlFlow::Break(ExitCode::SUCCESS);
             }
-            return Ok(ExitCode::FAILURE);
+            return ControlFlow::Break(ExitCode::FAILURE);
         }
-        bar.show(done + 1);
+        bar.show(done);
+        ControlFlow::Continue(())
+    })?;
+    if let ControlFlow::Break(code) = ended {
+        return Ok(code);
     }
     let (rate, name) = (bar.rate(sim.seeds), scenario.name);
     println!(
