@@ -75,8 +75,7 @@ add() {
 install_clang_headers() {
     local version=""
     if command -v apt-cache >/dev/null; then
-        version=$(compgen -G '/usr/lib/llvm-*/lib/libclang[.-]*so*' | sort -V | tail -n 1 |
-            sed -n 's|^/usr/lib/llvm-\([0-9]*\)/.*|\1|p' || true)
+        version=$(newest_libclang | sed -n 's|^/usr/lib/llvm-\([0-9]*\)/.*|\1|p')
         if [[ -z "$version" ]]; then
             version=$(apt-cache depends libclang1 | sed -n 's/.*Depends: libclang1-\([0-9]*\).*/\1/p' | head -n 1)
         fi

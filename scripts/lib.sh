@@ -17,17 +17,25 @@ any_file() {
     return 1
 }
 
+# Newest of the versions of libclang that are below /usr/lib/llvm-*, as a path; nothing where there is none. A number
+# must follow the name: libclang-cpp.so is another library, which does not read headers.
+newest_libclang() {
+    { compgen -G '/usr/lib/llvm-*/lib/libclang.so*' || true
+      compgen -G '/usr/lib/llvm-*/lib/libclang-[0-9]*.so*' || true; } | sort -V | tail -n 1
+}
+
 # Whether the library is there with which bindgen reads RocksDB's C header.
 have_libclang() {
-    [[ -n "${LIBCLANG_PATH:-}" ]] ||
-        any_file '/usr/lib/llvm-*/lib/libclang[.-]*so*' '/usr/lib*/libclang[.-]*so*' '/usr/lib/*/libclang[.-]*so*'
+    [[ -n "${LIBCLANG_PATH:-}" || -n "$(newest_libclang)" ]] ||
+        any_file '/usr/lib*/libclang.so*' '/usr/lib*/libclang-[0-9]*.so*' \
+            '/usr/lib/*/libclang.so*' '/usr/lib/*/libclang-[0-9]*.so*'
 }
 
 # Whether clang's own headers (stddef.h and so on) are there. The library alone comes without them. With several
 # versions installed the newest is used, so its headers are the ones that count.
 have_clang_headers() {
     local newest
-    newest=$(compgen -G '/usr/lib/llvm-*/lib/libclang[.-]*so*' | sort -V | tail -n 1 || true)
+    newest=$(newest_libclang)
     if [[ -n "$newest" ]]; then
         any_file "$(dirname "$newest")/clang/*/include/stddef.h"
     else
