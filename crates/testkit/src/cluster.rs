@@ -7,6 +7,7 @@ mod members;
 mod watch;
 
 use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,9 +18,10 @@ use tempfile::TempDir;
 pub use self::homes::{change_config, genesis_of};
 use self::homes::{form_network, id_of, make_node};
 pub use self::members::{Ballot, approve};
-use crate::http;
+use crate::disk::Disk;
 use crate::partition::Fabric;
 use crate::process::NodeProcess;
+use crate::tmpfs::Tmpfs;
 
 /// Longest wait for a question about a node's state; a node that was killed does not answer at all.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,12 +39,26 @@ pub struct ClusterOptions {
     pub params: Option<NetworkParams>,
     /// Nodes reach each other through a [`Fabric`].
     pub partitions: bool,
+    /// Each node has a loopback address of its own, instead of ports only.
+    pub own_addresses: bool,
+    /// The node at this place runs on a file system in memory, of this many bytes, where this process may mount one.
+    pub in_memory: Option<(usize, u64)>,
+    /// Nodes run on disks that can lose what was not synced: see [`Cluster::disk`].
+    pub disks: bool,
 }
 
 impl ClusterOptions {
     /// A network that takes everything, with a SQLite file on each node and no other output.
     pub fn of(nodes: usize) -> Self {
-        Self { nodes, postgres: None, params: None, partitions: false }
+        Self {
+            nodes,
+            postgres: None,
+            params: None,
+            partitions: false,
+            own_addresses: false,
+            in_memory: None,
+            disks: false,
+        }
     }
 
     /// Also publishes to this PostgreSQL server.
@@ -55,6 +71,25 @@ impl ClusterOptions {
     #[must_use]
     pub fn with_params(self, params: NetworkParams) -> Self {
         Self { params: Some(params), ..self }
+    }
+
+    /// Each node has an address of its own.
+    #[must_use]
+    pub fn with_own_addresses(self) -> Self {
+        Self { own_addresses: true, ..self }
+    }
+
+    /// Nodes run on disks that can lose what was not synced. For Linux with glibc only: see [`crate::disk::library`].
+    #[must_use]
+    pub fn with_disks(self) -> Self {
+        Self { disks: true, ..self }
+    }
+
+    /// The node at a place runs on a small file system in memory, where this process may mount one: see
+    /// [`Cluster::tmpfs`].
+    #[must_use]
+    pub fn with_tmpfs(self, place: usize, bytes: u64) -> Self {
+        Self { in_memory: Some((place, bytes)), ..self }
     }
 
     /// Can be cut: see [`Cluster::partition`].
@@ -93,6 +128,8 @@ pub struct ClusterNode {
     pub process: NodeProcess,
     /// Its id in the network. Its place in the cluster is another number, because ids follow from keys.
     pub id: NodeId,
+    /// Address of everything that it listens at.
+    pub ip: Ipv4Addr,
     /// Port of HTTP and gRPC.
     pub http_port: u16,
     /// Port where it listens for other nodes.
@@ -106,17 +143,17 @@ pub struct ClusterNode {
 impl ClusterNode {
     /// URL of its HTTP interface.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.http_port)
+        format!("http://{}:{}", self.ip, self.http_port)
     }
 
     /// Multiaddress at which other nodes reach it.
     pub fn p2p_address(&self) -> String {
-        format!("/ip4/127.0.0.1/tcp/{}", self.advertised_port)
+        format!("/ip4/{}/tcp/{}", self.ip, self.advertised_port)
     }
 
     /// Address of its HTTP interface.
-    pub fn address(&self) -> std::net::SocketAddr {
-        http::local(self.http_port)
+    pub fn address(&self) -> SocketAddr {
+        (self.ip, self.http_port).into()
     }
 }
 
@@ -126,6 +163,8 @@ pub struct Cluster {
     client: Client,
     options: ClusterOptions,
     fabric: Option<Fabric>,
+    disks: Vec<Disk>,
+    tmpfs: Option<Tmpfs>,
     directory: TempDir,
 }
 
@@ -147,16 +186,28 @@ impl Cluster {
     pub fn prepare(binary: &Path, options: ClusterOptions) -> Self {
         let directory = tempfile::Builder::new().prefix("lockstep-").tempdir().expect("a temporary directory");
         let fabric = options.partitions.then(Fabric::start);
+        let tmpfs = options.in_memory.and_then(|(place, bytes)| {
+            let place = homes::place_of(directory.path(), place);
+            fs::create_dir(&place).expect("a directory for the node");
+            Tmpfs::mount(&place, bytes)
+        });
         let mut nodes = Vec::with_capacity(options.nodes);
         for index in 0..options.nodes {
             nodes.push(make_node(binary, directory.path(), index, &options, fabric.as_ref()));
         }
         form_network(binary, directory.path(), &options);
-        for node in &mut nodes {
+        let mut disks = Vec::new();
+        for (index, node) in nodes.iter_mut().enumerate() {
             node.id = id_of(node.process.home());
+            if options.disks {
+                let notes = homes::place_of(directory.path(), index).join("notes");
+                let disk = Disk::new(node.process.home(), &notes).expect("a place for notes");
+                node.process.set_environment(disk.environment());
+                disks.push(disk);
+            }
         }
         let client = client_of(&nodes);
-        Self { nodes, client, options, fabric, directory }
+        Self { nodes, client, options, fabric, disks, tmpfs, directory }
     }
 
     /// Starts all nodes that do not run, and waits for a leader that all of them know.
@@ -251,6 +302,34 @@ impl Cluster {
     /// Starts a node; see [`NodeProcess::start`].
     pub fn start_node(&mut self, index: usize) {
         self.nodes[index].process.start();
+    }
+
+    /// The disk of a node.
+    ///
+    /// # Panics
+    /// Where the options did not ask for one.
+    pub fn disk(&self, index: usize) -> &Disk {
+        self.disks.get(index).expect("a cluster made with ClusterOptions::with_disks")
+    }
+
+    /// The file system in memory that a node runs on; `None` where the options did not ask for one, or it could not be
+    /// mounted.
+    pub fn tmpfs(&self) -> Option<&Tmpfs> {
+        self.tmpfs.as_ref()
+    }
+
+    /// Adds variables to the environment of all nodes, from their next start on.
+    pub fn add_environment(&mut self, variables: &[(String, String)]) {
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            let mut all = self.disks.get(index).map(Disk::environment).unwrap_or_default();
+            all.extend_from_slice(variables);
+            node.process.set_environment(all);
+        }
+    }
+
+    /// Keeps the files of the nodes when the value goes.
+    pub fn keep_files(&mut self) {
+        self.directory.disable_cleanup(true);
     }
 
     /// Memory that a node holds now.

@@ -32,6 +32,11 @@ pub enum Told {
         /// Its name.
         message_id: MessageId,
     },
+    /// It has a place, which this way in does not tell.
+    Taken {
+        /// Its name, where that was told.
+        message_id: Option<MessageId>,
+    },
 }
 
 /// A call of a client.
@@ -282,7 +287,7 @@ fn check_sightings(longest: &Chain, sightings: &[Sighting], violations: &mut Vio
 }
 
 fn check_calls(chain: &Chain, calls: &[Call], violations: &mut Violations) {
-    let mut placed: HashMap<ContentId, (Sequence, Height, MessageId)> = HashMap::new();
+    let mut placed = Placed::new();
     for batch in &chain.batches {
         for (sequence, ordered) in (batch.header.first_sequence.0..).map(Sequence).zip(&batch.messages) {
             let place = (sequence, batch.header.height, ordered.id);
@@ -294,6 +299,16 @@ fn check_calls(chain: &Chain, calls: &[Call], violations: &mut Violations) {
     let mut possible: HashMap<ContentId, bool> = HashMap::new();
     for call in calls {
         *possible.entry(call.content).or_default() |= call.told != Told::Refused;
+        if let Told::Taken { message_id } = &call.told {
+            match placed.get(&call.content) {
+                Some((.., id)) if message_id.as_ref().is_none_or(|told| told == id) => {}
+                Some(place) => {
+                    let text = format!("node {} said {message_id:?}, it is at {place:?}", call.node);
+                    violations.add(Promise::Kept, text);
+                }
+                None => violations.add(Promise::Kept, format!("message {message_id:?}, which was taken, is gone")),
+            }
+        }
         let Told::Ordered { sequence, height, message_id } = &call.told else { continue };
         let told = (*sequence, *height, *message_id);
         match placed.get(&call.content) {
@@ -312,11 +327,13 @@ fn check_calls(chain: &Chain, calls: &[Call], violations: &mut Violations) {
             None => violations.add(Promise::Origin, format!("nobody submitted message {sequence}")),
         }
     }
-    check_order(calls, violations);
+    check_order(calls, &placed, violations);
 }
 
+type Placed = HashMap<ContentId, (Sequence, Height, MessageId)>;
+
 /// Acknowledged before another was submitted first: then it stands before it.
-fn check_order(calls: &[Call], violations: &mut Violations) {
+fn check_order(calls: &[Call], placed: &Placed, violations: &mut Violations) {
     let mut first_invoked: HashMap<ContentId, At> = HashMap::new();
     for call in calls {
         let at = first_invoked.entry(call.content).or_insert(call.invoked);
@@ -324,6 +341,7 @@ fn check_order(calls: &[Call], violations: &mut Violations) {
     }
     let ordered = |call: &Call| match &call.told {
         Told::Ordered { sequence, .. } => Some((call.answered?, *sequence, call.content)),
+        Told::Taken { .. } => Some((call.answered?, placed.get(&call.content)?.0, call.content)),
         Told::Unknown | Told::Refused => None,
     };
     let mut answers: Vec<(At, Sequence, ContentId)> = calls.iter().filter_map(ordered).collect();

@@ -2,27 +2,19 @@
 //! before each node and carries the bytes of whoever dials it. While a pair of nodes is cut nothing of theirs moves
 //! and nothing of it is told to either side, as with a pulled cable.
 
+mod gate;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
+use self::gate::Gate;
 use crate::background::Background;
-use crate::http::local;
-use crate::ports::free_port;
 use crate::process::ProcessId;
-use crate::sockets;
-
-/// Bytes that one direction of a connection holds, beside what the kernel does.
-const CHUNK_BYTES: usize = 64 << 10;
-/// Pause after a connection could not be accepted, which happens when there are no file descriptors left.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Two nodes, by their places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +24,22 @@ impl Pair {
     fn of(one: usize, other: usize) -> Self {
         Self(one.min(other), one.max(other))
     }
+}
+
+/// From one node to another, by their places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Way {
+    from: usize,
+    to: usize,
+}
+
+/// How fast bytes move one way between two nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// Each byte is so much later.
+    pub delay: Duration,
+    /// Most bytes in a second; `None`: as many as come.
+    pub bytes_per_second: Option<u32>,
 }
 
 /// What becomes of connections that were cut when the cut ends.
@@ -45,7 +53,8 @@ pub enum Healing {
 
 #[derive(Debug, Default)]
 struct State {
-    cut: BTreeSet<Pair>,
+    cut: BTreeSet<Way>,
+    slow: BTreeMap<Way, Pace>,
     /// How often the connections of a pair were closed.
     closings: BTreeMap<Pair, u64>,
     /// Processes of the nodes, by place.
@@ -75,14 +84,14 @@ impl Fabric {
         Self { state, gates, strangers: Arc::default(), _gates: Background::spawn("fabric", run) }
     }
 
-    /// Puts a gate before the node at the next place, which listens on `port` of the loopback address. Returns the
-    /// port that the others are to dial.
+    /// Puts a gate before the node at the next place, which listens at `target`. Returns the port that the others are to
+    /// dial, on the same address.
     ///
     /// # Panics
     /// When no port is free.
-    pub fn add(&self, process: ProcessId, port: u16) -> u16 {
-        let address = local(free_port());
-        let listener = std::net::TcpListener::bind(address).expect("a port that was free a moment ago");
+    pub fn add(&self, process: ProcessId, target: SocketAddr) -> u16 {
+        let listener = std::net::TcpListener::bind((target.ip(), 0)).expect("a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
         listener.set_nonblocking(true).expect("a socket that does not block");
         let mut node = 0;
         self.state.send_modify(|state| {
@@ -90,7 +99,7 @@ impl Fabric {
             state.processes.push(process);
         });
         let strangers = Arc::clone(&self.strangers);
-        let gate = Gate { node, address, target: local(port), listener, state: self.state.subscribe(), strangers };
+        let gate = Gate { node, address, target, listener, state: self.state.subscribe(), strangers };
         self.gates.send(gate).expect("the thread lives as long as the sender");
         address.port()
     }
@@ -100,38 +109,77 @@ impl Fabric {
     pub fn partition(&self, groups: &[&[usize]]) {
         let group = |node: usize| groups.iter().position(|group| group.contains(&node));
         self.state.send_modify(|state| {
-            let pairs = pairs(state.processes.len());
-            state.cut = pairs.filter(|pair| group(pair.0) != group(pair.1)).collect();
+            state.cut = ways(state.processes.len()).filter(|way| group(way.from) != group(way.to)).collect();
         });
     }
 
     /// Cuts two nodes off from each other.
     pub fn cut(&self, one: usize, other: usize) {
-        self.state.send_modify(|state| {
-            state.cut.insert(Pair::of(one, other));
-        });
+        self.cut_ways(|way| Pair::of(way.from, way.to) == Pair::of(one, other));
+    }
+
+    /// Nothing gets from one node to another any more; what the other sends still arrives.
+    pub fn cut_one_way(&self, from: usize, to: usize) {
+        self.cut_ways(|way| way == Way { from, to });
     }
 
     /// Cuts a node off from all others, later ones excepted.
     pub fn isolate(&self, node: usize) {
+        self.cut_ways(|way| way.from == node || way.to == node);
+    }
+
+    /// Nothing gets from a node to any other any more; it still hears them.
+    pub fn mute(&self, node: usize) {
+        self.cut_ways(|way| way.from == node);
+    }
+
+    /// Nothing gets to a node any more; the others still hear it.
+    pub fn deafen(&self, node: usize) {
+        self.cut_ways(|way| way.to == node);
+    }
+
+    fn cut_ways(&self, which: impl Fn(Way) -> bool) {
         self.state.send_modify(|state| {
-            let others = (0..state.processes.len()).filter(|other| *other != node);
-            state.cut.extend(others.map(|other| Pair::of(node, other)));
+            let nodes = state.processes.len();
+            state.cut.extend(ways(nodes).filter(|way| which(*way)));
         });
     }
 
-    /// Ends all cuts.
+    /// What a node sends and gets moves at this pace.
+    pub fn slow(&self, node: usize, pace: Pace) {
+        self.state.send_modify(|state| {
+            let nodes = state.processes.len();
+            let touched = ways(nodes).filter(|way| way.from == node || way.to == node);
+            state.slow.extend(touched.map(|way| (way, pace)));
+        });
+    }
+
+    /// Ends all connections of a node. It may make new ones.
+    pub fn drop_connections(&self, node: usize) {
+        self.state.send_modify(|state| {
+            let nodes = state.processes.len();
+            for other in (0..nodes).filter(|other| *other != node) {
+                *state.closings.entry(Pair::of(node, other)).or_default() += 1;
+            }
+        });
+    }
+
+    /// Ends all cuts, and everything moves as fast as it can.
     pub fn heal(&self, how: Healing) {
         self.state.send_modify(|state| {
-            for pair in std::mem::take(&mut state.cut) {
+            state.slow.clear();
+            let pairs: BTreeSet<Pair> =
+                std::mem::take(&mut state.cut).into_iter().map(|way| Pair::of(way.from, way.to)).collect();
+            for pair in pairs {
                 *state.closings.entry(pair).or_default() += u64::from(how == Healing::Close);
             }
         });
     }
 
-    /// Whether two nodes are cut off from each other.
+    /// Whether something that one of two nodes sends does not reach the other.
     pub fn is_cut(&self, one: usize, other: usize) -> bool {
-        self.state.borrow().cut.contains(&Pair::of(one, other))
+        let state = self.state.borrow();
+        state.cut.iter().any(|way| Pair::of(way.from, way.to) == Pair::of(one, other))
     }
 
     /// Connections so far of processes that are no nodes; they are carried always.
@@ -140,135 +188,18 @@ impl Fabric {
     }
 }
 
-fn pairs(nodes: usize) -> impl Iterator<Item = Pair> {
-    (0..nodes).flat_map(move |one| (one + 1..nodes).map(move |other| Pair(one, other)))
-}
-
-/// What stands before one node.
-struct Gate {
-    node: usize,
-    address: SocketAddr,
-    target: SocketAddr,
-    listener: std::net::TcpListener,
-    state: watch::Receiver<State>,
-    strangers: Arc<AtomicUsize>,
-}
-
-impl Gate {
-    async fn run(self) {
-        let listener = self.listener.try_clone().and_then(TcpListener::from_std).expect("a listening socket");
-        loop {
-            match listener.accept().await {
-                Ok((stream, from)) => {
-                    let line = self.line(from);
-                    let target = self.target;
-                    tokio::spawn(async move {
-                        // However it ends, both sides see it by their sockets.
-                        let _ = carry(stream, target, line).await;
-                    });
-                }
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            }
-        }
-    }
-
-    /// The line that a new connection belongs to.
-    fn line(&self, from: SocketAddr) -> Line {
-        let state = self.state.borrow();
-        let running: Vec<Option<u32>> = state.processes.iter().map(ProcessId::get).collect();
-        let known: Vec<u32> = running.iter().copied().flatten().collect();
-        let holder = sockets::holder(from, self.address, &known);
-        let node = holder.and_then(|holder| running.iter().position(|process| *process == Some(holder)));
-        if node.is_none() {
-            self.strangers.fetch_add(1, Ordering::Relaxed);
-        }
-        let pair = node.map(|node| Pair::of(node, self.node));
-        let closings = pair.and_then(|pair| state.closings.get(&pair).copied()).unwrap_or_default();
-        Line { pair, closings, state: self.state.clone() }
-    }
-}
-
-/// What one connection sees of the state.
-#[derive(Clone)]
-struct Line {
-    /// `None` for a stranger's.
-    pair: Option<Pair>,
-    /// The pair's closings when the connection came.
-    closings: u64,
-    state: watch::Receiver<State>,
-}
-
-/// A connection that a healing has closed.
-struct Closed;
-
-impl From<Closed> for std::io::Error {
-    fn from(_: Closed) -> Self {
-        std::io::ErrorKind::ConnectionAborted.into()
-    }
-}
-
-impl Line {
-    /// Waits until bytes may move.
-    async fn passable(&mut self) -> Result<(), Closed> {
-        let Some(pair) = self.pair else { return Ok(()) };
-        let state = self.state.wait_for(|state| !state.cut.contains(&pair)).await.map_err(|_| Closed)?;
-        let closed = state.closings.get(&pair).is_some_and(|closings| *closings > self.closings);
-        if closed { Err(Closed) } else { Ok(()) }
-    }
-
-    /// Waits until [`Line::passable`] is to be asked again.
-    async fn interrupted(&mut self) {
-        let Some(pair) = self.pair else { return std::future::pending().await };
-        let closings = self.closings;
-        let interrupted =
-            |state: &State| state.cut.contains(&pair) || state.closings.get(&pair).is_some_and(|now| *now > closings);
-        // An error is the end of the state, which `passable` tells.
-        let _ = self.state.wait_for(interrupted).await;
-    }
-}
-
-async fn carry(from: TcpStream, target: SocketAddr, mut line: Line) -> std::io::Result<()> {
-    // While the pair is cut the node is not even told that somebody dials.
-    line.passable().await?;
-    let to = TcpStream::connect(target).await?;
-    from.set_nodelay(true)?;
-    to.set_nodelay(true)?;
-    let (from_read, from_write) = from.into_split();
-    let (to_read, to_write) = to.into_split();
-    tokio::try_join!(pump(from_read, to_write, line.clone()), pump(to_read, from_write, line))?;
-    Ok(())
-}
-
-/// Moves bytes one way until there are no more. What is not read yet stays with the kernel, whose buffers fill and
-/// then hold the sender up.
-async fn pump(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut line: Line) -> std::io::Result<()> {
-    let mut buffer = vec![0; CHUNK_BYTES];
-    loop {
-        line.passable().await?;
-        let count = tokio::select! {
-            biased;
-            () = line.interrupted() => continue,
-            count = from.read(&mut buffer) => count?,
-        };
-        if count == 0 {
-            line.passable().await?;
-            return to.shutdown().await;
-        }
-        let mut rest = &buffer[..count];
-        while !rest.is_empty() {
-            line.passable().await?;
-            tokio::select! {
-                biased;
-                () = line.interrupted() => {}
-                written = to.write(rest) => rest = &rest[written?..],
-            }
-        }
-    }
+fn ways(nodes: usize) -> impl Iterator<Item = Way> {
+    (0..nodes).flat_map(move |from| (0..nodes).map(move |to| Way { from, to })).filter(|way| way.from != way.to)
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::http::local;
     use crate::wait::eventually;
 
     /// Longer than a round trip on this machine, many times.
@@ -290,8 +221,8 @@ mod tests {
         let fabric = Fabric::start();
         let own = ProcessId::default();
         own.set(Some(std::process::id()));
-        fabric.add(own, port);
-        let gate = fabric.add(ProcessId::default(), port);
+        fabric.add(own, local(port));
+        let gate = fabric.add(ProcessId::default(), local(port));
         (fabric, local(gate))
     }
 
@@ -349,7 +280,7 @@ mod tests {
         read.read_exact(&mut received).await.unwrap();
         fabric.cut(1, 0);
         // What was past the gate still arrives; then nothing more.
-        let mut chunk = vec![0; CHUNK_BYTES];
+        let mut chunk = vec![0; 64 << 10];
         eventually("nothing moves", SOON, async || match tokio::time::timeout(QUIET, read.read(&mut chunk)).await {
             Ok(count) => Err(format!("{:?}", received.extend_from_slice(&chunk[..count.unwrap()]))),
             Err(_) => Ok(()),
@@ -361,5 +292,49 @@ mod tests {
         received.resize(expected.len(), 0);
         read.read_exact(&mut received[at..]).await.unwrap();
         assert!(received == expected);
+    }
+
+    #[tokio::test]
+    async fn a_cut_of_one_way_lets_the_other_way_pass() {
+        let (fabric, gate) = network().await;
+        let mut stream = TcpStream::connect(gate).await.unwrap();
+        stream.write_all(b"a").await.unwrap();
+        assert_eq!(says(&mut stream).await.unwrap(), b'a');
+        fabric.deafen(0);
+        assert!(fabric.is_cut(0, 1));
+        // It arrives and is answered, and the answer waits.
+        stream.write_all(b"b").await.unwrap();
+        says_nothing(&mut stream).await;
+        fabric.mute(0);
+        fabric.heal(Healing::Flow);
+        assert_eq!(says(&mut stream).await.unwrap(), b'b');
+        fabric.cut_one_way(1, 0);
+        stream.write_all(b"c").await.unwrap();
+        says_nothing(&mut stream).await;
+        fabric.drop_connections(0);
+        fabric.heal(Healing::Flow);
+        assert!(says(&mut stream).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_slow_line_delays_every_byte_and_lets_few_of_them_pass() {
+        const PIECE: usize = 10_000;
+        let (fabric, gate) = network().await;
+        let mut stream = TcpStream::connect(gate).await.unwrap();
+        fabric.slow(1, Pace { delay: Duration::from_millis(100), bytes_per_second: None });
+        let begun = Instant::now();
+        stream.write_all(b"a").await.unwrap();
+        assert_eq!(says(&mut stream).await.unwrap(), b'a');
+        assert!(begun.elapsed() >= Duration::from_millis(200), "{:?}", begun.elapsed());
+        fabric.slow(1, Pace { delay: Duration::ZERO, bytes_per_second: Some(50_000) });
+        let begun = Instant::now();
+        let sent = [7; PIECE * 3];
+        let mut received = vec![0; sent.len()];
+        stream.write_all(&sent).await.unwrap();
+        stream.read_exact(&mut received).await.unwrap();
+        assert!(received == sent && begun.elapsed() >= Duration::from_millis(400), "{:?}", begun.elapsed());
+        fabric.heal(Healing::Flow);
+        stream.write_all(b"b").await.unwrap();
+        assert_eq!(says(&mut stream).await.unwrap(), b'b');
     }
 }

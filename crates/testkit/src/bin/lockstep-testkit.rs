@@ -1,16 +1,18 @@
-//! Runs simulations from the command line.
+//! Runs simulations, and networks of real processes on which everything goes wrong, from the command line.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use lockstep_testkit::chaos;
 use lockstep_testkit::sim::{Bug, Report, Scenario, run};
 
 /// A simulation allocates much and briefly.
@@ -29,6 +31,36 @@ struct Arguments {
 enum Command {
     /// Run a network in simulated time, with faults, once for each seed, and check what came of it.
     Sim(Sim),
+    /// Let everything go wrong on a network of real processes under load, mend it, and check what came of it.
+    Chaos(Chaos),
+}
+
+#[derive(Args)]
+struct Chaos {
+    /// For how long things go wrong, in minutes.
+    #[arg(long, default_value_t = 30.0)]
+    minutes: f64,
+    /// How many nodes.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(3..=15))]
+    nodes: u8,
+    /// What goes wrong follows from it; drawn if not given.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Messages that devices submit in a second, together.
+    #[arg(long, default_value_t = 1_200)]
+    rate: u32,
+    /// The program; the one beside this one if not given.
+    #[arg(long)]
+    binary: Option<PathBuf>,
+    /// Run with nodes that do not sync, which the checker has to find; the run succeeds when it does.
+    #[arg(long)]
+    no_sync: bool,
+    /// Keep the nodes' files and logs; they are kept in any case where a promise was broken.
+    #[arg(long)]
+    keep: bool,
+    /// Write what came of it to this file, as JSON.
+    #[arg(long)]
+    report: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -169,8 +201,36 @@ fn simulate(sim: &Sim) -> Result<ExitCode> {
     }
 }
 
+fn play(chaos: Chaos) -> Result<ExitCode> {
+    let binary = match chaos.binary {
+        Some(binary) => binary,
+        None => std::env::current_exe()?.with_file_name("lockstep"),
+    };
+    let seed = chaos.seed.unwrap_or_else(|| std::process::id().into());
+    let options = chaos::Options {
+        binary,
+        length: Duration::try_from_secs_f64(chaos.minutes * 60.0)?,
+        nodes: chaos.nodes.into(),
+        seed,
+        per_second: chaos.rate,
+        no_sync: chaos.no_sync,
+        keep: chaos.keep,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let (report, violations) = runtime.block_on(chaos::play(options))?;
+    let text = serde_json::to_string_pretty(&report)?;
+    println!("{text}");
+    if let Some(file) = chaos.report {
+        std::fs::write(file, text)?;
+    }
+    println!("{} faults, {} messages acknowledged: {violations}", report.fault_count(), report.acknowledged_total);
+    let expected = chaos.no_sync == (violations.count > 0);
+    Ok(if expected { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 fn main() -> Result<ExitCode> {
     match Arguments::parse().command {
         Command::Sim(sim) => simulate(&sim),
+        Command::Chaos(chaos) => play(chaos),
     }
 }

@@ -1,6 +1,7 @@
 //! Homes of nodes, made with the program's own commands.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use lockstep_types::{Genesis, Member, NodeId, SigningKey};
@@ -10,8 +11,13 @@ use crate::partition::Fabric;
 use crate::ports::free_port;
 use crate::process::{NodeProcess, run};
 
-fn home_of(directory: &Path, index: usize) -> PathBuf {
+/// What a node has, which may be a file system of its own: its home, and what is noted of its disk.
+pub(super) fn place_of(directory: &Path, index: usize) -> PathBuf {
     directory.join(format!("node-{}", index + 1))
+}
+
+fn home_of(directory: &Path, index: usize) -> PathBuf {
+    place_of(directory, index).join("home")
 }
 
 /// `lockstep init` in a home of its own, with a shared task key.
@@ -22,7 +28,7 @@ pub(super) fn make_node(
     options: &ClusterOptions,
     fabric: Option<&Fabric>,
 ) -> ClusterNode {
-    let node = new_node(binary, directory, index, fabric);
+    let node = new_node(binary, directory, index, options, fabric);
     let home = node.process.home().display().to_string();
     let first = ["init".to_owned(), "--home".into(), home];
     run(binary, first.into_iter().chain(init_arguments(&node, directory, index)));
@@ -55,13 +61,25 @@ pub fn change_config(home: &Path, change: impl FnOnce(&str) -> String) {
     fs::write(config, changed).expect("config.toml can be written");
 }
 
-/// A node without a home yet, with ports, and with its gate where nodes have one.
-pub(super) fn new_node(binary: &Path, directory: &Path, index: usize, fabric: Option<&Fabric>) -> ClusterNode {
+/// The first of the addresses that nodes have where each has its own.
+const FIRST_ADDRESS: u32 = 0x7f00_000b;
+
+/// A node without a home yet, with an address and ports, and with its gate where nodes have one.
+pub(super) fn new_node(
+    binary: &Path,
+    directory: &Path,
+    index: usize,
+    options: &ClusterOptions,
+    fabric: Option<&Fabric>,
+) -> ClusterNode {
+    let own = || Ipv4Addr::from(FIRST_ADDRESS + u32::try_from(index).expect("not that many nodes"));
+    let ip = if options.own_addresses { own() } else { Ipv4Addr::LOCALHOST };
     let (http_port, p2p_port) = (free_port(), free_port());
+    fs::create_dir_all(place_of(directory, index)).expect("a directory for the node");
     let log = directory.join(format!("node-{}.log", index + 1));
     let process = NodeProcess::new(binary, &home_of(directory, index), &log);
-    let advertised_port = fabric.map_or(p2p_port, |fabric| fabric.add(process.watch_id(), p2p_port));
-    ClusterNode { process, id: NodeId(0), http_port, p2p_port, advertised_port, part: Part::Voter }
+    let advertised_port = fabric.map_or(p2p_port, |fabric| fabric.add(process.watch_id(), (ip, p2p_port).into()));
+    ClusterNode { process, id: NodeId(0), ip, http_port, p2p_port, advertised_port, part: Part::Voter }
 }
 
 /// What `init` is told beside the home.
@@ -69,7 +87,7 @@ pub(super) fn init_arguments(node: &ClusterNode, directory: &Path, index: usize)
     let pairs = [
         ("--name", format!("node-{}", index + 1)),
         ("--p2p-address", node.p2p_address()),
-        ("--p2p-listen", format!("/ip4/127.0.0.1/tcp/{}", node.p2p_port)),
+        ("--p2p-listen", format!("/ip4/{}/tcp/{}", node.ip, node.p2p_port)),
         ("--http-url", node.url()),
         ("--http-listen", node.address().to_string()),
     ];

@@ -45,7 +45,7 @@ impl Cluster {
     /// What the command printed. The place is taken then too, and stays outside.
     pub async fn ask_to_join(&mut self, at: usize) -> Result<usize, String> {
         let (index, binary) = (self.nodes.len(), self.nodes[at].process.binary().to_owned());
-        let mut node = new_node(&binary, self.directory.path(), index, self.fabric.as_ref());
+        let mut node = new_node(&binary, self.directory.path(), index, &self.options, self.fabric.as_ref());
         node.part = Part::Outside;
         let (how, address) = (init_arguments(&node, self.directory.path(), index), self.nodes[at].p2p_address());
         let operator = Operator::of(&binary, node.process.home());

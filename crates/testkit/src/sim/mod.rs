@@ -16,5 +16,6 @@ mod trace;
 mod world;
 
 pub use bugs::{Bug, Bugs};
+pub use record::Record;
 pub use run::{Report, run};
 pub use scenario::{Fault, Scenario};

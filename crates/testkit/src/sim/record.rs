@@ -41,8 +41,9 @@ impl Record {
 
     /// A call begins; the number is its own.
     pub fn invoke(&self, content: ContentId, node: NodeId) -> usize {
-        let invoked = self.now();
         let calls = &mut self.inner.lock().calls;
+        // Under the lock, so that they are by ascending time.
+        let invoked = self.start.elapsed();
         calls.push(Call { content, node, invoked, answered: None, told: Told::Unknown });
         calls.len() - 1
     }
@@ -52,6 +53,14 @@ impl Record {
         let now = self.now();
         let call = &mut self.inner.lock().calls[call];
         (call.answered, call.told) = (Some(now), told);
+    }
+
+    /// When the first of the calls that began after a moment was answered with a place.
+    pub fn first_answer_to_calls_after(&self, moment: Duration) -> Option<Duration> {
+        let inner = self.inner.lock();
+        let first = inner.calls.partition_point(|call| call.invoked <= moment);
+        let placed = |call: &&Call| matches!(call.told, Told::Ordered { .. } | Told::Taken { .. });
+        inner.calls[first..].iter().filter(placed).filter_map(|call| call.answered).min()
     }
 
     /// A node was seen.
