@@ -10,11 +10,11 @@ use lockstep_consensus::{Consensus, Role};
 use lockstep_network::{Channel, Client, Handle};
 use lockstep_types::NodeId;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::control::ask_clock;
-use crate::limits::{CLOCK_ANSWER_MAX, CLOCK_INTERVAL, CLOCK_OFFSET_MAX};
+use crate::limits::{CLOCK_ANSWER_MAX, CLOCK_FOLLOWED_MAX, CLOCK_INTERVAL, CLOCK_INTERVAL_FIRST, CLOCK_OFFSET_MAX};
 use crate::tracker::Tracker;
 
 /// See the module's documentation.
@@ -38,6 +38,16 @@ fn judge(mut offsets: Vec<i64>) -> Option<i64> {
     (u128::from(median.unsigned_abs()) > CLOCK_OFFSET_MAX.as_millis()).then_some(median)
 }
 
+/// Whether the machine's clock, which is ahead by this much, is to be gone by at once: where the others say that it is
+/// right and this node's is not, or where nobody can say and following it would take for ever.
+fn is_to_be_set(offsets: &[i64], machine_ahead_ms: i64) -> bool {
+    if offsets.is_empty() {
+        return u128::from(machine_ahead_ms.unsigned_abs()) > CLOCK_FOLLOWED_MAX.as_millis();
+    }
+    let by_machine = offsets.iter().map(|offset| offset.saturating_sub(machine_ahead_ms)).collect();
+    judge(offsets.to_vec()).is_some() && judge(by_machine).is_none()
+}
+
 fn difference_ms(theirs: u64, ours: u64) -> i64 {
     let size = i64::try_from(theirs.abs_diff(ours)).unwrap_or(i64::MAX);
     if theirs < ours { -size } else { size }
@@ -57,12 +67,21 @@ impl ClockGuard {
     /// Compares clocks until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut clients: BTreeMap<NodeId, Client> = BTreeMap::new();
-        let mut tick = interval(CLOCK_INTERVAL);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let started = Instant::now();
+        // Nobody leads by a clock that was compared with none. Who gets no answer at all may have others' votes nevertheless.
+        let mut is_known = self.others().is_empty();
+        self.consensus.allow_elections(is_known);
+        let mut tick = interval(CLOCK_INTERVAL_FIRST);
         loop {
             let compared = async {
                 tick.tick().await;
-                self.compare(&mut clients).await;
+                let answers = self.compare(&mut clients, is_known).await;
+                if !is_known && (answers > 0 || started.elapsed() >= CLOCK_INTERVAL) {
+                    is_known = true;
+                    self.consensus.allow_elections(self.off.borrow().is_none());
+                    tick = interval_at(Instant::now() + CLOCK_INTERVAL, CLOCK_INTERVAL);
+                }
+                tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
             };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -71,9 +90,14 @@ impl ClockGuard {
         }
     }
 
-    async fn compare(&self, clients: &mut BTreeMap<NodeId, Client>) {
+    fn others(&self) -> Vec<NodeId> {
         let members = self.tracker.members().borrow().clone();
-        let others: Vec<NodeId> = members.set().voters().map(|v| v.node).filter(|node| *node != self.node).collect();
+        members.set().voters().map(|v| v.node).filter(|node| *node != self.node).collect()
+    }
+
+    /// How many answered.
+    async fn compare(&self, clients: &mut BTreeMap<NodeId, Client>, may_lead: bool) -> usize {
+        let others = self.others();
         clients.retain(|node, _| others.contains(node));
         for node in others {
             clients.entry(node).or_insert_with(|| self.network.client(node, Channel::Control));
@@ -82,8 +106,16 @@ impl ClockGuard {
             .await
             .into_iter()
             .flatten()
-            .collect();
-        let off = judge(offsets);
+            .collect::<Vec<i64>>();
+        let answers = offsets.len();
+        let machine_ahead = self.tracker.clock().machine_ahead_ms();
+        let off = if is_to_be_set(&offsets, machine_ahead) {
+            tracing::warn!(machine_ahead, "the machine's clock was set: this node goes by it from now on");
+            self.tracker.clock().set_by_machine();
+            None
+        } else {
+            judge(offsets)
+        };
         let was = self.off.send_replace(off);
         match off {
             Some(ahead_ms) if was.is_none() => tracing::error!(
@@ -93,12 +125,13 @@ impl ClockGuard {
             None if was.is_some() => tracing::info!("this node's clock is right again"),
             _ => {}
         }
-        self.consensus.allow_elections(off.is_none());
+        self.consensus.allow_elections(may_lead && off.is_none());
         if off.is_some() && self.consensus.status().borrow().role == Role::Leader {
             let connected: Vec<NodeId> =
                 self.network.peers().iter().filter(|peer| peer.connected).map(|peer| peer.node).collect();
             self.consensus.hand_over(&connected).await;
         }
+        answers
     }
 }
 
@@ -132,6 +165,22 @@ mod tests {
         ];
         for (offsets, expected, why) in cases {
             assert_eq!(judge(offsets.clone()), expected, "{why}: {offsets:?}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_gone_by_where_the_others_say_so() {
+        for (offsets, machine_ahead, expected, why) in [
+            (vec![9_000, 9_100], 9_000, true, "it was suspended, and the machine has the time again"),
+            (vec![0, 100], 9_000, false, "the machine's clock has gone wrong"),
+            (vec![9_000, 9_100], 0, false, "both are wrong"),
+            (vec![9_000, 9_100], -9_000, false, "even more so"),
+            (vec![9_000], 9_000, false, "one against one: it is followed slowly"),
+            (vec![], 30_000, false, "alone, it is followed slowly"),
+            (vec![], 90_000, true, "alone, it is too far"),
+            (vec![], -90_000, true, "alone, it is too far behind"),
+        ] {
+            assert_eq!(is_to_be_set(&offsets, machine_ahead), expected, "{why}");
         }
     }
 

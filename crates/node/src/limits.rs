@@ -31,6 +31,10 @@ pub const SIGHTINGS_MAX: usize = 64;
 pub const CONFLICTS_MAX: usize = 16;
 /// How often a node compares its clock with those of the voters.
 pub const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
+/// … until the first answer: a node does not lead before.
+pub const CLOCK_INTERVAL_FIRST: Duration = Duration::from_millis(200);
+/// A node that has nobody to compare with follows its machine's clock slowly when that is off by no more than this.
+pub const CLOCK_FOLLOWED_MAX: Duration = Duration::from_secs(60);
 /// A node whose clock is further from the voters' median does not lead.
 pub const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(2);
 /// An answer that takes longer says too little about a clock.

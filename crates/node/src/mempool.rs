@@ -69,12 +69,17 @@ impl Mempool {
             closed_until: 0,
         };
         let (state, arrived) = (Arc::new(Mutex::new(state)), Arc::new(Notify::new()));
-        Self { node, state, arrived, started: Instant::now(), clock: Clock::System }
+        Self { node, state, arrived, started: Instant::now(), clock: Clock::default() }
     }
 
     /// Goes by another clock than the machine's.
     pub fn by_clock(self, clock: Clock) -> Self {
         Self { clock, ..self }
+    }
+
+    /// This node's clock.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// The time by this node's clock.

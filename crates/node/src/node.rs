@@ -107,7 +107,7 @@ struct Means {
 impl Default for Means {
     fn default() -> Self {
         Self {
-            clock: Clock::System,
+            clock: Clock::default(),
             inline: false,
             open_output: Arc::new(|config, home, owner| open_store::open(config, home.path(), owner)),
         }

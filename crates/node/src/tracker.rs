@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use crate::clock::Clock;
 use crate::evidence::EvidenceQueue;
 use crate::limits::CLOSINGS_MAX;
 use crate::mempool::Mempool;
@@ -90,6 +91,11 @@ impl Tracker {
     /// The time by this node's clock.
     pub fn now(&self) -> TimeMs {
         self.mempool.now()
+    }
+
+    /// This node's clock.
+    pub fn clock(&self) -> &Clock {
+        self.mempool.clock()
     }
 
     /// The head after the newest applied entry; `None` before the state was loaded.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener as StdListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,7 +91,15 @@ impl Bucket {
     /// # Panics
     /// When it cannot be started.
     pub fn start() -> Self {
-        let directory = tempfile::Builder::new().prefix("lockstep-s3-").tempdir().expect("a temporary directory");
+        Self::start_in(&std::env::temp_dir())
+    }
+
+    /// The same, with its files below a directory.
+    ///
+    /// # Panics
+    /// As [`Bucket::start`].
+    pub fn start_in(parent: &Path) -> Self {
+        let directory = tempfile::Builder::new().prefix("lockstep-s3-").tempdir_in(parent).expect("a directory");
         fs::create_dir(directory.path().join(Self::NAME)).expect("a directory for the bucket");
         let files = FileSystem::new(directory.path()).expect("a directory to serve");
         let mut service = S3ServiceBuilder::new(files);

@@ -318,15 +318,6 @@ impl Cluster {
         self.tmpfs.as_ref()
     }
 
-    /// Adds variables to the environment of all nodes, from their next start on.
-    pub fn add_environment(&mut self, variables: &[(String, String)]) {
-        for (index, node) in self.nodes.iter_mut().enumerate() {
-            let mut all = self.disks.get(index).map(Disk::environment).unwrap_or_default();
-            all.extend_from_slice(variables);
-            node.process.set_environment(all);
-        }
-    }
-
     /// Keeps the files of the nodes when the value goes.
     pub fn keep_files(&mut self) {
         self.directory.disable_cleanup(true);

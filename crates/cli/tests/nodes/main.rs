@@ -23,6 +23,7 @@ mod joining;
 mod lifetimes;
 mod outputs;
 mod partitions;
+mod power_loss;
 mod refills;
 mod rolling;
 mod rounds;

@@ -223,7 +223,6 @@ fn play(chaos: Chaos) -> Result<ExitCode> {
     if let Some(file) = chaos.report {
         std::fs::write(file, text)?;
     }
-    println!("{} faults, {} messages acknowledged: {violations}", report.fault_count(), report.acknowledged_total);
     let expected = chaos.no_sync == (violations.count > 0);
     Ok(if expected { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -11,6 +11,7 @@ use lockstep_identity::{Curve, DeviceIdentity, PartySecret, apinode, sign_body};
 use lockstep_types::proto::SubmitRequest;
 use lockstep_types::proto::sequencer_client::SequencerClient;
 use lockstep_types::{ContentId, Height, MessageId, NodeId, ProjectId, Sequence, SigningKey, keccak256};
+use parking_lot::Mutex;
 use rand::SeedableRng as _;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -23,8 +24,10 @@ use crate::load::device_key;
 use crate::order::Told;
 use crate::sim::Record;
 
-/// The project that all of them belong to.
+/// The project of all but those of [`Api::Task`]. It takes any device that signs or is registered.
 pub const PROJECT: ProjectId = ProjectId(7);
+/// The project of those, which takes registered devices only.
+pub const TASK_PROJECT: ProjectId = ProjectId(8);
 const VERSION: &str = "0.1";
 /// Messages in one request of a device that sends many at once.
 const BULK: usize = 25;
@@ -96,21 +99,37 @@ fn key_of(seed: u64, api: Api, index: usize) -> SigningKey {
 
 /// How many messages were acknowledged, by API.
 #[derive(Debug, Default)]
-pub struct Counts([AtomicU64; SHARES.len()]);
+pub struct Counts {
+    acknowledged: [AtomicU64; SHARES.len()],
+    /// One refusal of each API, in words.
+    refusals: Mutex<BTreeMap<Api, String>>,
+}
 
 impl Counts {
     fn add(&self, api: Api) {
-        self.0[api as usize].fetch_add(1, Ordering::Relaxed);
+        self.acknowledged[api as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn refused(&self, api: Api, why: &str) {
+        self.refusals.lock().entry(api).or_insert_with(|| why.to_owned());
+    }
+
+    /// The first refusal of each API, in words.
+    pub fn refusals(&self) -> BTreeMap<&'static str, String> {
+        self.refusals.lock().iter().map(|(api, why)| (api.name(), why.clone())).collect()
     }
 
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.0.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+        self.acknowledged.iter().map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
     /// By the API's name.
     pub fn by_api(&self) -> BTreeMap<&'static str, u64> {
-        SHARES.iter().map(|share| (share.0.name(), self.0[share.0 as usize].load(Ordering::Relaxed))).collect()
+        SHARES
+            .iter()
+            .map(|share| (share.0.name(), self.acknowledged[share.0 as usize].load(Ordering::Relaxed)))
+            .collect()
     }
 }
 
@@ -266,7 +285,8 @@ impl Client {
 
     async fn by_library(&self, number: u64) {
         let Way::Library(device) = &self.way else { return };
-        let prepared = device.prepare(PROJECT, VERSION, &self.text(number)).expect("a good message");
+        let project = if self.api == Api::Task { TASK_PROJECT } else { PROJECT };
+        let prepared = device.prepare(project, VERSION, &self.text(number)).expect("a good message");
         let call = self.invoke(prepared.content_id());
         let told = match device.send(&prepared).await {
             Ok(receipt) => match (receipt.message_id, receipt.sequence, receipt.height) {
@@ -274,7 +294,10 @@ impl Client {
                 (message_id, ..) => Told::Taken { message_id },
             },
             Err(error @ ClientError::Exhausted { .. }) if error.outcome() == Outcome::Unknown => Told::Unknown,
-            Err(ClientError::Exhausted { .. } | ClientError::Refused { .. }) => Told::Refused,
+            Err(error @ (ClientError::Exhausted { .. } | ClientError::Refused { .. })) => {
+                self.shared.counts.refused(self.api, &error.to_string());
+                Told::Refused
+            }
             Err(_) => Told::Unknown,
         };
         self.answer(call, told);

@@ -15,11 +15,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use lockstep_types::{NetworkParams, ProjectSettings, SigningKey};
+use lockstep_types::{NetworkParams, ProjectId, ProjectSettings, SigningKey};
 use serde::Serialize;
 use tokio::time::Instant;
 
-use self::devices::{Devices, PROJECT};
+use self::devices::{Devices, PROJECT, TASK_PROJECT};
 use self::faults::{Fault, Means, draw};
 use self::stores::{State, Stores};
 use self::watch::{Lives, Watch};
@@ -32,6 +32,7 @@ use crate::partition::Healing;
 use crate::process::{raise_open_files, run};
 use crate::random::Random;
 use crate::sim::Record;
+use crate::wait::eventually;
 
 /// Size of the small file system in memory of one node. It takes what is in it only.
 const TMPFS_BYTES: u64 = 8 << 30;
@@ -55,6 +56,8 @@ const PUBLISHED_MAX: Duration = Duration::from_secs(1_200);
 const ABSENCE_EVERY: usize = 12;
 /// How long such an absence lasts.
 const ABSENCE: Duration = Duration::from_secs(45);
+/// Rules of `apply` that all of it needs. A new network gets there within seconds.
+const RULES: u32 = 6;
 /// Times that a node may end by itself while everything is being mended.
 const ENDS_MAX: usize = 8;
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -95,6 +98,10 @@ pub struct Report {
     pub unknown: usize,
     /// Messages that nodes refused.
     pub refused: usize,
+    /// Times that a node ended by itself, as on a disk that was full or failed.
+    pub ended_by_themselves: usize,
+    /// The first refusal of each API, in words.
+    pub refusals: BTreeMap<&'static str, String>,
     /// Longest time from the mending of everything to an acknowledgement, in milliseconds.
     pub longest_recovery_ms: u64,
     /// Batches, messages and tasks of the order.
@@ -169,8 +176,9 @@ fn params() -> NetworkParams {
     // Tasks of several messages that reach back to earlier batches.
     let settings = ProjectSettings { group_messages_max: 16, group_age_max_ms: 400, ..ProjectSettings::open() };
     NetworkParams {
-        projects: [(PROJECT, settings.clone())].into(),
-        owners: [(PROJECT, owner().address())].into(),
+        projects: [(PROJECT, settings.clone()), (TASK_PROJECT, ProjectSettings { devices: None, ..settings.clone() })]
+            .into(),
+        owners: [PROJECT, TASK_PROJECT].map(|project| (project, owner().address())).into(),
         default_project: settings,
         ..open_params()
     }
@@ -193,8 +201,13 @@ impl Play {
             println!("no power losses: the library for them is for Linux with glibc");
         }
         let mut cluster = Cluster::prepare(&options.binary, wanted);
-        stores.configure(&mut cluster)?;
+        stores.configure(&cluster)?;
         cluster.start_all().await;
+        eventually("every member knows the rules", READY_MAX, async || {
+            let view = cluster.status(0).await?;
+            if view.rules_version >= RULES { Ok(()) } else { Err(format!("{}", view.rules_version)) }
+        })
+        .await;
         register(&cluster, options.seed)?;
         if options.no_sync {
             (0..options.nodes).for_each(|node| cluster.disk(node).ignore_syncs(true));
@@ -378,6 +391,8 @@ impl Play {
             self.trouble(Promise::Sane, format!("the test could not give a tmpfs room: {error}"));
         }
         for node in std::mem::take(&mut self.bad) {
+            self.report.ended_by_themselves +=
+                usize::from(self.cluster.node(node).process.pid().is_some() && !self.is_running(node));
             self.kill(node);
             self.lose_power(node);
         }
@@ -402,7 +417,8 @@ impl Play {
         if self.is_running(node) || self.is_absent(node) {
             return false;
         }
-        // Forgets how it ended.
+        // Whoever was killed has no process id any more.
+        self.report.ended_by_themselves += usize::from(self.cluster.node(node).process.pid().is_some());
         self.kill(node);
         self.cluster.start_node(node);
         true
@@ -454,16 +470,17 @@ impl Play {
         if !self.is_broken() {
             self.progress(healed_at).await;
         }
-        let Self { mut cluster, stores, record, devices, watch, mut report, lost, options, broken, .. } = self;
+        let Self { mut cluster, stores, record, lives, devices, watch, mut report, lost, options, broken, .. } = self;
         if options.keep {
             cluster.keep_files();
         }
         let counts = Arc::clone(devices.counts());
         devices.stop().await;
         report.acknowledged = counts.by_api();
-        report.acknowledged_total = counts.total();
+        (report.acknowledged_total, report.refusals) = (counts.total(), counts.refusals());
         (report.lost_names, report.lost_bytes) = (lost.names, lost.bytes);
-        let evidence = if broken { None } else { Some(gather_all(&cluster, &stores, &record, &watch).await?) };
+        let evidence =
+            if broken { None } else { Some(gather_all(&cluster, &stores, &record, (&watch, &lives)).await?) };
         let evidence = evidence.unwrap_or_else(|| {
             let (calls, sightings, troubles) = record.take();
             Evidence { calls, sightings, troubles, ..Evidence::default() }
@@ -486,6 +503,8 @@ impl Play {
         );
         let violations = order::check(&evidence);
         report.violations = violations.count;
+        // Said before the stores' many files are removed, which takes a while.
+        println!("{} faults, {} messages acknowledged: {violations}", report.fault_count(), report.acknowledged_total);
         for node in 0..cluster.len() {
             cluster.node(node).process.assert_no_panic();
         }
@@ -508,21 +527,27 @@ fn register(cluster: &Cluster, seed: u64) -> Result<()> {
     let key = cluster.directory().join("owner.key");
     std::fs::write(&key, hex::encode(owner().secret_bytes())).context("the owner's key")?;
     let (node, file) = (cluster.node(0), cluster.directory().join("did.json"));
-    let (url, project, key) = (node.url(), PROJECT.to_string(), key.display().to_string());
-    let add = |device: &str| {
+    let (url, key) = (node.url(), key.display().to_string());
+    let add = |project: ProjectId, device: &str| {
+        let project = project.to_string();
         let first = ["devices", "add", "--url", &url, "--project", &project, "--key-file", &key, device];
         run(node.process.binary(), first);
     };
     for identity in devices::identities(seed) {
         std::fs::write(&file, identity.document()).context("a document")?;
-        add(&file.display().to_string());
+        add(PROJECT, &file.display().to_string());
     }
-    devices::task_keys(seed).iter().for_each(|key| add(&key.address().to_string()));
+    devices::task_keys(seed).iter().for_each(|key| add(TASK_PROJECT, &key.address().to_string()));
     Ok(())
 }
 
 /// Waits until all nodes have the same and all stores have all of it, and reads everything.
-async fn gather_all(cluster: &Cluster, stores: &Stores, record: &Record, watch: &Watch) -> Result<Evidence> {
+async fn gather_all(
+    cluster: &Cluster,
+    stores: &Stores,
+    record: &Record,
+    (watch, lives): (&Watch, &Lives),
+) -> Result<Evidence> {
     let until = Instant::now() + PUBLISHED_MAX;
     let mut shown = Instant::now();
     let newest = loop {
@@ -542,6 +567,17 @@ async fn gather_all(cluster: &Cluster, stores: &Stores, record: &Record, watch: 
         tokio::time::sleep(LOOK_INTERVAL).await;
     };
     println!("all {newest} tasks are published");
+    for node in 0..cluster.len() {
+        let head = cluster.status(node).await.map_err(anyhow::Error::msg)?.head;
+        record.see(order::Sighting {
+            at: record.now(),
+            node: cluster.node(node).id,
+            life: lives[node].load(Ordering::SeqCst),
+            height: head.height,
+            hash: head.hash,
+            final_height: head.final_height,
+        });
+    }
     let at = record.now();
     let mut chains = Vec::new();
     for node in 0..cluster.len() {
@@ -549,7 +585,9 @@ async fn gather_all(cluster: &Cluster, stores: &Stores, record: &Record, watch: 
         chains.push(gather::chain(id, address, node == 0).await?);
     }
     let mut contents = stores.contents(cluster, at).await?;
-    contents.push(order::Store { name: "a reader of the feed".into(), once: true, rows: watch.rows() });
+    // When they came says nothing: what is final is looked at now and then only.
+    let rows = watch.rows().into_iter().map(|row| order::Row { at, ..row }).collect();
+    contents.push(order::Store { name: "a reader of the feed".into(), once: true, rows });
     let (calls, sightings, troubles) = record.take();
     let first_task = cluster.genesis().params.first_task_number;
     Ok(Evidence { calls, chains, sightings, stores: contents, first_task, troubles })

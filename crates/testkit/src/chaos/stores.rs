@@ -1,5 +1,6 @@
 //! The stores that the network publishes to, each behind something that can be away or slow.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -32,6 +33,12 @@ pub enum State {
     Slow,
 }
 
+/// Where files go that nobody wants after the run: many small ones are slow on some disks.
+fn in_memory() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }
+}
+
 /// All of them, in the order of [`super::faults::STORES`].
 pub struct Stores {
     postgres: Postgres,
@@ -46,7 +53,7 @@ impl Stores {
         let postgres = Postgres::start();
         let proxy = Proxy::start(local(postgres.port()));
         let da = [Kind::Keccak, Kind::Celestia].map(Server::start);
-        Self { postgres, proxy, bucket: Bucket::start(), da }
+        Self { postgres, proxy, bucket: Bucket::start_in(&in_memory()), da }
     }
 
     /// How nodes reach the PostgreSQL server.
@@ -59,11 +66,15 @@ impl Stores {
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub fn configure(&self, cluster: &mut Cluster) -> Result<()> {
+    pub fn configure(&self, cluster: &Cluster) -> Result<()> {
         let url = self.bucket.url(PREFIX);
-        let mut text =
-            format!("\n[[output]]\nname = \"objects\"\nscope = \"network\"\nkind = \"object\"\nurl = \"{url}\"\n");
-        let mut files = vec![("celestia.token".to_owned(), TOKEN.to_owned())];
+        let mut text = format!(
+            "\n[[output]]\nname = \"objects\"\nscope = \"network\"\nkind = \"object\"\nurl = \"{url}\"\n\
+             credentials_file = \"s3.credentials\"\n"
+        );
+        let credentials = self.bucket.environment().iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        let mut files =
+            vec![("celestia.token".to_owned(), TOKEN.to_owned()), ("s3.credentials".to_owned(), credentials)];
         let celestia = format!("kind = \"celestia\"\nnamespace = \"{NAMESPACE}\"\ntoken_file = \"celestia.token\"");
         let settings = [("keccak", "kind = \"altda\"\nmode = \"keccak\""), ("celestia", &celestia)];
         for (server, (name, settings)) in self.da.iter().zip(settings) {
@@ -80,7 +91,6 @@ impl Stores {
                 std::fs::write(home.join(name), content).with_context(|| name.clone())?;
             }
         }
-        cluster.add_environment(&self.bucket.environment());
         Ok(())
     }
 
