@@ -7,7 +7,7 @@ CARGO := scripts/cargo.sh
 SELECTION := --release --workspace --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test rounds sim build lint features fmt bench clean
+.PHONY: help deps demo test rounds sim chaos build lint features fmt bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -28,6 +28,11 @@ rounds: ## Two times a hundred rounds of random faults on a network under load (
 
 sim: ## Networks in simulated time, one for each seed (SIM_ARGS: how many, from where, which scenario)
 	@$(CARGO) run $(SELECTION) --bin lockstep-testkit -- sim $(or $(SIM_ARGS),--seeds 200)
+
+chaos: ## Let everything go wrong on a network of real processes for half an hour, and check (CHAOS_ARGS: how long, which seed)
+	@scripts/deps.sh build test
+	@$(CARGO) build $(SELECTION) --bins
+	@$(CARGO) run $(SELECTION) --bin lockstep-testkit -- chaos $(CHAOS_ARGS)
 
 build: ## Build everything, tests and benchmarks too
 	@scripts/deps.sh build
