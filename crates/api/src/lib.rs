@@ -9,6 +9,8 @@ mod bulk;
 mod caller;
 mod connection;
 mod feed;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod gateway;
 mod grpc;
 mod grpc_feed;
