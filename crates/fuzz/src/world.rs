@@ -173,7 +173,9 @@ impl View {
             Write::Device(address, device) => drop(self.devices.insert(*address, (**device).clone())),
             Write::Grant(project, device, grant) => drop(self.grants.insert((*project, *device), *grant)),
             Write::Nonce { used, forgotten } => {
-                forgotten.iter().for_each(|lower| drop(self.nonces.remove(&(used.0, used.1, *lower))));
+                if let Some(lower) = forgotten {
+                    self.nonces.remove(&(used.0, used.1, *lower));
+                }
                 self.nonces.insert(*used);
             }
             Write::Project(id, project) => drop(self.projects.insert(*id, (**project).clone())),
@@ -290,7 +292,7 @@ pub static PAST: LazyLock<Past> = LazyLock::new(|| {
         first: TaskNumber(first),
         last: TaskNumber(last),
         locator: "s3://bucket/blob".into(),
-        commitment: Bytes::from_static(&[1, 2]),
+        commitment: vec![1, 2],
         height,
         stage: Stage::Included,
     };

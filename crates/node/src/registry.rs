@@ -11,7 +11,6 @@ use lockstep_consensus::{Consensus, ProposeError, Role, StateStore};
 use lockstep_ledger::{Command, Document, History as _, OrderError, Project};
 use lockstep_network::{Channel, Handle};
 use lockstep_types::{Address, Epoch, NetworkId, OrderKind, ProjectId, SignedOrder};
-use prost::Message as _;
 
 use crate::control::{ControlError, forward_order};
 use crate::limits::APPROVAL_TIMEOUT;

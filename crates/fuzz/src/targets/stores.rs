@@ -36,8 +36,9 @@ static SOURCE: LazyLock<ChainSource> = LazyLock::new(|| ChainSource {
 });
 
 fn text_seeds() -> Vec<Vec<u8>> {
-    let config = lockstep_node::Config::default().to_text().unwrap_or_default();
-    let texts = [config.as_str(), "[http]\nhold_ms = 500\n", r#"["Members"]"#, r#""Members""#, r#"{"Retry":{"output":"main"}}"#];
+    let config = "[http]\nlisten = \"127.0.0.1:9000\"\nhold_ms = 500\n[p2p]\nlisten = [\"/ip4/127.0.0.1/tcp/9100\"]\n\
+        [limits]\ntrusted_proxies = [\"10.0.0.0/8\"]\n[[output]]\nname = \"tasks\"\nscope = \"node\"\nkind = \"sqlite\"\npath = \"t\"\n";
+    let texts = [config, r#"["Members"]"#, r#""Members""#, r#"{"Retry":{"output":"main"}}"#];
     texts.map(|text| text.as_bytes().to_vec()).to_vec()
 }
 
