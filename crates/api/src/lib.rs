@@ -17,6 +17,7 @@ mod grpc_feed;
 mod message;
 mod metrics;
 mod options;
+mod per_address;
 mod ports;
 mod problem;
 pub mod rate;

@@ -14,7 +14,12 @@ pub(super) const TARGETS: &[Target] = &[
     Target::new("hello", hello_seeds, |bytes| bytes.len() as u64 <= HELLO_BYTES_MAX && lockstep_network::fuzz::hello(bytes)),
     Target::new("address", address_seeds, |bytes| lockstep_network::fuzz::address(super::text(bytes))),
     Target::new("bundle", bundle_seeds, |bytes| lockstep_node::fuzz::bundle(Bytes::copy_from_slice(bytes))),
-    Target::new("control", control_seeds, read_control),
+    Target::new("control", control_seeds, |bytes| {
+        lockstep_node::fuzz::control_request(Bytes::copy_from_slice(bytes))
+    }),
+    Target::new("control_answer", control_answer_seeds, |bytes| {
+        lockstep_node::fuzz::control_answer(Bytes::copy_from_slice(bytes))
+    }),
     Target::new("join", join_seeds, |bytes| lockstep_node::fuzz::join(Bytes::copy_from_slice(bytes))).with_factor(256),
     Target::new("raft", raft_seeds, |bytes| lockstep_consensus::fuzz::raft_request(Bytes::copy_from_slice(bytes)))
         // As many entries as an append may have.
@@ -57,7 +62,6 @@ fn bundle_seeds() -> Vec<Vec<u8>> {
 
 fn control_seeds() -> Vec<Vec<u8>> {
     use proto::control_request::Kind;
-    use proto::control_response::Kind as Answer;
     let batch = PAST.view.batches.values().next().expect("there is a batch");
     let (hash, header) = (Bytes::copy_from_slice(&batch.header.hash().0), Some(batch.header.to_proto()));
     let signed = proto::SignedHeader { header: header.clone(), signature: Bytes::from_static(&[1; 65]) };
@@ -73,19 +77,19 @@ fn control_seeds() -> Vec<Vec<u8>> {
         Kind::Pause(proto::OutputPause { output: "main".into(), paused: true }),
         Kind::Outputs(proto::OutputsRequest {}),
     ];
-    let requests = requests.map(|kind| proto::ControlRequest { kind: Some(kind) }.encode_to_vec());
-    let signature = Bytes::from_static(&[1; 65]);
-    let answers = [
-        Answer::Certify(proto::CertifyResponse { hash, signature, header }),
-        Answer::Marks(proto::MarksResponse { rules_version: 6 }),
-        Answer::Outputs(proto::OutputsResponse { names: vec!["main".into()] }),
-    ];
-    requests.into_iter().chain(answers.map(|kind| proto::ControlResponse { kind: Some(kind) }.encode_to_vec())).collect()
+    requests.map(|kind| proto::ControlRequest { kind: Some(kind) }.encode_to_vec()).to_vec()
 }
 
-fn read_control(bytes: &[u8]) -> bool {
-    let bytes = Bytes::copy_from_slice(bytes);
-    lockstep_node::fuzz::control_request(bytes.clone()) | lockstep_node::fuzz::control_answer(bytes)
+fn control_answer_seeds() -> Vec<Vec<u8>> {
+    use proto::control_response::Kind;
+    let batch = PAST.view.batches.values().next().expect("there is a batch");
+    let (hash, header) = (Bytes::copy_from_slice(&batch.header.hash().0), Some(batch.header.to_proto()));
+    let answers = [
+        Kind::Certify(proto::CertifyResponse { hash, signature: Bytes::from_static(&[1; 65]), header }),
+        Kind::Marks(proto::MarksResponse { rules_version: 6 }),
+        Kind::Outputs(proto::OutputsResponse { names: vec!["main".into()] }),
+    ];
+    answers.map(|kind| proto::ControlResponse { kind: Some(kind) }.encode_to_vec()).to_vec()
 }
 
 fn join_seeds() -> Vec<Vec<u8>> {
