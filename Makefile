@@ -7,7 +7,7 @@ CARGO := scripts/cargo.sh
 SELECTION := --release --workspace --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test rounds sim build lint features fmt bench clean
+.PHONY: help deps demo test rounds sim fuzz deny build lint features fmt bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -18,7 +18,7 @@ deps: ## Install what is missing to build, test and demonstrate (Debian, Ubuntu)
 demo: ## Three nodes and thirty devices on this machine for a minute (DEMO_SECONDS, DEMO_HOME, DEMO_PORT)
 	@scripts/demo.sh
 
-test: ## Check format and lints, then run all tests (TEST_ARGS: which)
+test: ## Check format, lints and licences, then run all tests (TEST_ARGS: which)
 	@scripts/deps.sh build test
 	@scripts/test.sh $(TEST_ARGS)
 
@@ -28,6 +28,12 @@ rounds: ## Two times a hundred rounds of random faults on a network under load (
 
 sim: ## Networks in simulated time, one for each seed (SIM_ARGS: how many, from where, which scenario)
 	@$(CARGO) run $(SELECTION) --bin lockstep-testkit -- sim $(or $(SIM_ARGS),--seeds 200)
+
+fuzz: ## Fuzz every reader of bytes with coverage (FUZZ_SECONDS for each target, FUZZ_TARGETS: which); nightly Rust
+	@scripts/fuzz.sh $(FUZZ_TARGETS)
+
+deny: ## Check dependencies: licences, bans, sources, and advisories where their database can be had
+	@scripts/deny.sh
 
 build: ## Build everything, tests and benchmarks too
 	@scripts/deps.sh build

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lints and all tests. The test runner's summary comes last.
+# Format, lints, licences of dependencies and all tests. The test runner's summary comes last.
 # Arguments go to the test runner: scripts/test.sh merkle runs the tests with "merkle" in their names.
 #
 # Every cargo command of this project names the same profile (release) and the whole workspace, so that RocksDB is
@@ -16,6 +16,9 @@ step "lints"
 scripts/cargo.sh clippy --release --workspace --all-targets --locked -- -D warnings
 
 what=(--release --workspace --locked --lib --bins --tests)
+step "dependencies"
+scripts/deny.sh tree
+
 step "tests"
 if command -v cargo-nextest >/dev/null; then
     exec scripts/cargo.sh nextest run "${what[@]}" --profile ci "$@"
