@@ -60,8 +60,7 @@ mod tests {
 
     fn places(max: usize, trusted: &[&str]) -> Arc<PerAddress> {
         let trusted = trusted.iter().map(|text| TrustedProxy::try_from((*text).to_owned()).unwrap()).collect();
-        let options =
-            Options { connections_per_address_max: max, trusted_proxies: trusted, ..Options::default() };
+        let options = Options { connections_per_address_max: max, trusted_proxies: trusted, ..Options::default() };
         Arc::new(PerAddress::new(&options))
     }
 

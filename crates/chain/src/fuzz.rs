@@ -21,7 +21,9 @@ pub fn logs(text: &[u8], source: &ChainSource, task_manager: &Address) -> bool {
     let count = logs.len();
     in_order(logs, &first, &last).is_ok_and(|logs| {
         assert_eq!(logs.len(), count);
-        assert!(logs.is_sorted_by_key(|log| (log.block, log.index)) && logs.iter().all(|log| (5..=9).contains(&log.block)));
+        assert!(
+            logs.is_sorted_by_key(|log| (log.block, log.index)) && logs.iter().all(|log| (5..=9).contains(&log.block))
+        );
         true
     })
 }

@@ -149,7 +149,11 @@ impl LogAudit {
             return Err(wrong(what(), format!("it says that it is entry {named}")));
         }
         if let Some(last) = self.facts.last.filter(|last| last.checked_add(1) != Some(index)) {
-            return Err(AuditError::Gap { expected: last.saturating_add(1), after: format!("entry {last}"), found: index });
+            return Err(AuditError::Gap {
+                expected: last.saturating_add(1),
+                after: format!("entry {last}"),
+                found: index,
+            });
         }
         if term < self.term {
             return Err(wrong(what(), format!("its term {term} is before that of the entry before it, {}", self.term)));

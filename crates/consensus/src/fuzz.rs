@@ -30,7 +30,8 @@ pub fn raft_request(bytes: Bytes) -> bool {
             assert_eq!(again, Ok(written));
             let is_plausible = plausible::check_append(&append, FROM, TERM).is_ok();
             if is_plausible {
-                let ids: Vec<_> = append.prev_log_id.into_iter().chain(append.entries.iter().map(|e| e.log_id)).collect();
+                let ids: Vec<_> =
+                    append.prev_log_id.into_iter().chain(append.entries.iter().map(|e| e.log_id)).collect();
                 assert!(ids.windows(2).all(|two| two[0].index + 1 == two[1].index && two[0] < two[1]));
             }
             is_plausible

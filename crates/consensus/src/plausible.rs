@@ -77,11 +77,7 @@ pub(crate) fn check_append(
 }
 
 /// A request of the candidate `from` for a vote, or the question whether it would get one.
-pub(crate) fn check_vote_request(
-    request: &VoteRequest<TypeConfig>,
-    from: NodeId,
-    own: u64,
-) -> Result<(), DecodeError> {
+pub(crate) fn check_vote_request(request: &VoteRequest<TypeConfig>, from: NodeId, own: u64) -> Result<(), DecodeError> {
     check_vote(&request.vote, from, false, own)?;
     check_known(request.last_log_id.as_ref(), &request.vote)
 }

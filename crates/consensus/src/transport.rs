@@ -18,8 +18,8 @@ use prost::Message as _;
 
 use crate::convert;
 use crate::log_store::LogStore;
-use crate::plausible;
 use crate::offer::Offering;
+use crate::plausible;
 use crate::raft_types::{TypeConfig, Vote};
 use crate::shelf::SnapshotDirectory;
 use crate::state_store::StateStore;

@@ -85,7 +85,10 @@ pub fn task_message(device: u8, nonce: u64) -> VerifiedMessage {
 
 /// A message that node 1 vouches for.
 pub fn vouched(data: &str) -> VerifiedMessage {
-    let request = DeviceRequest { signature: None, ..apinode::parse(sign_body(&key(9), OPEN, VERSION, data).as_bytes()).expect("our own request is read") };
+    let request = DeviceRequest {
+        signature: None,
+        ..apinode::parse(sign_body(&key(9), OPEN, VERSION, data).as_bytes()).expect("our own request is read")
+    };
     request.vouch(&key(1))
 }
 
@@ -189,7 +192,11 @@ impl View {
             }
             Write::Chain(cursor) => self.chain = Some(*cursor),
             Write::Head(head) => self.head = Some(head.clone()),
-            Write::MessagePlace(..) | Write::TaskPlace(..) | Write::Packed(..) | Write::Gap(..) | Write::TaskAlias(..) => {}
+            Write::MessagePlace(..)
+            | Write::TaskPlace(..)
+            | Write::Packed(..)
+            | Write::Gap(..)
+            | Write::TaskAlias(..) => {}
         }
     }
 
@@ -198,10 +205,7 @@ impl View {
             network: GENESIS.id().expect("the genesis is valid"),
             epoch: Epoch(0),
             params: GENESIS.params.clone(),
-            members: self
-                .members
-                .clone()
-                .unwrap_or_else(|| Members::genesis(&GENESIS).expect("the genesis is valid")),
+            members: self.members.clone().unwrap_or_else(|| Members::genesis(&GENESIS).expect("the genesis is valid")),
             head: self.head.clone(),
             groups: self.groups.clone().into_iter().collect(),
             progress: self.progress.clone(),

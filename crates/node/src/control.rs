@@ -14,7 +14,8 @@ use lockstep_types::elements::{self, Bound};
 use lockstep_types::place::PLACES_MAX;
 use lockstep_types::registry::ORDER_DEVICES_MAX;
 use lockstep_types::{
-    Approval, BatchHash, BatchHeader, DecodeError, Hash32, Height, NodeId, OutputName, Signature, SignedOrder, TimeMs, proto,
+    Approval, BatchHash, BatchHeader, DecodeError, Hash32, Height, NodeId, OutputName, Signature, SignedOrder, TimeMs,
+    proto,
 };
 use prost::Message as _;
 use tokio::sync::watch;

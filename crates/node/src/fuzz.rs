@@ -41,7 +41,9 @@ pub fn control_request(bytes: Bytes) -> bool {
         Kind::Order(order) => SignedOrder::from_proto(order).is_ok(),
         Kind::Approval(approval) => Approval::from_proto(approval).is_ok(),
         Kind::Progress(report) => Command::progress(report).is_ok_and(|command| Command::decode(command).is_ok()),
-        Kind::Certify(_) | Kind::Marks(_) | Kind::Clock(_) | Kind::Attest(_) | Kind::Outputs(_) | Kind::Pause(_) => true,
+        Kind::Certify(_) | Kind::Marks(_) | Kind::Clock(_) | Kind::Attest(_) | Kind::Outputs(_) | Kind::Pause(_) => {
+            true
+        }
     }
 }
 
@@ -49,12 +51,12 @@ pub fn control_request(bytes: Bytes) -> bool {
 pub fn control_answer(bytes: Bytes) -> bool {
     use proto::control_response::Kind;
     match proto::ControlResponse::decode(bytes) {
-        Ok(proto::ControlResponse { kind: Some(Kind::Certify(answer)) }) => {
-            answer.header.is_none_or(|header| BatchHeader::from_proto(header).is_ok_and(|header| {
+        Ok(proto::ControlResponse { kind: Some(Kind::Certify(answer)) }) => answer.header.is_none_or(|header| {
+            BatchHeader::from_proto(header).is_ok_and(|header| {
                 assert_eq!(BatchHeader::from_proto(header.to_proto()).map(|again| again.hash()), Ok(header.hash()));
                 true
-            }))
-        }
+            })
+        }),
         Ok(answer) => answer.kind.is_some(),
         Err(_) => false,
     }

@@ -326,4 +326,3 @@ pub fn fuzz_seed() -> String {
     let lines = mark.headers().iter().map(|(name, values)| format!("{name}: {}\n", values[0])).collect::<Vec<_>>();
     lines.concat()
 }
-

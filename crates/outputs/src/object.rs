@@ -406,4 +406,3 @@ pub fn fuzz(bytes: &[u8]) -> bool {
         | reads::<entry::Filled>(bytes)
         | reads::<entry::Complete>(bytes)
 }
-

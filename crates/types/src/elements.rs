@@ -39,7 +39,8 @@ fn count(what: &'static str, mut bytes: &[u8], path: &[u32], left: &mut usize) -
             continue;
         }
         let length = usize::try_from(decode_varint(&mut bytes).map_err(|e| bad(&e))?).unwrap_or(usize::MAX);
-        let (inner, after) = bytes.split_at_checked(length).ok_or_else(|| bad(&"a field is longer than what there is"))?;
+        let (inner, after) =
+            bytes.split_at_checked(length).ok_or_else(|| bad(&"a field is longer than what there is"))?;
         bytes = after;
         if field != *wanted {
             continue;

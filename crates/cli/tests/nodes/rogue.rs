@@ -106,8 +106,8 @@ impl Rogue {
         let key = key_in(cluster.node(ROGUE).process.home());
         let (node, own) = genesis.member_of(&key.public()).map(|(node, own)| (node, own.clone())).unwrap();
         let mut options = Options::new(key.clone(), network, Epoch(0), node, own.incarnation);
-        // Where the others look for it, and larger frames than they take.
-        options.listen = vec![own.p2p.clone()];
+        // It dials the others. Larger frames than they take.
+        options.listen = vec!["/ip4/127.0.0.1/tcp/0".into()];
         (options.raft_bytes_max, options.bundle_bytes_max) = (256 << 20, 256 << 20);
         let (network, handle, inbox) = Network::bind(options).await.unwrap();
         for channel in [Channel::Raft, Channel::Bundle, Channel::Control, Channel::Snapshot] {
@@ -221,7 +221,8 @@ async fn lies_beside_raft(rogue: &Rogue, network: NetworkId) {
         assert!(!matches!(kind, Some(Answer::Certify(_))), "{kind:?}");
     }
     // Places behind the last number: no node may fall over them.
-    let place = proto::Place { first_task: 1, last_task: u64::MAX, locator: "x".into(), stage: 2, ..Default::default() };
+    let place =
+        proto::Place { first_task: 1, last_task: u64::MAX, locator: "x".into(), stage: 2, ..Default::default() };
     let report = proto::OutputProgress { output: "nobody".into(), task_number: u64::MAX, places: vec![place] };
     let _ = rogue.control(Kind::Progress(report)).await;
 }

@@ -51,7 +51,8 @@ fn message_seeds() -> Vec<Vec<u8>> {
 }
 
 fn read_message(bytes: &[u8]) -> bool {
-    let decode = |bytes: Bytes| proto::Message::decode(bytes).map_err(drop).and_then(|m| Message::from_proto(m).map_err(drop));
+    let decode =
+        |bytes: Bytes| proto::Message::decode(bytes).map_err(drop).and_then(|m| Message::from_proto(m).map_err(drop));
     let Ok(message) = decode(Bytes::copy_from_slice(bytes)) else { return false };
     let id = message.content_id();
     if message.evidence_holds(&id, |_| true) {
@@ -96,7 +97,8 @@ fn read_export(bytes: &[u8]) -> bool {
         }
         let ours = &PAST.view.batches[&outline_height(&verifier)];
         let same = verifier.hash() == ours.header.hash();
-        let certified = page.certificates.iter().any(|c| c.height == verifier.height() && verifier.certificate(c).is_ok());
+        let certified =
+            page.certificates.iter().any(|c| c.height == verifier.height() && verifier.certificate(c).is_ok());
         assert!(same || !certified, "only what the members signed is final");
         let _ = origins;
         if !PAST.view.batches.contains_key(&Height(verifier.height().0.saturating_add(1))) {
@@ -127,7 +129,8 @@ fn proof_seeds() -> Vec<Vec<u8>> {
 fn read_proof(bytes: &[u8]) -> bool {
     let Ok(proof) = serde_json::from_slice::<Proof>(bytes) else { return false };
     if verify_proof(&GENESIS, &proof, None).is_ok() {
-        let says = |other: &Proof| (other.message.sequence, other.message.id) == (proof.message.sequence, proof.message.id);
+        let says =
+            |other: &Proof| (other.message.sequence, other.message.id) == (proof.message.sequence, proof.message.id);
         assert!(PROOFS.iter().any(says), "only what is in the history is proved");
     }
     let text = serde_json::to_vec(&proof).expect("a proof is written");
@@ -138,7 +141,9 @@ fn read_proof(bytes: &[u8]) -> bool {
 fn blob_seeds() -> Vec<Vec<u8>> {
     // Made here, because a blob needs a task's path; the numbers are those of the first batch with a task.
     let view = &PAST.view;
-    let Some(batch) = view.batches.values().find(|b| !b.tasks.is_empty() && view.certificates.contains_key(&b.header.height)) else {
+    let Some(batch) =
+        view.batches.values().find(|b| !b.tasks.is_empty() && view.certificates.contains_key(&b.header.height))
+    else {
         return Vec::new();
     };
     let anchor = lockstep_types::blob::Anchor {

@@ -136,7 +136,8 @@ fn seeds() -> Vec<Vec<u8>> {
     seeds.push(format!("POST /issue_vc\n\n{{\"clientID\":\"did:io:0x{}\"}}", "01".repeat(20)).into_bytes());
     let order = order(1, OrderKind::Owner(key(51).address())).to_proto().encode_to_vec();
     seeds.push([b"POST /api/orders\n\n".to_vec(), order].concat());
-    let submit = proto::SubmitRequest { project_id: 7, project_version: "0.1".into(), data: "x".into(), ..Default::default() };
+    let submit =
+        proto::SubmitRequest { project_id: 7, project_version: "0.1".into(), data: "x".into(), ..Default::default() };
     let tasks = proto::TasksRequest { project_id: 7, after: 1, from_height: 0 };
     for (call, message) in [("Sequencer/Submit", submit.encode_to_vec()), ("Reader/Tasks", tasks.encode_to_vec())] {
         let head = format!("POST /lockstep.v1.{call}\ncontent-type: application/grpc\nte: trailers\n\n");

@@ -104,13 +104,14 @@ fn read_record(bytes: &[u8]) -> bool {
             .is_ok_and(|read| same(read.encode(), &|bytes| Device::decode(bytes).as_ref() == Ok(&read))),
         5 => Project::decode(record)
             .is_ok_and(|read| same(read.encode(), &|bytes| Project::decode(bytes).as_ref() == Ok(&read))),
-        7 => Members::decode(record, &network).is_ok_and(|read| {
-            same(read.encode(), &|bytes| Members::decode(bytes, &network).as_ref() == Ok(&read))
-        }),
-        8 => Head::decode(record).is_ok_and(|read| same(read.encode(), &|bytes| Head::decode(bytes).as_ref() == Ok(&read))),
+        7 => Members::decode(record, &network)
+            .is_ok_and(|read| same(read.encode(), &|bytes| Members::decode(bytes, &network).as_ref() == Ok(&read))),
+        8 => Head::decode(record)
+            .is_ok_and(|read| same(read.encode(), &|bytes| Head::decode(bytes).as_ref() == Ok(&read))),
         9 => ChainCursor::decode(record)
             .is_ok_and(|read| same(read.encode(), &|bytes| ChainCursor::decode(bytes).as_ref() == Ok(&read))),
-        10 => Grant::decode(&record).is_ok_and(|read| read.encode().is_none_or(|again| Grant::decode(&[again]) == Ok(read))),
+        10 => Grant::decode(&record)
+            .is_ok_and(|read| read.encode().is_none_or(|again| Grant::decode(&[again]) == Ok(read))),
         // Batches, certificates and places have targets of their own.
         _ => [0, 1, 2].contains(kind) || lockstep_consensus::fuzz::state_record(bytes, record),
     }

@@ -11,12 +11,12 @@ use crate::world::{GENESIS, PAST, key, member, message, order, task_message, vou
 
 pub(super) const TARGETS: &[Target] = &[
     Target::new("frames", frame_seeds, |bytes| lockstep_network::fuzz::frames(bytes, BUNDLE_BYTES_MAX) > 0),
-    Target::new("hello", hello_seeds, |bytes| bytes.len() as u64 <= HELLO_BYTES_MAX && lockstep_network::fuzz::hello(bytes)),
+    Target::new("hello", hello_seeds, |bytes| {
+        bytes.len() as u64 <= HELLO_BYTES_MAX && lockstep_network::fuzz::hello(bytes)
+    }),
     Target::new("address", address_seeds, |bytes| lockstep_network::fuzz::address(super::text(bytes))),
     Target::new("bundle", bundle_seeds, |bytes| lockstep_node::fuzz::bundle(Bytes::copy_from_slice(bytes))),
-    Target::new("control", control_seeds, |bytes| {
-        lockstep_node::fuzz::control_request(Bytes::copy_from_slice(bytes))
-    }),
+    Target::new("control", control_seeds, |bytes| lockstep_node::fuzz::control_request(Bytes::copy_from_slice(bytes))),
     Target::new("control_answer", control_answer_seeds, |bytes| {
         lockstep_node::fuzz::control_answer(Bytes::copy_from_slice(bytes))
     }),

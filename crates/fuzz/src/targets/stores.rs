@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use lockstep_chain::{ChainSource, CONFIRMATIONS_DEFAULT, SPAN_MAX_DEFAULT};
+use lockstep_chain::{CONFIRMATIONS_DEFAULT, ChainSource, SPAN_MAX_DEFAULT};
 use lockstep_client::fuzz::OUTBOX;
 use lockstep_types::Address;
 
@@ -12,14 +12,21 @@ use crate::target::Target;
 pub(super) const TARGETS: &[Target] = &[
     Target::new("text_files", text_seeds, |bytes| lockstep_node::fuzz::text(super::text(bytes))).with_factor(512),
     Target::new("object_entry", object_seeds, lockstep_outputs::object::fuzz),
-    Target::new("nats_headers", || vec![lockstep_outputs::nats::fuzz_seed().into_bytes()], |bytes| {
-        lockstep_outputs::nats::fuzz(super::text(bytes))
-    })
+    Target::new(
+        "nats_headers",
+        || vec![lockstep_outputs::nats::fuzz_seed().into_bytes()],
+        |bytes| lockstep_outputs::nats::fuzz(super::text(bytes)),
+    )
     // A table of headers begins with places for many.
     .with_factor(512),
-    Target::new("commitment", || vec![[&[0][..], &[7; 32]].concat(), b"0x01ab".to_vec()], lockstep_outputs::altda::fuzz),
+    Target::new(
+        "commitment",
+        || vec![[&[0][..], &[7; 32]].concat(), b"0x01ab".to_vec()],
+        lockstep_outputs::altda::fuzz,
+    ),
     Target::new("chain_logs", log_seeds, |bytes| {
-        lockstep_chain::fuzz::logs(bytes, &SOURCE, &Address([3; 20])) | lockstep_chain::fuzz::document_uri(super::text(bytes))
+        lockstep_chain::fuzz::logs(bytes, &SOURCE, &Address([3; 20]))
+            | lockstep_chain::fuzz::document_uri(super::text(bytes))
     }),
     Target::new("client", client_seeds, read_client),
     Target::new("outbox", outbox_seeds, |bytes| lockstep_client::fuzz::outbox(bytes) > 0),
@@ -44,9 +51,7 @@ fn text_seeds() -> Vec<Vec<u8>> {
 
 fn object_seeds() -> Vec<Vec<u8>> {
     let (network, hash) = ("0x".to_owned() + &"01".repeat(32), "0x".to_owned() + &"02".repeat(32));
-    let link = format!(
-        r#"{{"version":1,"network":"{network}","epoch":0,"first":1,"last":9,"kind":"skipped"}}"#
-    );
+    let link = format!(r#"{{"version":1,"network":"{network}","epoch":0,"first":1,"last":9,"kind":"skipped"}}"#);
     let owner = format!(r#"{{"version":1,"network":"{network}","epoch":0,"first_task":1}}"#);
     let blob = format!(
         r#"{{"version":1,"network":"{network}","epoch":0,"first":1,"last":9,"kind":"blob","height":3,"part":0,"parts":1,"blob":"blobs/x","hash":"{hash}","bytes":9}}"#
@@ -59,7 +64,8 @@ fn log_seeds() -> Vec<Vec<u8>> {
     let hex = |bytes: &[u8]| bytes.iter().fold("0x".to_owned(), |text, byte| text + &format!("{byte:02x}"));
     let log = |address: &str, signature: &str, topics: &[String], data: &str, index: u64| {
         let first = hex(&lockstep_types::keccak256(&[signature.as_bytes()]));
-        let topics: Vec<String> = [first].into_iter().chain(topics.iter().cloned()).map(|t| format!("\"{t}\"")).collect();
+        let topics: Vec<String> =
+            [first].into_iter().chain(topics.iter().cloned()).map(|t| format!("\"{t}\"")).collect();
         format!(
             r#"{{"address":"0x{}","topics":[{}],"data":"{data}","blockNumber":"0x6","blockHash":"0x{}","logIndex":"0x{index:x}"}}"#,
             address.repeat(20),
