@@ -7,7 +7,7 @@ CARGO := scripts/cargo.sh
 SELECTION := --release --workspace --locked
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test rounds sim chaos build lint features fmt bench clean
+.PHONY: help deps demo test rounds sim chaos fuzz deny build lint features fmt bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -18,7 +18,7 @@ deps: ## Install what is missing to build, test and demonstrate (Debian, Ubuntu)
 demo: ## Three nodes and thirty devices on this machine for a minute (DEMO_SECONDS, DEMO_HOME, DEMO_PORT)
 	@scripts/demo.sh
 
-test: ## Check format and lints, then run all tests (TEST_ARGS: which)
+test: ## Check format, lints and licences, then run all tests (TEST_ARGS: which)
 	@scripts/deps.sh build test
 	@scripts/test.sh $(TEST_ARGS)
 
@@ -33,6 +33,12 @@ chaos: ## Let everything go wrong on a network of real processes for half an hou
 	@scripts/deps.sh build test
 	@$(CARGO) build $(SELECTION) --bins
 	@$(CARGO) run $(SELECTION) --bin lockstep-testkit -- chaos $(CHAOS_ARGS)
+
+fuzz: ## Fuzz every reader of bytes with coverage (FUZZ_SECONDS for each target, FUZZ_TARGETS: which); nightly Rust
+	@scripts/fuzz.sh $(FUZZ_TARGETS)
+
+deny: ## Check dependencies: licences, bans, sources, and advisories where their database can be had
+	@scripts/deny.sh
 
 build: ## Build everything, tests and benchmarks too
 	@scripts/deps.sh build

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Format, lints and all tests. The test runner's summary comes last.
+# Format, lints, licences of dependencies and all tests. The test runner's summary comes last.
 # Arguments go to the test runner: scripts/test.sh merkle runs the tests with "merkle" in their names.
 #
 # Every cargo command of this project names the same profile (release) and the whole workspace, so that RocksDB is
@@ -14,6 +14,9 @@ scripts/cargo.sh fmt --all --check
 
 step "lints"
 scripts/cargo.sh clippy --release --workspace --all-targets --locked -- -D warnings
+
+step "dependencies"
+scripts/deny.sh tree
 
 what=(--release --workspace --locked --lib --bins --tests)
 step "tests"

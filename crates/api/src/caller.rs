@@ -61,7 +61,7 @@ pub(crate) struct PeerAddress(pub(crate) IpAddr);
 pub(crate) struct Caller(IpAddr);
 
 impl Caller {
-    fn new(address: IpAddr) -> Self {
+    pub(crate) fn new(address: IpAddr) -> Self {
         match address.to_canonical() {
             IpAddr::V6(v6) => {
                 let network = v6.to_bits() >> (128 - IPV6_PREFIX_BITS) << (128 - IPV6_PREFIX_BITS);
@@ -115,8 +115,13 @@ impl Callers {
     }
 
     fn is_trusted(&self, address: IpAddr) -> bool {
-        self.trusted.iter().any(|proxy| proxy.0.contains(&address.to_canonical()))
+        is_trusted(&self.trusted, address)
     }
+}
+
+/// Whether an address is that of a proxy whose word counts.
+pub(crate) fn is_trusted(trusted: &[TrustedProxy], address: IpAddr) -> bool {
+    trusted.iter().any(|proxy| proxy.0.contains(&address.to_canonical()))
 }
 
 /// Refuses who is too fast before anything else is done for the request.

@@ -9,12 +9,15 @@ mod bulk;
 mod caller;
 mod connection;
 mod feed;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod gateway;
 mod grpc;
 mod grpc_feed;
 mod message;
 mod metrics;
 mod options;
+mod per_address;
 mod ports;
 mod problem;
 pub mod rate;

@@ -28,6 +28,7 @@ pub(crate) fn describe() {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Dropped {
     TooMany,
+    TooManyOfAddress,
     SlowHead,
     Idle,
     Handshake,
@@ -36,6 +37,7 @@ pub(crate) enum Dropped {
 pub(crate) fn dropped(reason: Dropped) {
     let reason = match reason {
         Dropped::TooMany => "too_many",
+        Dropped::TooManyOfAddress => "too_many_of_address",
         Dropped::SlowHead => "slow_head",
         Dropped::Idle => "idle",
         Dropped::Handshake => "handshake",

@@ -32,6 +32,9 @@ pub struct Options {
     pub headers_bytes_max: usize,
     /// Open connections; one more is dropped at once.
     pub connections_max: usize,
+    /// Those of one address (of IPv6: one /64 network), trusted proxies not counted; one more is dropped at once. 0 is no
+    /// limit, which is the default: nobody but the operator knows how many clients are behind an address.
+    pub connections_per_address_max: usize,
     /// Messages that wait for their position; over it: 429.
     pub submits_max: usize,
     /// Messages in one `POST /messages`, at most `submits_max`; over it: 413.
@@ -86,6 +89,7 @@ impl Options {
             idle_timeout_ms: 75_000,
             headers_bytes_max: 16 << 10,
             connections_max: 8192,
+            connections_per_address_max: 0,
             submits_max: 8192,
             bulk_messages_max: 1_000,
             bulk_bytes_max: 8 << 20,

@@ -13,6 +13,7 @@ use crate::connection::Shared;
 use crate::gateway::Bundles;
 use crate::metrics::{self, Dropped};
 use crate::options::Options;
+use crate::per_address::PerAddress;
 use crate::ports::Ports;
 use crate::routes::{self, App};
 use crate::tls::{Tls, TlsFiles};
@@ -119,6 +120,7 @@ impl Open {
         metrics::describe();
         let Self { bound: Bound { options, listener, local_addr, tls }, app } = self;
         let (connections_max, token) = (options.connections_max, app.stop.clone());
+        let addresses = Arc::new(PerAddress::new(&options));
         let router = routes::router(app);
         let connections = TaskTracker::new();
         tracing::info!(addr = %local_addr, tls = tls.is_some(), "serving HTTP and gRPC");
@@ -136,11 +138,19 @@ impl Open {
                     metrics::dropped(Dropped::TooMany);
                 }
                 Ok((stream, peer)) => {
+                    let Some(place) = addresses.take(peer.ip()) else {
+                        metrics::dropped(Dropped::TooManyOfAddress);
+                        continue;
+                    };
                     // Answers are small and must not wait for more to send.
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "cannot set TCP_NODELAY");
                     }
-                    connections.spawn(Arc::clone(&shared).serve(stream, peer.ip()));
+                    let serve = Arc::clone(&shared).serve(stream, peer.ip());
+                    connections.spawn(async move {
+                        serve.await;
+                        drop(place);
+                    });
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {

@@ -16,6 +16,8 @@ mod endpoint;
 mod error;
 mod event;
 mod failures;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod log;
 mod reader;
 mod rpc;

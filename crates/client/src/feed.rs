@@ -60,14 +60,14 @@ struct Open {
 
 /// One event.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Event {
-    name: String,
-    id: Option<u64>,
-    data: String,
+pub(crate) struct Event {
+    pub(crate) name: String,
+    pub(crate) id: Option<u64>,
+    pub(crate) data: String,
 }
 
 impl Event {
-    fn parse(text: &str) -> Self {
+    pub(crate) fn parse(text: &str) -> Self {
         let mut event = Self::default();
         for line in text.lines() {
             let (name, value) = line.split_once(':').unwrap_or((line, ""));
@@ -201,7 +201,7 @@ impl TaskFeed<'_> {
 }
 
 /// The status that an event of an error names.
-fn status_in(body: &[u8]) -> StatusCode {
+pub(crate) fn status_in(body: &[u8]) -> StatusCode {
     let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     let status = value["status"].as_u64().and_then(|status| u16::try_from(status).ok());
     status.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)

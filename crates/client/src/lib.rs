@@ -30,6 +30,8 @@ mod device;
 mod error;
 mod feed;
 pub mod fleet;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod histogram;
 mod look_up;
 mod node;

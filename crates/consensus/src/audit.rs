@@ -148,8 +148,12 @@ impl LogAudit {
         if named != index {
             return Err(wrong(what(), format!("it says that it is entry {named}")));
         }
-        if let Some(last) = self.facts.last.filter(|last| index != last + 1) {
-            return Err(AuditError::Gap { expected: last + 1, after: format!("entry {last}"), found: index });
+        if let Some(last) = self.facts.last.filter(|last| last.checked_add(1) != Some(index)) {
+            return Err(AuditError::Gap {
+                expected: last.saturating_add(1),
+                after: format!("entry {last}"),
+                found: index,
+            });
         }
         if term < self.term {
             return Err(wrong(what(), format!("its term {term} is before that of the entry before it, {}", self.term)));
@@ -172,8 +176,8 @@ impl LogAudit {
         let facts = &mut self.facts;
         let gap = |expected, after: &str, found| AuditError::Gap { expected, after: after.to_owned(), found };
         match (facts.purged, facts.first) {
-            (Some(purged), Some(first)) if first > purged + 1 => {
-                return Err(gap(purged + 1, "what was purged", first));
+            (Some(purged), Some(first)) if first > purged.saturating_add(1) => {
+                return Err(gap(purged.saturating_add(1), "what was purged", first));
             }
             (None, Some(first)) if first > 1 => return Err(gap(1, "the beginning", first)),
             _ => {}
@@ -195,6 +199,16 @@ pub fn check_log(home: &StoreHome, read: &mut dyn FnMut(u64)) -> Result<LogFacts
     audit.finish()
 }
 
+/// The same for records that are at hand, in the order of their keys.
+#[cfg(feature = "fuzz")]
+pub(crate) fn check_log_records(records: Vec<(&[u8], bytes::Bytes)>) -> Result<LogFacts, AuditError> {
+    let mut audit = LogAudit::default();
+    for (key, value) in records {
+        audit.look(key, value)?;
+    }
+    audit.finish()
+}
+
 /// What a state has besides its batches.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StateFacts {
@@ -204,7 +218,7 @@ pub struct StateFacts {
     pub unknown: u64,
 }
 
-fn chain_record(key: &[u8], value: bytes::Bytes) -> Result<bool, DecodeError> {
+pub(crate) fn chain_record(key: &[u8], value: bytes::Bytes) -> Result<bool, DecodeError> {
     match key.first() {
         // These are read with the chain.
         Some(&keys::BATCH) => {}
@@ -224,7 +238,7 @@ fn output_name(name: &[u8]) -> Result<(), DecodeError> {
     name.parse::<OutputName>().map(drop).map_err(|e| malformed(&e))
 }
 
-fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId) -> Result<bool, DecodeError> {
+pub(crate) fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId) -> Result<bool, DecodeError> {
     let malformed = |e: &dyn std::fmt::Display| DecodeError::malformed("record", e);
     match key {
         [keys::OCCURRENCE, ..] => {

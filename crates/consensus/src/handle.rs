@@ -22,6 +22,7 @@ use crate::compaction::{Compaction, CompactionOptions};
 use crate::convert;
 use crate::log_size::LogSize;
 use crate::log_store::LogStore;
+use crate::plausible;
 use crate::pledges::{PledgeError, Pledges};
 use crate::raft_types::{Payload, Raft};
 use crate::receive::{self, Receiver};
@@ -290,25 +291,31 @@ impl Consensus {
         use proto::raft_request::Kind as Request;
         use proto::raft_response::Kind as Response;
         let text = |e: &dyn std::fmt::Display| e.to_string();
+        plausible::check_size(&request).map_err(|e| text(&e))?;
         let request = proto::RaftRequest::decode(request).map_err(|e| text(&e))?;
+        let term = self.raft.metrics().borrow_watched().vote.leader_id.term;
         match request.kind.ok_or("unknown kind")? {
             Request::Append(append) => {
                 let append = convert::append_from(append).map_err(|e| text(&e))?;
+                plausible::check_append(&append, from, term).map_err(|e| text(&e))?;
                 let answer = self.raft.append_entries(append).await.map_err(|e| text(&e))?;
                 Ok(Response::Append(convert::append_response_to(&answer)))
             }
             Request::Vote(vote) => {
                 let vote = convert::vote_request_from(vote).map_err(|e| text(&e))?;
+                plausible::check_vote_request(&vote, from, term).map_err(|e| text(&e))?;
                 let answer = self.raft.vote(vote).await.map_err(|e| text(&e))?;
                 Ok(Response::Vote(convert::vote_response_to(&answer)))
             }
             Request::PreVote(vote) => {
                 let vote = convert::vote_request_from(vote).map_err(|e| text(&e))?;
+                plausible::check_vote_request(&vote, from, term).map_err(|e| text(&e))?;
                 let answer = self.raft.pre_vote(vote).await.map_err(|e| text(&e))?;
                 Ok(Response::Vote(convert::vote_response_to(&answer)))
             }
             Request::Transfer(transfer) => {
                 let transfer = convert::transfer_from(transfer).map_err(|e| text(&e))?;
+                plausible::check_transfer(&transfer, from, term).map_err(|e| text(&e))?;
                 let accepted = self.raft.handle_transfer_leader(transfer).await.map_err(|e| text(&e))?;
                 accepted.map_err(|e| text(&e))?;
                 Ok(Response::Append(proto::AppendResponse::default()))

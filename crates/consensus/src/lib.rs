@@ -14,12 +14,15 @@ mod convert;
 pub mod copy;
 pub mod epoch;
 mod fetch;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod handle;
 pub mod limits;
 mod log_size;
 mod log_store;
 mod membership;
 mod offer;
+mod plausible;
 mod pledges;
 mod raft_types;
 pub mod rebuild;

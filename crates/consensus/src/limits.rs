@@ -18,6 +18,15 @@ pub(crate) const COMPACTION_INTERVAL: Duration = Duration::from_secs(1);
 /// A snapshot that was asked for and did not come is asked for again after this time.
 pub(crate) const SNAPSHOT_RETRY: Duration = Duration::from_secs(30);
 
+/// Entries of one append of another member; an append of more is refused. This program sends 16.
+pub(crate) const RAFT_ENTRIES_MAX: usize = 4_096;
+/// Sets of voters in one message of raft; one of more is refused.
+pub(crate) const RAFT_NODES_MAX: usize = 4_096;
+/// How far ahead of this node's own term that of another member may be; what says more is refused. A member that was
+/// away meets no more elections than that, and whoever lies needs more messages than there is time for to use up the
+/// terms.
+pub(crate) const TERM_LEAP_MAX: u64 = 1 << 20;
+
 /// Most files of a copy; an offer of more is refused.
 pub(crate) const SNAPSHOT_FILES_MAX: usize = 65_536;
 /// Most bytes of a copy; an offer of more is refused.

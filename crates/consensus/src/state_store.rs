@@ -337,7 +337,7 @@ impl StateStore {
         let pairs = self.storage().scan(Scan {
             table: Table::Index,
             start: keys::grant(project, from),
-            end: keys::grant(ProjectId(project.0 + 1), &Address::ZERO),
+            end: keys::grant(project.next(), &Address::ZERO),
             direction: Direction::Up,
             items_max,
             bytes_max: usize::MAX,

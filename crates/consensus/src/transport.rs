@@ -19,6 +19,7 @@ use prost::Message as _;
 use crate::convert;
 use crate::log_store::LogStore;
 use crate::offer::Offering;
+use crate::plausible;
 use crate::raft_types::{TypeConfig, Vote};
 use crate::shelf::SnapshotDirectory;
 use crate::state_store::StateStore;
@@ -112,10 +113,15 @@ impl Link {
     async fn call_vote(
         &mut self,
         kind: proto::raft_request::Kind,
+        term: u64,
         option: &RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
         match self.call(kind, option).await? {
-            Response::Vote(vote) => convert::vote_response_from(vote).map_err(|e| malformed(&e)),
+            Response::Vote(vote) => {
+                let answer = convert::vote_response_from(vote).map_err(|e| malformed(&e))?;
+                plausible::check_term(answer.vote.leader_id.term, term).map_err(|e| malformed(&e))?;
+                Ok(answer)
+            }
             _ => Err(malformed(&DecodeError::malformed("raft answer", "not to a vote"))),
         }
     }
@@ -136,7 +142,13 @@ impl RaftNetworkV2<TypeConfig> for Link {
         }
         let kind = proto::raft_request::Kind::Append(convert::append_to(&request));
         match self.call(kind, &option).await? {
-            Response::Append(answer) => convert::append_response_from(answer).map_err(|e| malformed(&e)),
+            Response::Append(answer) => {
+                let answer = convert::append_response_from(answer).map_err(|e| malformed(&e))?;
+                let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+                plausible::check_append_answer(&answer, last, request.vote.leader_id.term)
+                    .map_err(|e| malformed(&e))?;
+                Ok(answer)
+            }
             _ => Err(malformed(&DecodeError::malformed("raft answer", "not to an append"))),
         }
     }
@@ -146,7 +158,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        self.call_vote(proto::raft_request::Kind::Vote(convert::vote_request_to(&request)), &option).await
+        let kind = proto::raft_request::Kind::Vote(convert::vote_request_to(&request));
+        self.call_vote(kind, request.vote.leader_id.term, &option).await
     }
 
     async fn pre_vote(
@@ -154,7 +167,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        self.call_vote(proto::raft_request::Kind::PreVote(convert::vote_request_to(&request)), &option).await
+        let kind = proto::raft_request::Kind::PreVote(convert::vote_request_to(&request));
+        self.call_vote(kind, request.vote.leader_id.term, &option).await
     }
 
     async fn full_snapshot(

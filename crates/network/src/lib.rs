@@ -29,6 +29,8 @@ mod client;
 mod directory;
 mod doors;
 mod frame;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod gateway;
 mod gateway_client;
 mod gossip;

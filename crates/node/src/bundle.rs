@@ -3,12 +3,21 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_types::elements::{self, Bound};
+use lockstep_types::registry::SIGNED_KEYS_MAX;
 use lockstep_types::{DecodeError, Message, VerifiedMessage, proto};
 use prost::Message as _;
 
 use crate::limits::{BUNDLE_BYTES_MAX, BUNDLE_MESSAGES_MAX};
 
 const BUNDLE_VERSION: u32 = 1;
+
+/// Counted before a bundle is read: an empty message takes two bytes here and hundreds in memory.
+const BOUNDS: [Bound; 2] = [
+    Bound { path: &[2], count_max: BUNDLE_MESSAGES_MAX },
+    // messages, their evidence, its signed values.
+    Bound { path: &[2, 11, 2], count_max: BUNDLE_MESSAGES_MAX * SIGNED_KEYS_MAX },
+];
 
 /// A leader's answer to a bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,12 +57,10 @@ pub(crate) fn encode(messages: &[Arc<VerifiedMessage>]) -> (Bytes, usize) {
 
 /// Reads a bundle of a member. Its messages are not verified.
 pub(crate) fn decode(bytes: Bytes) -> Result<Vec<Message>, DecodeError> {
+    elements::check("bundle", &bytes, &BOUNDS)?;
     let bundle = proto::Bundle::decode(bytes).map_err(|e| DecodeError::malformed("bundle", e))?;
     if bundle.version > BUNDLE_VERSION {
         return Err(DecodeError::Newer { what: "bundle", found: bundle.version, known: BUNDLE_VERSION });
-    }
-    if bundle.messages.len() > BUNDLE_MESSAGES_MAX {
-        return Err(DecodeError::malformed("bundle", "too many messages"));
     }
     bundle.messages.into_iter().map(Message::from_proto).collect()
 }

@@ -144,7 +144,7 @@ fn votes(node: NodeId, members: &Members) -> bool {
     members.set().voter(node).is_some()
 }
 
-fn decode(text: &str) -> Result<Conflict, String> {
+pub(crate) fn decode(text: &str) -> Result<Conflict, String> {
     let bytes = hex::decode(text.trim()).map_err(|e| e.to_string())?;
     let conflict = proto::Conflict::decode(Bytes::from(bytes)).map_err(|e| e.to_string())?;
     Conflict::from_proto(conflict).map_err(|e| e.to_string())

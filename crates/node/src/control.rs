@@ -10,8 +10,12 @@ use lockstep_consensus::Consensus;
 use lockstep_ledger::{Command, Members};
 use lockstep_network::{CallError, Client, Service};
 use lockstep_types::conflict::Conflict;
+use lockstep_types::elements::{self, Bound};
+use lockstep_types::place::PLACES_MAX;
+use lockstep_types::registry::ORDER_DEVICES_MAX;
 use lockstep_types::{
-    Approval, BatchHash, BatchHeader, Hash32, Height, NodeId, OutputName, Signature, SignedOrder, TimeMs, proto,
+    Approval, BatchHash, BatchHeader, DecodeError, Hash32, Height, NodeId, OutputName, Signature, SignedOrder, TimeMs,
+    proto,
 };
 use prost::Message as _;
 use tokio::sync::watch;
@@ -57,9 +61,30 @@ pub(crate) struct ControlService {
     pub outputs: Vec<OutputName>,
 }
 
+/// Most marks that a member is told.
+const MARKS_MAX: usize = 1_024;
+/// Counted before a request is read: what is empty takes two bytes here and up to hundreds in memory.
+const BOUNDS: [Bound; 6] = [
+    Bound { path: &[2, 1], count_max: MARKS_MAX },
+    // conflict: the signed headers.
+    Bound { path: &[5, 2], count_max: 2 },
+    // order: devices that are added, removed, and whose tokens are revoked.
+    Bound { path: &[7, 1, 7, 1], count_max: ORDER_DEVICES_MAX },
+    Bound { path: &[7, 1, 8, 1], count_max: ORDER_DEVICES_MAX },
+    Bound { path: &[7, 1, 9, 1], count_max: ORDER_DEVICES_MAX },
+    // progress: places.
+    Bound { path: &[9, 3], count_max: PLACES_MAX },
+];
+
+/// Reads a request of a member.
+pub(crate) fn decode(request: Bytes) -> Result<proto::ControlRequest, DecodeError> {
+    elements::check("control request", &request, &BOUNDS)?;
+    proto::ControlRequest::decode(request).map_err(|e| DecodeError::malformed("control request", e))
+}
+
 impl ControlService {
     async fn answer(&self, from: NodeId, request: Bytes) -> Result<Response, String> {
-        let request = proto::ControlRequest::decode(request).map_err(|e| e.to_string())?;
+        let request = decode(request).map_err(|e| e.to_string())?;
         match request.kind.ok_or("this node does not know the request; upgrade it")? {
             Request::Certify(wanted) => {
                 let hash = BatchHash::try_from(&wanted.hash[..]).map_err(|e| e.to_string())?;

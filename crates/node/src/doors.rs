@@ -18,6 +18,9 @@ pub struct LimitsConfig {
     pub project: Rate,
     /// Requests, reads among them, of one address (of IPv6: one /64 network).
     pub address: Rate,
+    /// Open HTTP connections of one address, counted in the same way, trusted proxies left out; one more is dropped at
+    /// once. 0 is no limit.
+    pub address_connections: usize,
     /// Addresses or networks of proxies whose `X-Forwarded-For` says whose request it is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub trusted_proxies: Vec<TrustedProxy>,
@@ -31,6 +34,7 @@ impl Default for LimitsConfig {
             device: Rate { per_second: 1_000, burst: 2_000 },
             project: Rate::UNLIMITED,
             address: Rate::UNLIMITED,
+            address_connections: 0,
             trusted_proxies: Vec::new(),
         }
     }
@@ -50,6 +54,7 @@ pub struct TlsConfig {
 pub(crate) fn bind_api(home: &Path, config: &Config, message_bytes_max: u64) -> Result<Bound, ApiError> {
     let options = Options {
         connections_max: config.http.connections_max,
+        connections_per_address_max: config.limits.address_connections,
         address_rate: config.limits.address,
         trusted_proxies: config.limits.trusted_proxies.clone(),
         ..Options::for_messages_of(message_bytes_max)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use lockstep_network::{AskError, ask};
 use lockstep_types::members::{member_from_proto, member_to_proto};
 use lockstep_types::{Epochs, Genesis, Member, NodeId, SigningKey, proto};
@@ -49,9 +50,13 @@ pub enum JoinError {
 /// # Errors
 /// With a sentence for the operator.
 pub async fn ask_to_join(key: &SigningKey, address: &str, member: &Member) -> Result<JoinAnswer, JoinError> {
-    let malformed = |e: &dyn std::fmt::Display| JoinError::Malformed(e.to_string());
     let request = proto::JoinRequest { version: JOIN_VERSION, member: Some(member_to_proto(member)) };
-    let answer = ask(key, address, request.encode_to_vec().into(), ASK_TIMEOUT).await?;
+    read_answer(ask(key, address, request.encode_to_vec().into(), ASK_TIMEOUT).await?)
+}
+
+/// Reads a member's answer to a newcomer.
+pub(crate) fn read_answer(answer: Bytes) -> Result<JoinAnswer, JoinError> {
+    let malformed = |e: &dyn std::fmt::Display| JoinError::Malformed(e.to_string());
     let answer = proto::JoinResponse::decode(answer).map_err(|e| malformed(&e))?;
     if !answer.refused.is_empty() {
         return Err(JoinError::Refused(answer.refused));

@@ -31,6 +31,8 @@ mod error;
 mod evidence;
 mod feed;
 mod forward;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod gaps;
 pub mod gateways;
 #[cfg(feature = "postgres")]

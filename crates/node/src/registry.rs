@@ -10,8 +10,7 @@ use lockstep_api::{OrderProblem, ReadError, Registry};
 use lockstep_consensus::{Consensus, ProposeError, Role, StateStore};
 use lockstep_ledger::{Command, Document, History as _, OrderError, Project};
 use lockstep_network::{Channel, Handle};
-use lockstep_types::{Address, Epoch, NetworkId, OrderKind, ProjectId, SignedOrder, proto};
-use prost::Message as _;
+use lockstep_types::{Address, Epoch, NetworkId, OrderKind, ProjectId, SignedOrder};
 
 use crate::control::{ControlError, forward_order};
 use crate::limits::APPROVAL_TIMEOUT;
@@ -135,8 +134,7 @@ fn check_documents(signed: &SignedOrder) -> Result<(), OrderProblem> {
 impl Registry for Orders {
     async fn order(&self, order: Bytes) -> Result<(), OrderProblem> {
         let malformed = |e: &dyn std::fmt::Display| OrderProblem::Malformed(e.to_string());
-        let signed = proto::SignedOrder::decode(order).map_err(|e| malformed(&e))?;
-        let signed = SignedOrder::from_proto(signed).map_err(|e| malformed(&e))?;
+        let signed = SignedOrder::decode(order).map_err(|e| malformed(&e))?;
         match self.check(&signed) {
             // A node that lags takes the next order for one to come; the leader knows.
             Ok(()) | Err(OrderError::Stale { .. }) => {}

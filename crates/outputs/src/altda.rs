@@ -124,6 +124,16 @@ fn commitment_of(answer: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
+/// A server's answer to a put, for the fuzz targets. True where it is a commitment.
+#[cfg(feature = "fuzz")]
+pub fn fuzz(answer: &[u8]) -> bool {
+    commitment_of(answer).is_some_and(|commitment| {
+        let text = format!("0x{}", hex::encode(&commitment));
+        assert_eq!(commitment_of(text.as_bytes()), Some(commitment));
+        true
+    })
+}
+
 fn shown(commitment: &[u8]) -> String {
     let digits = hex::encode(&commitment[..commitment.len().min(SHOWN_BYTES_MAX)]);
     let rest = if commitment.len() > SHOWN_BYTES_MAX { "..." } else { "" };

@@ -299,3 +299,30 @@ impl Output for NatsOutput {
         Some(PART_BYTES)
     }
 }
+
+/// Headers of a message in a stream, one to a line, for the fuzz targets. True where they say whose it is.
+#[cfg(feature = "fuzz")]
+pub fn fuzz(text: &str) -> bool {
+    let mut headers = async_nats::HeaderMap::new();
+    for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
+        let (name, value) = (name.parse::<async_nats::HeaderName>(), value.trim().parse::<async_nats::HeaderValue>());
+        if let (Ok(name), Ok(value)) = (name, value) {
+            headers.insert(name, value);
+        }
+    }
+    mark::Mark::parse(&headers, "a message").is_ok_and(|read| {
+        assert!(mark::Mark::parse(&read.headers(), "a message").is_ok_and(|again| again == read));
+        true
+    })
+}
+
+/// The headers of a message that fills a task in, for the seeds of [`fuzz`].
+#[cfg(feature = "fuzz")]
+pub fn fuzz_seed() -> String {
+    use lockstep_types::{Epoch, NetworkId, TaskId, TaskNumber};
+    let kind = mark::Kind::Filled(TaskNumber(7), TaskId([7; 32]));
+    let (network, last) = (NetworkId([1; 32]), Some(TaskNumber(9)));
+    let mark = mark::Mark { network, epoch: Epoch(0), first_task: TaskNumber(1), last, kind };
+    let lines = mark.headers().iter().map(|(name, values)| format!("{name}: {}\n", values[0])).collect::<Vec<_>>();
+    lines.concat()
+}

@@ -386,3 +386,23 @@ impl Output for ObjectOutput {
         Some(PART_BYTES)
     }
 }
+
+/// A link, a mark of an owner or of a gap in an object store, for the fuzz targets. True where it is one.
+#[cfg(feature = "fuzz")]
+pub fn fuzz(bytes: &[u8]) -> bool {
+    fn reads<T: serde::de::DeserializeOwned + serde::Serialize + PartialEq>(bytes: &[u8]) -> bool {
+        entry::parse::<T>("an entry", bytes).is_ok_and(|read| {
+            let again = serde_json::to_vec(&read).map(|text| entry::parse::<T>("an entry", &text));
+            assert!(again.is_ok_and(|again| again.is_ok_and(|again| again == read)));
+            true
+        })
+    }
+    let name = std::str::from_utf8(bytes).unwrap_or_default();
+    let _ = (entry::number_of(name), entry::Complete::range_of(name));
+    let link = entry::parse::<entry::Link>("a link", bytes);
+    let _ = link.map(|link| link.next_name());
+    reads::<entry::Link>(bytes)
+        | reads::<entry::StoreOwner>(bytes)
+        | reads::<entry::Filled>(bytes)
+        | reads::<entry::Complete>(bytes)
+}

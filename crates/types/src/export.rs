@@ -7,6 +7,7 @@ use prost::Message as _;
 
 use crate::batch::{Batch, BatchHeader, OrderedMessage};
 use crate::certificate::Certificate;
+use crate::elements::{self, Bound};
 use crate::hash::{Hash32, keccak256};
 use crate::ids::{Address, Epoch, Height, MessageId, NetworkId, ProjectId, Sequence};
 use crate::members::MemberSet;
@@ -17,6 +18,12 @@ use crate::verify::{Fault, MessageOutline, Outline, PackKey, VerifyError};
 
 /// Version of a page.
 pub const EXPORT_VERSION: u32 = 1;
+
+/// What is repeated in a page: batches, their messages, tasks and members, signed values, certificates, signatures.
+const REPEATED: [&[u32]; 7] = [&[8], &[8, 2], &[8, 3], &[8, 4, 1], &[8, 2, 1, 2, 11, 2], &[9], &[9, 4]];
+/// Each of them has at least this many bytes in a true page, counting what it is part of: an id, an address or a
+/// signature. A page with more of them is refused before it is read, because they take hundreds in memory.
+const ELEMENT_BYTES_MIN: usize = 16;
 
 /// A message whose payload is not shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -234,6 +241,8 @@ impl ExportPage {
 
     /// Reads a page; payloads share `page`'s buffer.
     pub fn decode(page: Bytes) -> Result<Self, DecodeError> {
+        let count_max = page.len() / ELEMENT_BYTES_MIN;
+        elements::check("export", &page, &REPEATED.map(|path| Bound { path, count_max }))?;
         let page = proto::ExportPage::decode(page).map_err(|e| DecodeError::malformed("export", e))?;
         if page.version > EXPORT_VERSION {
             return Err(DecodeError::Newer { what: "export", found: page.version, known: EXPORT_VERSION });

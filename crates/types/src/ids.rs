@@ -88,9 +88,10 @@ macro_rules! number_id {
         pub struct $name(pub u64);
 
         impl $name {
-            /// The number that follows.
+            /// The number that follows. The last one of all follows itself: numbers come from peers and clients too,
+            /// and none that this network gave comes near it.
             pub fn next(self) -> Self {
-                Self(self.0 + 1)
+                Self(self.0.saturating_add(1))
             }
         }
 

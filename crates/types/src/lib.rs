@@ -9,6 +9,7 @@ pub mod batch;
 pub mod blob;
 pub mod certificate;
 pub mod conflict;
+pub mod elements;
 pub mod epoch;
 pub mod export;
 pub mod genesis;

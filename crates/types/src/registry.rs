@@ -2,8 +2,10 @@
 //! chain. What of it counts is decided by `apply`.
 
 use bytes::Bytes;
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
+use crate::elements::{self, Bound};
 use crate::genesis::ProjectSettings;
 use crate::hash::{Hash32, keccak256};
 use crate::ids::{Address, Digest, Epoch, NetworkId, ProjectId, TimeMs};
@@ -162,6 +164,14 @@ impl Order {
 }
 
 impl SignedOrder {
+    /// Reads the encoding of the wire form, as an owner sends it.
+    pub fn decode(order: Bytes) -> Result<Self, DecodeError> {
+        // Devices that are added, removed, and whose tokens are revoked: two bytes each here, and more in memory.
+        let devices: [&[u32]; 3] = [&[1, 7, 1], &[1, 8, 1], &[1, 9, 1]];
+        elements::check("order", &order, &devices.map(|path| Bound { path, count_max: ORDER_DEVICES_MAX }))?;
+        Self::from_proto(proto::SignedOrder::decode(order).map_err(|e| DecodeError::malformed("order", e))?)
+    }
+
     /// Who signed.
     pub fn signer(&self, network: &NetworkId) -> Option<Address> {
         recover_address(&self.order.digest(network), &self.signature).ok()

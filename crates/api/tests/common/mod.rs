@@ -183,7 +183,7 @@ impl Feed for Fake {
         if (1..2).contains(&after) {
             return Err(ReadError::Pruned { first: Height(3) });
         }
-        let numbers = (after.max(2) + 1..=newest).take(query.limit.min(10));
+        let numbers = (after.max(2).saturating_add(1)..=newest).take(query.limit.min(10));
         let last = numbers.clone().last().map(TaskNumber);
         // Every third is of the project that is asked for, or all.
         let wanted = numbers.filter(|n| query.project.is_none_or(|_| n % 3 == 0));

@@ -32,20 +32,20 @@ const KEPT_ANSWER_MAX: Duration = Duration::from_secs(2);
 const MEMORY_GROWTH_MAX: u64 = 512 << 20;
 
 /// A device that submits to one node and writes down what it is told.
-struct Device {
+pub(crate) struct Device {
     client: Client,
-    history: History,
+    pub(crate) history: History,
     number: std::cell::Cell<u64>,
 }
 
 impl Device {
-    fn new(url: String) -> Self {
+    pub(crate) fn new(url: String) -> Self {
         let limits = ClientOptions { attempt_timeout: Duration::from_secs(4), ..ClientOptions::default() };
         let client = Client::with_options(vec![url], limits).unwrap();
         Self { client, history: History::new(), number: std::cell::Cell::new(0) }
     }
 
-    async fn submit(&self) -> Duration {
+    pub(crate) async fn submit(&self) -> Duration {
         let number = self.number.replace(self.number.get() + 1);
         let (key, data) = (device_key(9, 0), format!("reading {number}"));
         let call = self.history.invoke(Content::signed(key.address(), ProjectId(7), "0.1", data.as_bytes()));

@@ -10,7 +10,7 @@
 mod drain;
 mod error;
 mod log;
-mod record;
+pub(crate) mod record;
 mod refused;
 
 use std::path::Path;

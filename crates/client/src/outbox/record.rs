@@ -32,11 +32,11 @@ const MESSAGE_HEAD: usize = 1 + 8 + 1 + 32;
 const RECORD_MAX: usize = MESSAGE_HEAD + BODY_BYTES_MAX;
 
 /// What makes this outbox's names differ from those of any other.
-pub(super) type OutboxId = [u8; 16];
+pub(crate) type OutboxId = [u8; 16];
 
 /// What one frame says.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Record {
+pub(crate) enum Record {
     Message { number: u64, prepared: Prepared },
     Offered(Vec<u64>),
     Done(Vec<u64>),
@@ -56,7 +56,7 @@ pub(super) fn header(id: &OutboxId, first_number: u64) -> Vec<u8> {
 }
 
 /// The id and the first number; `None` for anything that is no header.
-pub(super) fn read_header(bytes: &[u8]) -> Option<(OutboxId, u64)> {
+pub(crate) fn read_header(bytes: &[u8]) -> Option<(OutboxId, u64)> {
     let rest = bytes.get(..HEADER)?.strip_prefix(MAGIC)?;
     let (id, rest) = rest.split_first_chunk::<16>()?;
     let (number, sum) = rest.split_first_chunk::<8>()?;
@@ -70,7 +70,7 @@ pub(super) fn is_unfinished_header(bytes: &[u8]) -> bool {
 }
 
 /// The bytes of a record, with its length and checksum.
-pub(super) fn frame(id: &OutboxId, record: &Record) -> Vec<u8> {
+pub(crate) fn frame(id: &OutboxId, record: &Record) -> Vec<u8> {
     let mut payload = Vec::new();
     match record {
         Record::Message { number, prepared } => {
@@ -95,7 +95,7 @@ fn list(payload: &mut Vec<u8>, kind: u8, numbers: &[u64]) {
 }
 
 /// Reads the frame that begins at `at`: its record and where it ends. `None` where there is none that is whole.
-pub(super) fn read_frame(id: &OutboxId, bytes: &[u8], at: usize) -> Option<(Record, usize)> {
+pub(crate) fn read_frame(id: &OutboxId, bytes: &[u8], at: usize) -> Option<(Record, usize)> {
     let head = bytes.get(at..at.checked_add(FRAME_HEAD)?)?;
     let (length, sum) = head.split_first_chunk::<4>()?;
     let size = usize::try_from(u32::from_be_bytes(*length)).ok().filter(|size| (1..=RECORD_MAX).contains(size))?;
@@ -133,7 +133,7 @@ fn read_record(payload: &[u8]) -> Option<Record> {
 }
 
 /// Where a whole frame begins at or after `from`, if there is one: the sign of damage before it.
-pub(super) fn find_frame(id: &OutboxId, bytes: &[u8], from: usize) -> Option<usize> {
+pub(crate) fn find_frame(id: &OutboxId, bytes: &[u8], from: usize) -> Option<usize> {
     (from..bytes.len()).find(|at| read_frame(id, bytes, *at).is_some())
 }
 

@@ -224,7 +224,7 @@ impl Ledger {
     /// The block that must be read next, where the network reads a chain and the rules know how.
     pub fn next_block(&self) -> Option<u64> {
         let source = self.projects.params().chain.as_ref().filter(|_| self.knows_registry())?;
-        Some(self.chain.map_or(source.start_block, |cursor| cursor.last + 1))
+        Some(self.chain.map_or(source.start_block, |cursor| cursor.last.saturating_add(1)))
     }
 
     /// How far the chain was read.

@@ -90,20 +90,22 @@ impl BackupManifest {
     /// # Errors
     /// What is wrong with it.
     pub fn read(place: &dyn BackupPlace, name: &str) -> Result<Self, NodeError> {
+        Self::parse(&place.read_manifest(name)?, &format_args!("{place}/{name}"))
+    }
+
+    /// The same for its text; `at` says where it was.
+    pub(crate) fn parse(text: &str, at: &dyn std::fmt::Display) -> Result<Self, NodeError> {
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let bad = |reason: &dyn std::fmt::Display| {
-            NodeError::Place(PlaceError::damaged(format_args!("{place}/{name}"), reason))
-        };
-        let text = place.read_manifest(name)?;
-        let Version { version } = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+        let bad = |reason: &dyn std::fmt::Display| NodeError::Place(PlaceError::damaged(at, reason));
+        let Version { version } = serde_json::from_str(text).map_err(|e| bad(&e))?;
         if version > BACKUP_VERSION {
             let reason = format!("has version {version}, this program knows {BACKUP_VERSION}; upgrade it");
             return Err(bad(&reason));
         }
-        let manifest: Self = serde_json::from_str(&text).map_err(|e| bad(&e))?;
+        let manifest: Self = serde_json::from_str(text).map_err(|e| bad(&e))?;
         let genesis = Genesis::parse(&manifest.genesis.to_text()?)?;
         if genesis.id()? != manifest.network || manifest.epochs()?.current() != manifest.epoch {
             return Err(bad(&"its network or epoch is not that of its genesis and epochs"));

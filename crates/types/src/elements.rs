@@ -1,0 +1,89 @@
+//! Counts what is repeated in an encoding before anything is made of its bytes: two bytes can ask for a structure of
+//! hundreds, so that a few megabytes of a peer would take gigabytes of memory.
+
+use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
+
+use crate::message::DecodeError;
+
+/// How often a field may be there.
+#[derive(Debug, Clone, Copy)]
+pub struct Bound {
+    /// Field numbers from the outermost message to the field, which is one with a length: bytes, text or a message.
+    pub path: &'static [u32],
+    /// How often it may be there, all that contain it taken together.
+    pub count_max: usize,
+}
+
+/// Deepest that a path goes.
+const DEPTH_MAX: usize = 8;
+
+/// Refuses bytes in which one of the `bounds` is passed. Reads nothing but keys and lengths, and holds nothing.
+///
+/// # Errors
+/// If a bound is passed, or the bytes are no encoding as far as the paths go.
+pub fn check(what: &'static str, bytes: &[u8], bounds: &[Bound]) -> Result<(), DecodeError> {
+    for bound in bounds {
+        let mut left = bound.count_max;
+        count(what, bytes, &bound.path[..bound.path.len().min(DEPTH_MAX)], &mut left)?;
+    }
+    Ok(())
+}
+
+fn count(what: &'static str, mut bytes: &[u8], path: &[u32], left: &mut usize) -> Result<(), DecodeError> {
+    let bad = |reason: &dyn std::fmt::Display| DecodeError::malformed(what, reason);
+    let Some((wanted, rest)) = path.split_first() else { return Ok(()) };
+    while !bytes.is_empty() {
+        let (field, wire) = decode_key(&mut bytes).map_err(|e| bad(&e))?;
+        if wire != WireType::LengthDelimited {
+            skip_field(wire, field, &mut bytes, DecodeContext::default()).map_err(|e| bad(&e))?;
+            continue;
+        }
+        let length = usize::try_from(decode_varint(&mut bytes).map_err(|e| bad(&e))?).unwrap_or(usize::MAX);
+        let (inner, after) =
+            bytes.split_at_checked(length).ok_or_else(|| bad(&"a field is longer than what there is"))?;
+        bytes = after;
+        if field != *wanted {
+            continue;
+        }
+        if rest.is_empty() {
+            *left = left.checked_sub(1).ok_or_else(|| bad(&"too many of one kind"))?;
+        } else {
+            count(what, inner, rest, left)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::proto;
+
+    fn bundle(messages: usize, signed: usize) -> Vec<u8> {
+        let signed = vec![proto::SignedValue::default(); signed];
+        let task = Some(proto::TaskEvidence { is_json: true, signed });
+        let message = proto::Message { task, via: 7, ..Default::default() };
+        proto::Bundle { version: 1, messages: vec![message; messages] }.encode_to_vec()
+    }
+
+    fn allows(bytes: &[u8], path: &'static [u32], count_max: usize) -> bool {
+        check("bundle", bytes, &[Bound { path, count_max }]).is_ok()
+    }
+
+    #[test]
+    fn what_is_repeated_is_counted_at_its_depth() {
+        let bytes = bundle(3, 4);
+        assert!(allows(&bytes, &[2], 3) && !allows(&bytes, &[2], 2));
+        assert!(allows(&bytes, &[2, 11, 2], 12) && !allows(&bytes, &[2, 11, 2], 11));
+        assert!(allows(&bytes, &[5], 0) && allows(&[], &[2], 0));
+    }
+
+    #[test]
+    fn what_breaks_off_is_refused() {
+        let bytes = bundle(1, 1);
+        assert!(!allows(&bytes[..bytes.len() - 1], &[2], 9));
+        assert!(!allows(&[0x12, 0xff, 0xff, 0xff, 0xff, 0x0f], &[2], 9));
+    }
+}
