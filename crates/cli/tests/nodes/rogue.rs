@@ -187,7 +187,7 @@ async fn lies_in_raft(rogue: &Rogue, term: u64, length: u64) {
     for leadership_transfer in [false, true] {
         let last = Some(proto::LogId { term, leader: 0, index: u64::MAX });
         let request = proto::VoteRequest { vote: vote(u64::MAX, rogue.node, false), last, leadership_transfer };
-        assert!(rogue.raft_refusal(Kind::Vote(request.clone())).await.contains("term"));
+        assert!(rogue.raft_refusal(Kind::Vote(request)).await.contains("term"));
         assert!(rogue.raft_refusal(Kind::PreVote(request)).await.contains("term"));
     }
     let many = append(won, vec![proto::Entry::default(); 1 << 20]);
