@@ -257,7 +257,7 @@ impl Parts {
         })
     }
 
-    fn orders(&self) -> Result<Orders, NodeError> {
+    pub(super) fn orders(&self) -> Result<Orders, NodeError> {
         Ok(Orders {
             network_id: self.opened.genesis.id()?,
             epoch: self.opened.epoch(),
