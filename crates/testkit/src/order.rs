@@ -5,7 +5,7 @@
 mod feeds;
 mod registry;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
@@ -338,11 +338,16 @@ struct Placed {
 
 fn check_calls(chain: &Chain, (calls, windows): (&[Call], &BTreeMap<ProjectId, u64>), violations: &mut Violations) {
     let mut placed: HashMap<ContentId, Vec<Placed>> = HashMap::new();
+    // There a device that was refused may be listed again while its message is still on its way.
+    let mut owned: HashSet<ContentId> = HashSet::new();
     for batch in &chain.batches {
         let (height, time) = (batch.header.height, batch.header.time_ms);
         for (sequence, ordered) in (batch.header.first_sequence.0..).map(Sequence).zip(&batch.messages) {
             let message = &ordered.message;
             let window = windows.get(&message.project_id).copied().unwrap_or(u64::MAX);
+            if windows.contains_key(&message.project_id) {
+                owned.insert(message.content_id());
+            }
             let places = placed.entry(message.content_id()).or_default();
             if let Some(before) = places.last().filter(|before| time.0.saturating_sub(before.time.0) < window) {
                 let first = before.place.0;
@@ -375,6 +380,7 @@ fn check_calls(chain: &Chain, (calls, windows): (&[Call], &BTreeMap<ProjectId, u
                 let text = format!("message {sequence} was submitted {count} times, and has {} places", places.len());
                 violations.add(Promise::Once, text);
             }
+            Some((_, false)) if owned.contains(content) => {}
             Some((_, false)) => {
                 violations.add(Promise::Origin, format!("message {sequence} was refused by every node"));
             }

@@ -22,6 +22,7 @@ use crate::error::NodeError;
 use crate::home::{Home, Opened};
 use crate::ingress::Ingress;
 use crate::join::{JoinAnswer, JoinError, join_request, read_join_answer};
+use crate::lookout::AskMembers;
 use crate::operator::Operator;
 use crate::reader::Reader;
 use crate::registry::Orders;
@@ -45,6 +46,8 @@ pub struct BareOptions {
     pub clock: Clock,
     /// Its outputs.
     pub open_output: OpenOutput,
+    /// How it asks others who the members are.
+    pub ask_members: AskMembers,
 }
 
 /// See the module's documentation. Dropping it ends it at once, as a crash does.
@@ -60,7 +63,7 @@ impl Bare {
     /// # Errors
     /// As [`Node::start`](crate::Node::start).
     pub async fn start(options: BareOptions) -> Result<Self, NodeError> {
-        let BareOptions { home, opened, medium, network, inbox, clock, open_output } = options;
+        let BareOptions { home, opened, medium, network, inbox, clock, open_output, ask_members } = options;
         let inline = medium.works_inline();
         let state = StateStore::open_on(&opened.store, medium)?;
         let stored = state.members(&opened.genesis.id()?)?;
@@ -69,7 +72,7 @@ impl Bare {
             network.set_member(peer.clone()).await.map_err(|e| NodeError::Config(e.to_string()))?;
         }
         let members = stored.map_or_else(|| Members::genesis(&opened.genesis), Ok)?;
-        let means = Means { clock, inline, open_output };
+        let means = Means { clock, inline, open_output, ask_members };
         let parts = Parts::start((&home, opened), (network, Arc::default()), state, members, means).await?;
         let mut supervisor = Supervisor::new();
         let outputs = parts.start_publishers(&mut supervisor)?;

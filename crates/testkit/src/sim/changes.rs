@@ -157,7 +157,9 @@ async fn join(world: &World, random: &mut Random, before: Option<NodeId>, votes:
     world.start(node);
     let is_observer = |members: &Members| members.get(node).is_some_and(|known| known.role == MemberRole::Observer);
     if votes {
-        agree(world, random, |members| is_observer(members).then_some(Change::Promote(node))).await;
+        // One that loses its disk before that is replaced by its operator.
+        let wanted = |members: &Members| is_observer(members) && !world.is_lost(node);
+        agree(world, random, |members| wanted(members).then_some(Change::Promote(node))).await;
     }
     Ok(())
 }

@@ -558,6 +558,24 @@ mod tests {
     }
 
     #[test]
+    fn a_flipped_bit_is_an_error_until_it_is_written_anew() {
+        let disk = Disk::new(3, Bugs::none());
+        let store = disk.open(Path::new("state")).unwrap();
+        write(&store, 1, Durability::Synced);
+        disk.flip();
+        assert!(disk.is_damaged() && !disk.was_damage_noticed());
+        assert!(store.get(Table::Index, &[1]).is_err());
+        assert!(store.get(Table::Index, &[2]).unwrap().is_none());
+        assert!(disk.was_damage_noticed());
+        write(&store, 1, Durability::Buffered);
+        assert!(store.get(Table::Index, &[1]).is_ok(), "read from memory");
+        disk.lose_power();
+        let store = disk.open(Path::new("state")).unwrap();
+        write(&store, 1, Durability::Synced);
+        assert!(store.get(Table::Index, &[1]).is_ok() && !disk.is_damaged());
+    }
+
+    #[test]
     fn a_copy_is_a_store_again() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::new(1, Bugs::none());

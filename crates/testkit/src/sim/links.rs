@@ -149,6 +149,12 @@ impl Links {
         self.inner.lock().links.insert((from, to), quality);
     }
 
+    /// Whether something gets through in both directions.
+    pub fn are_open(&self, one: NodeId, other: NodeId) -> bool {
+        let inner = self.inner.lock();
+        !inner.quality(one, other).is_cut && !inner.quality(other, one).is_cut
+    }
+
     /// All links are well again.
     pub fn heal(&self) {
         self.inner.lock().links.clear();

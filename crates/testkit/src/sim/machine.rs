@@ -83,6 +83,7 @@ pub(super) fn genesis(scenario: &Scenario) -> Result<Genesis> {
     params.default_project = ProjectSettings {
         retry_window_ms: RETRY_WINDOW_MS,
         devices: Some(DevicePolicy::Any),
+        public: true,
         ..ProjectSettings::open()
     };
     Ok(Genesis::new("sim", (0..scenario.nodes as u64).map(first).collect(), params)?)

@@ -37,7 +37,7 @@ struct Owner {
 /// Settings of the project: messages of a group vary.
 fn settings(group_messages_max: u64) -> ProjectSettings {
     let devices = Some(DevicePolicy::Listed);
-    ProjectSettings { devices, retry_window_ms: WINDOW_MS, group_messages_max, ..ProjectSettings::open() }
+    ProjectSettings { devices, retry_window_ms: WINDOW_MS, group_messages_max, public: true, ..ProjectSettings::open() }
 }
 
 /// The registry as a node has it, or as it has to be.
@@ -56,7 +56,12 @@ pub(super) async fn run(world: World, mut random: Random) {
         let project = |node| world.running(node)?.doors.project(PROJECT);
         world.nodes().into_iter().filter_map(project).any(|project| project.owner.is_some())
     };
-    agree(&world, &mut random, |_| (!registered()).then_some(Change::Project(PROJECT, owner))).await;
+    // Where not all nodes know the rules for it in time, there is none.
+    let wanted = || !registered() && Instant::now() < end;
+    agree(&world, &mut random, |_| wanted().then_some(Change::Project(PROJECT, owner))).await;
+    if !registered() {
+        return;
+    }
     let mut owner =
         Owner { world: world.clone(), random, key, orders: 0, listed: BTreeSet::new(), removed: Vec::new() };
     owner.order(OrderKind::Settings(settings(1))).await;

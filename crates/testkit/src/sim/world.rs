@@ -12,11 +12,11 @@ use lockstep_consensus::runtime::{self, Scope};
 use lockstep_consensus::{Consensus, RaftStatus, Role, StateStore};
 use lockstep_ledger::{Head, Members};
 use lockstep_network::{GossipFeed, Handle};
-use lockstep_node::NodeError;
 use lockstep_node::bare::{Bare, BareDoors, BareOptions, OpenOutput};
 use lockstep_node::clock::{Clock, SimulatedClock};
 use lockstep_node::home::{Home, Opened};
 use lockstep_node::ingress::Ingress;
+use lockstep_node::{AskMembers, NodeError};
 use lockstep_store::home::StoreHome;
 use lockstep_types::{Epochs, Genesis, Height, Member, MemberRole, NodeId, SigningKey};
 use parking_lot::Mutex;
@@ -33,6 +33,10 @@ use crate::order::{Promise, Sighting};
 
 /// The time at which every run begins, in milliseconds since 1970.
 const START_MS: u64 = 1_790_000_000_000;
+/// Time for a question to another node and its answer.
+const ASK_TIME: Duration = Duration::from_millis(5);
+/// Whoever is asked may have stopped for a while.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// An operator starts a node that has ended by itself after this time.
 const OPERATOR_TIME: Duration = Duration::from_secs(2);
 
@@ -277,7 +281,28 @@ impl World {
         })?;
         let (home, opened, medium, clock, open_output) = options;
         let network = Handle::on(self.links.up(node, scope.clone(), incarnation, feed));
-        Ok((BareOptions { home, opened, medium, network, inbox, clock, open_output }, life))
+        let ask_members = self.ask_members(node);
+        Ok((BareOptions { home, opened, medium, network, inbox, clock, open_output, ask_members }, life))
+    }
+
+    /// How a node asks others who the members are: over the link between them, by way of their doors.
+    fn ask_members(&self, from: NodeId) -> AskMembers {
+        let world = self.clone();
+        Arc::new(move |key, member, address| {
+            let world = world.clone();
+            async move {
+                let at = address.split("/p2p/").next().unwrap_or_default().to_owned();
+                let to =
+                    world.nodes().into_iter().find(|node| world.with(*node, |machine| machine.member.p2p == at))?;
+                tokio::time::sleep(ASK_TIME).await;
+                let running = world.running(to).filter(|_| world.links.are_open(from, to))?;
+                let doors = running.doors.clone();
+                let asked = running.scope.run(async move { doors.ask_to_join(key.public(), &member).await }.boxed());
+                let answer = tokio::time::timeout(ASK_TIMEOUT, tokio::spawn(asked)).await.ok()?.ok()?;
+                Some(answer.ok()?.members)
+            }
+            .boxed()
+        })
     }
 
     /// Starts a node, if it is off and not lost.
