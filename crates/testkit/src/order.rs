@@ -16,7 +16,7 @@ use lockstep_types::{
 
 use feeds::{Finality, Tasks};
 
-pub use feeds::FeedPage;
+pub use feeds::{FeedPage, SeenTask};
 pub use registry::Ban;
 
 /// Violations that are kept; more are only counted.

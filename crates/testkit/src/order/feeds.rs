@@ -6,6 +6,9 @@ use lockstep_types::{Height, NodeId, Sequence, Task, TaskId, TaskNumber};
 
 use super::{At, Chain, Promise, Sighting, Violations};
 
+/// A task as a reader saw it: number, name, and places of its messages with their payloads.
+pub type SeenTask = (TaskNumber, TaskId, Vec<(Sequence, Vec<u8>)>);
+
 /// A page that a reader got.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FeedPage {
@@ -13,8 +16,8 @@ pub struct FeedPage {
     pub at: At,
     /// From which node.
     pub node: NodeId,
-    /// Its tasks: number, name, and places of its messages with their payloads.
-    pub tasks: Vec<(TaskNumber, TaskId, Vec<(Sequence, Vec<u8>)>)>,
+    /// Its tasks.
+    pub tasks: Vec<SeenTask>,
 }
 
 /// Tasks of the chain by their numbers, and what they hold.

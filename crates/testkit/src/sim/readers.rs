@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use lockstep_api::views::{TaskView, TasksView, from_base64};
 use lockstep_api::{TasksQuery, Viewer};
-use lockstep_types::{Sequence, TaskId, TaskNumber};
+use lockstep_types::TaskNumber;
 use tokio::time::sleep;
 
 use super::bugs::Bug;
 use super::changes::within;
 use super::world::World;
-use crate::order::FeedPage;
+use crate::order::{FeedPage, SeenTask};
 use crate::random::Random;
 
 /// Most tasks of a page.
@@ -18,9 +18,7 @@ const LIMIT_MAX: usize = 40;
 /// Of so many pages one is read at another node than the one before.
 const MOVES_ONE_OF: usize = 4;
 
-type Seen = (TaskNumber, TaskId, Vec<(Sequence, Vec<u8>)>);
-
-fn seen(task: TaskView) -> Seen {
+fn seen(task: TaskView) -> SeenTask {
     let payload = |data: Option<String>| data.as_deref().and_then(from_base64).unwrap_or_default();
     (task.number, task.id, task.messages.into_iter().map(|m| (m.sequence, payload(m.data))).collect())
 }

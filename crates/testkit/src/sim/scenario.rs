@@ -215,6 +215,7 @@ impl Scenario {
         let bugs = Bugs::only(bug);
         match bug {
             Bug::ForgetRetries => Self { bugs, twice_of_1000: 400, replaces: false, ..Self::snapshots() },
+            Bug::ServeFlipped => Self { bugs, kinds: &[Fault::Flip], faults: 60, ..Self::standard() },
             Bug::OldMembers => Self { bugs, ..Self::members() },
             Bug::NoSync | Bug::TornWrites => {
                 Self { bugs, kinds: &[Fault::Blackout, Fault::Crash, Fault::Isolate], ..Self::plain() }
