@@ -7,8 +7,8 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use openraft::{AsyncRuntime, OptionalSend};
@@ -32,6 +32,9 @@ struct Inner {
     steps_left: AtomicU64,
     ended: Notify,
     random: Mutex<SmallRng>,
+    is_paused: AtomicBool,
+    /// Who would have been polled meanwhile.
+    held: Mutex<Vec<Waker>>,
 }
 
 impl Scope {
@@ -41,6 +44,8 @@ impl Scope {
             steps_left: AtomicU64::new(u64::MAX),
             ended: Notify::new(),
             random: Mutex::new(SmallRng::seed_from_u64(seed)),
+            is_paused: AtomicBool::new(false),
+            held: Mutex::default(),
         }))
     }
 
@@ -55,6 +60,27 @@ impl Scope {
         if steps == 0 {
             self.0.ended.notify_waiters();
         }
+    }
+
+    /// Stops it for a while, as a signal stops a process: nothing that runs within is polled until [`Scope::resume`].
+    pub fn pause(&self) {
+        self.0.is_paused.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.0.is_paused.store(false, Ordering::Relaxed);
+        let held = std::mem::take(&mut *self.0.held.lock());
+        held.into_iter().for_each(Waker::wake);
+    }
+
+    /// Whether it is stopped for a while; whoever asks is woken when it goes on.
+    fn holds(&self, context: &Context<'_>) -> bool {
+        let holds = self.0.is_paused.load(Ordering::Relaxed) && !self.has_ended();
+        if holds {
+            self.0.held.lock().push(context.waker().clone());
+        }
+        holds
     }
 
     /// Whether it has ended.
@@ -99,6 +125,9 @@ impl<F: Future> Future for Scoped<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        if self.scope.holds(context) {
+            return Poll::Pending;
+        }
         if !self.scope.step() {
             self.future = None;
         }
@@ -281,6 +310,34 @@ mod tests {
         }
         assert!(scope.has_ended());
         assert_eq!(told.load(Ordering::Relaxed), then);
+    }
+
+    #[tokio::test]
+    async fn what_is_paused_goes_on_where_it_stopped() {
+        let (scope, told) = (Scope::new(1), Arc::new(AtomicU64::new(0)));
+        let counter = told.clone();
+        let counts = scope.run(async move {
+            loop {
+                counter.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        let _counts = tokio::spawn(counts);
+        let more_than = async |count| {
+            while told.load(Ordering::Relaxed) <= count {
+                tokio::task::yield_now().await;
+            }
+        };
+        more_than(3).await;
+        scope.pause();
+        let then = told.load(Ordering::Relaxed);
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(told.load(Ordering::Relaxed), then);
+        scope.resume();
+        more_than(then).await;
+        scope.end();
     }
 
     #[tokio::test]

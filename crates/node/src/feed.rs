@@ -148,10 +148,7 @@ impl Feed for Reader {
     async fn tasks(&self, query: TasksQuery) -> Result<TasksView, ReadError> {
         let (state, views, bounds) =
             (self.state.clone(), self.task_views(), (self.oldest_height(), self.newest_task()));
-        let ended = |e: &dyn std::fmt::Display| ReadError::Failed(format!("the read did not end: {e}"));
-        let _place = READS.acquire().await.map_err(|e| ended(&e))?;
-        let read = tokio::task::spawn_blocking(move || page(&state, &views, &query, bounds));
-        read.await.map_err(|e| ended(&e))?
+        proofs::aside(&READS, state.blocking(), move || page(&state, &views, &query, bounds)).await
     }
 
     async fn wait_for_task(&self, after: Option<TaskNumber>) {

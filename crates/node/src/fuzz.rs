@@ -66,7 +66,7 @@ pub fn control_answer(bytes: Bytes) -> bool {
 pub fn join(bytes: Bytes) -> bool {
     let asked = proto::JoinRequest::decode(bytes.clone()).ok().and_then(|request| request.member);
     let asked = asked.is_some_and(|member| lockstep_types::members::member_from_proto(member).is_ok());
-    let answered = crate::join::read_answer(bytes).is_ok_and(|answer| {
+    let answered = crate::join::read_join_answer(bytes).is_ok_and(|answer| {
         assert_eq!(answer.genesis.to_text().and_then(|text| Genesis::parse(&text)).ok(), Some(answer.genesis));
         true
     });

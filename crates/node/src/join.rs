@@ -50,12 +50,17 @@ pub enum JoinError {
 /// # Errors
 /// With a sentence for the operator.
 pub async fn ask_to_join(key: &SigningKey, address: &str, member: &Member) -> Result<JoinAnswer, JoinError> {
-    let request = proto::JoinRequest { version: JOIN_VERSION, member: Some(member_to_proto(member)) };
-    read_answer(ask(key, address, request.encode_to_vec().into(), ASK_TIMEOUT).await?)
+    read_join_answer(ask(key, address, join_request(member), ASK_TIMEOUT).await?)
 }
 
-/// Reads a member's answer to a newcomer.
-pub(crate) fn read_answer(answer: Bytes) -> Result<JoinAnswer, JoinError> {
+/// What a newcomer asks.
+pub(crate) fn join_request(member: &Member) -> Bytes {
+    let request = proto::JoinRequest { version: JOIN_VERSION, member: Some(member_to_proto(member)) };
+    request.encode_to_vec().into()
+}
+
+/// What it hears.
+pub(crate) fn read_join_answer(answer: Bytes) -> Result<JoinAnswer, JoinError> {
     let malformed = |e: &dyn std::fmt::Display| JoinError::Malformed(e.to_string());
     let answer = proto::JoinResponse::decode(answer).map_err(|e| malformed(&e))?;
     if !answer.refused.is_empty() {

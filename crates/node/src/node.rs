@@ -34,6 +34,7 @@ use crate::gateways::{GatewayConfig, Gateways};
 use crate::home::{Home, Opened};
 use crate::ingress::{Ingress, IngressParts};
 use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
+use crate::lookout::{self, AskMembers};
 use crate::mempool::Mempool;
 use crate::open_store;
 use crate::operator::{Operator, OperatorParts};
@@ -102,6 +103,7 @@ struct Means {
     /// Work is done where it is asked for, and not on threads of its own.
     inline: bool,
     open_output: OpenOutput,
+    ask_members: AskMembers,
 }
 
 impl Default for Means {
@@ -109,6 +111,7 @@ impl Default for Means {
         Self {
             clock: Clock::default(),
             inline: false,
+            ask_members: lookout::over_the_network(),
             open_output: Arc::new(|config, home, owner| open_store::open(config, home.path(), owner)),
         }
     }

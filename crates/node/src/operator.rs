@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lockstep_api::views::{MemberView, MembersView, ProposalView, RequestView};
@@ -16,6 +16,7 @@ use lockstep_types::{
 };
 use parking_lot::Mutex;
 use prost::Message as _;
+use tokio::time::Instant;
 
 use crate::control::forward_approval;
 use crate::limits::{APPROVAL_TIMEOUT, JOIN_REQUEST_LIFE, JOIN_REQUESTS_MAX, PROMOTE_LAG_MAX};

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_ledger::{KnownMember, Members};
+use lockstep_ledger::{KnownMember, MEMBERS_MAX, Members};
 use lockstep_network::{Handle, Peer};
-use lockstep_types::{GenesisError, MemberRole, NodeId, SigningKey};
-use tokio::sync::watch;
+use lockstep_types::{GenesisError, Height, Member, MemberRole, NodeId, SigningKey};
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::join::{JoinError, ask_to_join};
@@ -85,12 +85,13 @@ fn difference(own: NodeId, given: &BTreeMap<NodeId, Peer>, members: &Members) ->
 }
 
 /// Follows the members until `stop`. `given` is what the network was started with, which may be older than what the
-/// log has by now.
+/// log has by now; `found` are members that others named, which it may not know yet.
 pub(crate) async fn run_peers(
     own: NodeId,
     given: Vec<Peer>,
     mut members: watch::Receiver<Arc<Members>>,
     network: Handle,
+    mut found: mpsc::Receiver<Vec<(NodeId, Member)>>,
     stop: CancellationToken,
 ) {
     let mut given: BTreeMap<NodeId, Peer> = given.into_iter().map(|peer| (peer.node, peer)).collect();
@@ -111,7 +112,34 @@ pub(crate) async fn run_peers(
         tokio::select! {
             () = stop.cancelled() => return,
             changed = members.changed() => if changed.is_err() { return },
+            Some(named) = found.recv() => {
+                let known = members.borrow().clone();
+                let_in(own, &mut given, named, &known, &network).await;
+            }
         }
+    }
+}
+
+/// Lets those in whom the log does not know yet. Whom it knows it knows better, also as removed.
+async fn let_in(
+    own: NodeId,
+    given: &mut BTreeMap<NodeId, Peer>,
+    named: Vec<(NodeId, Member)>,
+    members: &Members,
+    network: &Handle,
+) {
+    let is_new = |(node, _): &(NodeId, Member)| *node != own && members.get(*node).is_none();
+    for (node, member) in named.into_iter().filter(is_new) {
+        let known = KnownMember { member, role: MemberRole::Observer, admitted: Height(0) };
+        let Ok(peer) = peer(node, &known) else { continue };
+        if given.get(&node) == Some(&peer) || given.len() > MEMBERS_MAX {
+            continue;
+        }
+        tracing::info!(%node, name = peer.name, "a member that this node has not heard of yet");
+        if let Err(error) = network.set_member(peer.clone()).await {
+            tracing::warn!(%node, %error, "a member cannot be reached: its record is wrong");
+        }
+        given.insert(node, peer);
     }
 }
 
@@ -143,7 +171,7 @@ pub(crate) async fn run_book(network: Handle, path: PathBuf, stop: CancellationT
 
 #[cfg(test)]
 mod tests {
-    use lockstep_types::{Genesis, Incarnation, Member, NetworkParams};
+    use lockstep_types::{Genesis, Incarnation, NetworkParams};
 
     use super::*;
 

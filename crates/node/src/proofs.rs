@@ -2,7 +2,7 @@
 
 use lockstep_api::views::BoundariesView;
 use lockstep_api::{ReadError, Viewer};
-use lockstep_consensus::{ReadError as StateError, StateStore};
+use lockstep_consensus::{Blocking, ReadError as StateError, StateStore};
 use lockstep_ledger::Projects;
 use lockstep_types::proof::{Boundary, PROOF_BOUNDARIES_MAX, PROOF_HEADERS_MAX};
 use lockstep_types::{
@@ -25,13 +25,19 @@ pub(crate) struct History {
 
 static EXPORTS: Semaphore = Semaphore::const_new(EXPORTS_MAX);
 
-/// Runs a read that may take long where it holds up nobody.
-async fn aside<T: Send + 'static>(
+/// Runs a read that may take long where it holds up nobody; only so many at a time.
+pub(crate) async fn aside<T: Send + 'static>(
+    places: &Semaphore,
+    blocking: Blocking,
     read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
 ) -> Result<T, ReadError> {
     let ended = |e: &dyn std::fmt::Display| ReadError::Failed(format!("the read did not end: {e}"));
-    let _place = EXPORTS.acquire().await.map_err(|e| ended(&e))?;
-    tokio::task::spawn_blocking(read).await.map_err(|e| ended(&e))?
+    // The places are the process', of which a simulation shares nothing that changes.
+    let _place = match blocking {
+        Blocking::Threads => Some(places.acquire().await.map_err(|e| ended(&e))?),
+        Blocking::Inline => None,
+    };
+    blocking.run(read).await.map_err(|e| ended(&e))?
 }
 
 /// The proof of a message; `pending` says that it waits for its place on this node.
@@ -41,7 +47,7 @@ pub(crate) async fn proof(
     id: MessageId,
     pending: bool,
 ) -> Result<Option<Proof>, ReadError> {
-    aside(move || match find_proof(&state, &history, id)? {
+    aside(&EXPORTS, state.blocking(), move || match find_proof(&state, &history, id)? {
         None if pending => Err(ReadError::NotFinal { retry_after_ms: NOT_FINAL_RETRY_MS }),
         found => Ok(found),
     })
@@ -119,7 +125,7 @@ pub(crate) fn boundaries(state: &StateStore, from: Height, limit: usize) -> Resu
 
 /// A page of the history.
 pub(crate) async fn export(state: StateStore, history: History, page: PageQuery) -> Result<ExportPage, ReadError> {
-    aside(move || make_page(&state, &history, &page)).await
+    aside(&EXPORTS, state.blocking(), move || make_page(&state, &history, &page)).await
 }
 
 /// Which part of the history, and who wants it.

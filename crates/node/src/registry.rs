@@ -141,7 +141,7 @@ impl Registry for Orders {
             Err(reason) => return Err(refused(reason)),
         }
         // Documents are read after the signature was checked, and where reading them holds up nobody.
-        let signed = tokio::task::spawn_blocking(move || check_documents(&signed).map(|()| signed));
+        let signed = self.state.blocking().run(move || check_documents(&signed).map(|()| signed));
         let signed = signed.await.map_err(|e| OrderProblem::Unavailable(e.to_string()))??;
         self.carry_out(signed).await
     }
@@ -159,7 +159,7 @@ impl Registry for Orders {
 
     async fn devices(&self, project: ProjectId, from: Address, limit: usize) -> Result<DevicesView, ReadError> {
         let orders = self.clone();
-        let listed = tokio::task::spawn_blocking(move || orders.list(project, from, limit));
+        let listed = self.state.blocking().run(move || orders.list(project, from, limit));
         listed.await.map_err(|e| ReadError::Failed(e.to_string()))?
     }
 }

@@ -2,13 +2,22 @@
 //! over the ledger's own types: of a simulation, or of the stores of stopped nodes. [`crate::check`] compares what real
 //! nodes show by their API.
 
-use std::collections::{BTreeMap, HashMap};
+mod feeds;
+mod registry;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
 use lockstep_types::{
-    Batch, BatchHash, Certificate, ContentId, Height, MessageId, NodeId, Sequence, Task, TaskId, TaskNumber,
+    Batch, BatchHash, Certificate, ContentId, Hash32, Height, MemberSet, MessageId, NodeId, ProjectId, Sequence,
+    TaskId, TaskNumber, TimeMs,
 };
+
+use feeds::{Finality, Tasks};
+
+pub use feeds::{FeedPage, SeenTask};
+pub use registry::Ban;
 
 /// Violations that are kept; more are only counted.
 const KEPT_MAX: usize = 20;
@@ -63,6 +72,8 @@ pub struct Chain {
     pub batches: Vec<Batch>,
     /// Its certificates, ascending.
     pub certificates: Vec<Certificate>,
+    /// What it has of the registry, in words that are the same where it has the same.
+    pub registry: String,
 }
 
 /// Where a node's ledger was seen to be, at some time.
@@ -117,8 +128,18 @@ pub struct Evidence {
     pub sightings: Vec<Sighting>,
     /// What outputs hold.
     pub stores: Vec<Store>,
+    /// What readers of the feed saw, one after the other.
+    pub feeds: Vec<Vec<FeedPage>>,
+    /// Which devices were not allowed where.
+    pub bans: Vec<Ban>,
+    /// What the registry has to be in the end, where that is known.
+    pub registry: Option<String>,
     /// Number of the network's first task.
     pub first_task: TaskNumber,
+    /// Members of the genesis.
+    pub first_set: MemberSet,
+    /// Projects in which the same content counts again after so many milliseconds; elsewhere it never does.
+    pub windows: BTreeMap<ProjectId, u64>,
     /// What else went wrong: a node that panicked, no progress.
     pub troubles: Vec<(Promise, String)>,
 }
@@ -138,7 +159,7 @@ pub enum Promise {
     Origin,
     /// A message that was acknowledged before another was submitted stands before it.
     Order,
-    /// One certificate a height, over what is there.
+    /// One certificate a height, over what is there, by a majority of those who are voters at that height.
     Certificate,
     /// Nothing goes back.
     Forward,
@@ -146,6 +167,10 @@ pub enum Promise {
     Packing,
     /// Outputs hold every task, as it is, and none before it was final.
     Output,
+    /// What a project's owner ordered holds from there on, everywhere.
+    Registry,
+    /// Readers of the feed see every task once, in order, as it is, and none before it was final.
+    Feed,
     /// When all is well again, the network goes on.
     Progress,
     /// No node panics.
@@ -159,15 +184,25 @@ pub struct Violations {
     pub kept: Vec<(Promise, String)>,
     /// How many there are.
     pub count: usize,
+    /// Which promises were broken.
+    pub promises: BTreeSet<Promise>,
 }
 
 impl Violations {
     /// One more.
     pub fn add(&mut self, promise: Promise, text: String) {
         self.count += 1;
+        self.promises.insert(promise);
         if self.kept.len() < KEPT_MAX {
             self.kept.push((promise, text));
         }
+    }
+}
+
+impl Violations {
+    /// Whether one of these promises was broken.
+    pub fn show(&self, promises: &[Promise]) -> bool {
+        promises.iter().any(|promise| self.promises.contains(promise))
     }
 }
 
@@ -186,7 +221,7 @@ pub fn check(evidence: &Evidence) -> Violations {
     }
     for chain in &evidence.chains {
         check_chain(chain, evidence.first_task, &mut violations);
-        check_certificates(chain, &mut violations);
+        check_certificates(chain, &evidence.first_set, &mut violations);
     }
     let longest = evidence.chains.iter().max_by_key(|chain| chain.batches.len());
     let Some(longest) = longest else {
@@ -197,9 +232,15 @@ pub fn check(evidence: &Evidence) -> Violations {
         check_agreement(longest, other, &mut violations);
     }
     check_sightings(longest, &evidence.sightings, &mut violations);
-    check_calls(longest, &evidence.calls, &mut violations);
+    check_calls(longest, (&evidence.calls, &evidence.windows), &mut violations);
+    registry::check_bans(longest, &evidence.bans, &mut violations);
+    registry::check_registries(&evidence.chains, evidence.registry.as_deref(), &mut violations);
+    let tasks = Tasks::of(longest);
     for store in &evidence.stores {
-        check_store(longest, store, &evidence.sightings, &mut violations);
+        check_store(&tasks, store, &evidence.sightings, &mut violations);
+    }
+    for (reader, pages) in evidence.feeds.iter().enumerate() {
+        feeds::check_feed((reader, pages), &tasks, &evidence.sightings, &mut violations);
     }
     violations
 }
@@ -236,12 +277,20 @@ fn check_chain(chain: &Chain, first_task: TaskNumber, violations: &mut Violation
     }
 }
 
-fn check_certificates(chain: &Chain, violations: &mut Violations) {
+fn check_certificates(chain: &Chain, first_set: &MemberSet, violations: &mut Violations) {
+    let later = chain.batches.iter().filter_map(|batch| batch.next_set.as_ref());
+    let sets: BTreeMap<Hash32, &MemberSet> =
+        std::iter::once(first_set).chain(later).map(|set| (set.hash(), set)).collect();
     for certificate in &chain.certificates {
         let batch =
             usize::try_from(certificate.height.0).ok().and_then(|height| chain.batches.get(height.wrapping_sub(1)));
         if batch.map(|batch| batch.header.hash()) != Some(certificate.hash) {
             let text = format!("node {}: the certificate at {} is over another batch", chain.node, certificate.height);
+            violations.add(Promise::Certificate, text);
+        }
+        let set = batch.and_then(|batch| sets.get(&batch.header.members));
+        if let Some(Err(error)) = set.map(|set| certificate.verify(set)) {
+            let text = format!("node {}: the certificate at {}: {error}", chain.node, certificate.height);
             violations.add(Promise::Certificate, text);
         }
     }
@@ -254,7 +303,7 @@ fn check_agreement(longest: &Chain, other: &Chain, violations: &mut Violations) 
     let names = format!("nodes {} and {}", longest.node, other.node);
     if other.batches.len() != longest.batches.len() {
         let text = format!("{names} have {} and {} batches", longest.batches.len(), other.batches.len());
-        violations.add(Promise::Agreement, text);
+        violations.add(Promise::Progress, text);
     }
     if let Some((a, _)) = longest.batches.iter().zip(&other.batches).find(|(a, b)| a != b) {
         violations.add(Promise::Agreement, format!("{names} differ at height {}", a.header.height));
@@ -286,54 +335,78 @@ fn check_sightings(longest: &Chain, sightings: &[Sighting], violations: &mut Vio
     }
 }
 
-fn check_calls(chain: &Chain, calls: &[Call], violations: &mut Violations) {
-    let mut placed = Placed::new();
+/// A place of a content.
+struct Placed {
+    place: (Sequence, Height, MessageId),
+    time: TimeMs,
+}
+
+fn check_calls(chain: &Chain, (calls, windows): (&[Call], &BTreeMap<ProjectId, u64>), violations: &mut Violations) {
+    let mut placed: HashMap<ContentId, Vec<Placed>> = HashMap::new();
+    // There a device that was refused may be listed again while its message is still on its way.
+    let mut owned: HashSet<ContentId> = HashSet::new();
     for batch in &chain.batches {
+        let (height, time) = (batch.header.height, batch.header.time_ms);
         for (sequence, ordered) in (batch.header.first_sequence.0..).map(Sequence).zip(&batch.messages) {
-            let place = (sequence, batch.header.height, ordered.id);
-            if let Some(first) = placed.insert(ordered.message.content_id(), place) {
-                violations.add(Promise::Once, format!("messages {} and {sequence} say the same", first.0));
+            let message = &ordered.message;
+            let window = windows.get(&message.project_id).copied().unwrap_or(u64::MAX);
+            if windows.contains_key(&message.project_id) {
+                owned.insert(message.content_id());
             }
+            let places = placed.entry(message.content_id()).or_default();
+            if let Some(before) = places.last().filter(|before| time.0.saturating_sub(before.time.0) < window) {
+                let first = before.place.0;
+                violations.add(Promise::Once, format!("messages {first} and {sequence} say the same"));
+            }
+            places.push(Placed { place: (sequence, height, ordered.id), time });
         }
     }
-    let mut possible: HashMap<ContentId, bool> = HashMap::new();
+    // How often a content was submitted, and whether one of the calls may have ordered it.
+    let mut asked: HashMap<ContentId, (usize, bool)> = HashMap::new();
     for call in calls {
-        *possible.entry(call.content).or_default() |= call.told != Told::Refused;
+        let (count, possible) = asked.entry(call.content).or_default();
+        (*count, *possible) = (*count + 1, *possible || call.told != Told::Refused);
         if let Told::Taken { message_id } = &call.told {
-            match placed.get(&call.content) {
-                Some((.., id)) if message_id.as_ref().is_none_or(|told| told == id) => {}
-                Some(place) => {
+            match placed.get(&call.content).map(Vec::as_slice).unwrap_or_default() {
+                [] => violations.add(Promise::Kept, format!("message {message_id:?}, which was taken, is gone")),
+                places if message_id.is_none_or(|told| places.iter().any(|placed| placed.place.2 == told)) => {}
+                [Placed { place, .. }, ..] => {
                     let text = format!("node {} said {message_id:?}, it is at {place:?}", call.node);
                     violations.add(Promise::Kept, text);
                 }
-                None => violations.add(Promise::Kept, format!("message {message_id:?}, which was taken, is gone")),
             }
         }
         let Told::Ordered { sequence, height, message_id } = &call.told else { continue };
         let told = (*sequence, *height, *message_id);
-        match placed.get(&call.content) {
-            Some(place) if *place == told => {}
-            Some(place) => {
+        match placed.get(&call.content).map(Vec::as_slice).unwrap_or_default() {
+            places if places.iter().any(|placed| placed.place == told) => {}
+            [] => violations.add(Promise::Kept, format!("message {sequence}, told by node {}, is gone", call.node)),
+            [Placed { place, .. }, ..] => {
                 let text = format!("node {} said {told:?}, it is at {place:?}", call.node);
                 violations.add(Promise::Kept, text);
             }
-            None => violations.add(Promise::Kept, format!("message {sequence}, told by node {}, is gone", call.node)),
         }
     }
-    for (content, (sequence, ..)) in &placed {
-        match possible.get(content) {
-            Some(true) => {}
-            Some(false) => violations.add(Promise::Origin, format!("message {sequence} was refused by every node")),
+    for (content, places) in &placed {
+        let sequence = places[0].place.0;
+        match asked.get(content) {
+            Some((count, true)) if places.len() <= *count => {}
+            Some((count, true)) => {
+                let text = format!("message {sequence} was submitted {count} times, and has {} places", places.len());
+                violations.add(Promise::Once, text);
+            }
+            Some((_, false)) if owned.contains(content) => {}
+            Some((_, false)) => {
+                violations.add(Promise::Origin, format!("message {sequence} was refused by every node"));
+            }
             None => violations.add(Promise::Origin, format!("nobody submitted message {sequence}")),
         }
     }
     check_order(calls, &placed, violations);
 }
 
-type Placed = HashMap<ContentId, (Sequence, Height, MessageId)>;
-
 /// Acknowledged before another was submitted first: then it stands before it.
-fn check_order(calls: &[Call], placed: &Placed, violations: &mut Violations) {
+fn check_order(calls: &[Call], placed: &HashMap<ContentId, Vec<Placed>>, violations: &mut Violations) {
     let mut first_invoked: HashMap<ContentId, At> = HashMap::new();
     for call in calls {
         let at = first_invoked.entry(call.content).or_insert(call.invoked);
@@ -341,7 +414,7 @@ fn check_order(calls: &[Call], placed: &Placed, violations: &mut Violations) {
     }
     let ordered = |call: &Call| match &call.told {
         Told::Ordered { sequence, .. } => Some((call.answered?, *sequence, call.content)),
-        Told::Taken { .. } => Some((call.answered?, placed.get(&call.content)?.0, call.content)),
+        Told::Taken { .. } => Some((call.answered?, placed.get(&call.content)?.first()?.place.0, call.content)),
         Told::Unknown | Told::Refused => None,
     };
     let mut answers: Vec<(At, Sequence, ContentId)> = calls.iter().filter_map(ordered).collect();
@@ -365,37 +438,22 @@ fn check_order(calls: &[Call], placed: &Placed, violations: &mut Violations) {
     }
 }
 
-fn check_store(chain: &Chain, store: &Store, sightings: &[Sighting], violations: &mut Violations) {
+fn check_store(tasks: &Tasks<'_>, store: &Store, sightings: &[Sighting], violations: &mut Violations) {
     let mut wrong = |what: String| violations.add(Promise::Output, format!("output {}: {what}", store.name));
-    let tasks: BTreeMap<TaskNumber, (&Task, Height)> =
-        chain.batches.iter().flat_map(|b| b.tasks.iter().map(|task| (task.number, (task, b.header.height)))).collect();
-    let payload = |sequence: &Sequence| {
-        let at = chain
-            .batches
-            .partition_point(|batch| batch.header.first_sequence.0 + batch.header.message_count <= sequence.0);
-        let batch = chain.batches.get(at)?;
-        let index = usize::try_from(sequence.0.checked_sub(batch.header.first_sequence.0)?).ok()?;
-        Some((*sequence, batch.messages.get(index)?.message.data.to_vec()))
-    };
-    let mut newest_final = Height(0);
-    let mut seen = sightings.iter().peekable();
-    let mut last = None;
+    let (mut finality, mut last) = (Finality::of(sightings), None);
     for row in &store.rows {
-        while let Some(sighting) = seen.next_if(|sighting| sighting.at <= row.at) {
-            newest_final = newest_final.max(sighting.final_height);
-        }
-        let Some((task, height)) = tasks.get(&row.number) else {
+        let newest_final = finality.at(row.at);
+        let Some(height) = tasks.height(row.number) else {
             wrong(format!("task {} is none", row.number));
             continue;
         };
-        if *height > newest_final {
+        if height > newest_final {
             wrong(format!("task {} came before its batch {height} was final", row.number));
         }
-        let messages: Option<Vec<_>> = task.sequences.iter().map(payload).collect();
-        if row.id != task.id || messages.as_ref() != Some(&row.messages) {
+        if !tasks.is(row.number, row.id, &row.messages) {
             wrong(format!("task {} is another one", row.number));
         }
-        let next = last.map_or_else(|| tasks.keys().next().copied(), |last: TaskNumber| Some(last.next()));
+        let next = last.map_or_else(|| tasks.first(), |last: TaskNumber| Some(last.next()));
         let is_new = last.is_none_or(|last| row.number > last);
         if is_new && next != Some(row.number) {
             wrong(format!("task {} follows {last:?}", row.number));
@@ -405,8 +463,9 @@ fn check_store(chain: &Chain, store: &Store, sightings: &[Sighting], violations:
         }
         last = last.max(Some(row.number));
     }
-    let expected = tasks.keys().next_back().copied();
-    if last != expected {
-        wrong(format!("its last task is {last:?}, the chain's is {expected:?}"));
+    if last != tasks.last() {
+        let expected = tasks.last();
+        let text = format!("output {}: its last task is {last:?}, the chain's is {expected:?}", store.name);
+        violations.add(Promise::Progress, text);
     }
 }

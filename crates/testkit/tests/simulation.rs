@@ -8,8 +8,8 @@ use lockstep_testkit::sim::{Bug, Report, Scenario, run};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Seeds of the default scenario that every build runs: about 35 s on one core. `lockstep-testkit sim` runs more.
-const SEEDS: u64 = 100;
+/// Seeds of the default scenario that every build runs. `lockstep-testkit sim` runs more.
+const SEEDS: u64 = 80;
 /// A bug is caught within this many seeds.
 const BUG_SEEDS_MAX: u64 = 200;
 
@@ -50,27 +50,41 @@ fn promises_are_kept_whatever_happens() {
 
 #[test]
 fn promises_are_kept_where_the_state_is_copied_all_the_time() {
-    keeps_its_promises(1..=SEEDS / 10, &Scenario::snapshots());
+    keeps_its_promises(1..=SEEDS / 4, &Scenario::snapshots());
+}
+
+#[test]
+fn promises_are_kept_while_members_come_and_go() {
+    keeps_its_promises(1..=SEEDS / 2, &Scenario::members());
+}
+
+#[test]
+fn promises_are_kept_where_disks_flip_bits() {
+    keeps_its_promises(1..=SEEDS / 4, &Scenario::disks());
 }
 
 #[test]
 fn promises_are_kept_while_the_rules_change() {
-    keeps_its_promises(1..=SEEDS / 10, &Scenario::upgrade());
+    keeps_its_promises(1..=SEEDS / 4, &Scenario::upgrade());
 }
 
-/// 101: a leader that was about to hand over proposed without a pause. 110: a leader came back from a power loss in its
-/// term, without the end of its log, and gave other entries the same ids.
+/// 8: a node was kept out for ever, since the leader told its own mark from memory. 101: a leader that was about to hand
+/// over proposed without a pause. 110: a leader came back from a power loss in its term, without the end of its log, and
+/// gave other entries the same ids. 63 of `default`: a node that was down while the next leader was admitted took it for a
+/// stranger, for ever.
 #[test]
 fn seeds_that_once_showed_a_bug_show_none() {
-    keeps_its_promises([101, 110].into_iter(), &Scenario::standard());
+    keeps_its_promises([8, 101, 110].into_iter(), &Scenario::plain());
+    keeps_its_promises([63].into_iter(), &Scenario::standard());
 }
 
 #[test]
 fn every_bug_that_is_put_in_is_caught() {
     for bug in Bug::ALL {
         let scenario = Scenario::for_bug(bug);
-        let caught = (1..=BUG_SEEDS_MAX).find(|seed| play(*seed, &scenario).violations.count > 0);
+        // By a promise that it breaks: that nothing goes on any more would tell of any bug.
+        let caught = (1..=BUG_SEEDS_MAX).find(|seed| play(*seed, &scenario).violations.show(bug.breaks()));
         println!("{bug}: caught by seed {caught:?}");
-        assert!(caught.is_some(), "{bug} was not caught within {BUG_SEEDS_MAX} seeds");
+        assert!(caught.is_some(), "{bug} did not break {:?} within {BUG_SEEDS_MAX} seeds", bug.breaks());
     }
 }

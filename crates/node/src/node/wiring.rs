@@ -6,7 +6,7 @@ use lockstep_api::{Feed, Ports, Read};
 use lockstep_network::{Channel, GossipInbox, Peer};
 use lockstep_outputs::{Options as PublisherOptions, ProgressSink, Publisher, TaskSigner};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::Desk;
@@ -22,6 +22,7 @@ use crate::error::NodeError;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::gaps::{GapWatch, Seen};
 use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
+use crate::lookout::Lookout;
 use crate::output_desk::{OutputDesk, OutputSwitch, follow_pauses};
 use crate::peers;
 use crate::progress::{CursorFile, LogSink, NoSink};
@@ -117,7 +118,18 @@ impl Parts {
         let (own, members) = (self.opened.node, self.tracker.members());
         let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
         supervisor.spawn("the address book", book);
-        supervisor.spawn("members", peers::run_peers(own, first_peers, members, self.network.clone(), token.clone()));
+        let (named, found) = mpsc::channel(1);
+        let lookout = Lookout {
+            node: own,
+            key: self.opened.node_key.clone(),
+            members: members.clone(),
+            status: self.consensus.status(),
+            ask: self.means.ask_members.clone(),
+            found: named,
+        };
+        supervisor.spawn("the lookout", lookout.run(token.clone()));
+        let follow_members = peers::run_peers(own, first_peers, members, self.network.clone(), found, token.clone());
+        supervisor.spawn("members", follow_members);
         let serve_snapshots =
             self.network.serve(Channel::Snapshot, SnapshotService { consensus: self.consensus.clone() });
         for served in [serve_raft, serve_bundles, serve_control, serve_join, serve_snapshots] {
@@ -257,7 +269,7 @@ impl Parts {
         })
     }
 
-    fn orders(&self) -> Result<Orders, NodeError> {
+    pub(super) fn orders(&self) -> Result<Orders, NodeError> {
         Ok(Orders {
             network_id: self.opened.genesis.id()?,
             epoch: self.opened.epoch(),

@@ -71,7 +71,7 @@ struct Sim {
     /// The first of them.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// What to run: default, snapshots, upgrade or calm.
+    /// What to run: default, members, disks, snapshots, upgrade, plain or calm.
     #[arg(long, default_value = "default")]
     scenario: Scenario,
     /// Put in a bug that the checker has to catch; the run succeeds when it does.
@@ -173,7 +173,11 @@ fn simulate(sim: &Sim) -> Result<ExitCode> {
             let (seconds, events) = (report.simulated.as_secs_f64(), report.events);
             println!("seed {}: hash {:016x}, {events} events in {seconds:.1} s", report.seed, report.hash);
         }
-        if report.violations.count > 0 {
+        let fails = match sim.bug {
+            Some(bug) => report.violations.show(bug.breaks()),
+            None => report.violations.count > 0,
+        };
+        if fails {
             show_failure(&report, sim);
             if sim.bug.is_some() {
                 println!("the bug was caught by seed {done} of {}", sim.seeds);

@@ -589,8 +589,9 @@ async fn gather_all(
     let rows = watch.rows().into_iter().map(|row| order::Row { at, ..row }).collect();
     contents.push(order::Store { name: "a reader of the feed".into(), once: true, rows });
     let (calls, sightings, troubles) = record.take();
-    let first_task = cluster.genesis().params.first_task_number;
-    Ok(Evidence { calls, chains, sightings, stores: contents, first_task, troubles })
+    let genesis = cluster.genesis();
+    let (first_task, first_set) = (genesis.params.first_task_number, genesis.first_set()?);
+    Ok(Evidence { calls, chains, sightings, stores: contents, first_task, first_set, troubles, ..Evidence::default() })
 }
 
 /// How many tasks there are, where all nodes have the same batches and all of them are final, and how many batches some

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::order::Promise;
+
 /// A bug.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Bug {
@@ -31,11 +33,19 @@ pub enum Bug {
     GuessPosition,
     /// After a power loss a disk has half of a write.
     TornWrites,
+    /// One node hears of no change of raft's members: it goes on counting the votes of those that were there first.
+    OldMembers,
+    /// One node leaves orders of projects' owners out.
+    LoseOrders,
+    /// A node that a reader moves to begins one task too early.
+    FeedGoesBack,
+    /// A disk gives other bytes than were written, without a word.
+    ServeFlipped,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::NoSync,
         Self::AnswerBeforeQuorum,
         Self::SkipCursor,
@@ -48,7 +58,26 @@ impl Bug {
         Self::ForgetContent,
         Self::GuessPosition,
         Self::TornWrites,
+        Self::OldMembers,
+        Self::LoseOrders,
+        Self::FeedGoesBack,
+        Self::ServeFlipped,
     ];
+
+    /// The promises of which it breaks at least one: that is what it has to be caught by.
+    pub fn breaks(self) -> &'static [Promise] {
+        match self {
+            Self::NoSync | Self::GuessPosition => &[Promise::Kept],
+            Self::AnswerBeforeQuorum | Self::VoteAfterWipe => &[Promise::Kept, Promise::Agreement],
+            Self::SkipCursor | Self::CountTwice | Self::ReuseId | Self::PublishBeforeFinal => &[Promise::Output],
+            Self::OrderByArrival | Self::OldMembers | Self::TornWrites => &[Promise::Agreement],
+            Self::ForgetRetries => &[Promise::Agreement, Promise::Once],
+            Self::ForgetContent => &[Promise::Origin],
+            Self::LoseOrders => &[Promise::Agreement, Promise::Registry],
+            Self::FeedGoesBack => &[Promise::Feed],
+            Self::ServeFlipped => &[Promise::Agreement, Promise::Feed, Promise::Output],
+        }
+    }
 
     fn name(self) -> &'static str {
         match self {
@@ -64,6 +93,10 @@ impl Bug {
             Self::ForgetContent => "forget-content",
             Self::GuessPosition => "guess-position",
             Self::TornWrites => "torn-writes",
+            Self::OldMembers => "old-members",
+            Self::LoseOrders => "lose-orders",
+            Self::FeedGoesBack => "feed-goes-back",
+            Self::ServeFlipped => "serve-flipped",
         }
     }
 }

@@ -7,7 +7,7 @@ use futures::FutureExt as _;
 use lockstep_api::{Accepted, Submit as _, SubmitError};
 use lockstep_identity::DeviceRequest;
 use lockstep_identity::apinode::{parse, sign_body};
-use lockstep_types::{ContentId, ProjectId, SigningKey};
+use lockstep_types::{Address, ContentId, ProjectId, SigningKey};
 use tokio::time::{sleep, timeout};
 
 use super::bugs::Bug;
@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(4);
 const ATTEMPTS_MAX: usize = 12;
 /// Messages that are there to be sent: signed once for all runs of a process.
 const MESSAGES_MAX: usize = 512;
+/// A message that is refused is submitted again, as if after so many attempts more.
+const REFUSED_COUNTS: usize = 3;
 /// Devices that sign them.
 const DEVICES: u8 = 16;
 
@@ -32,10 +34,22 @@ struct Ready {
     content: ContentId,
 }
 
-static MESSAGES: LazyLock<Vec<Ready>> = LazyLock::new(|| {
+/// To three projects that nobody owns.
+static MESSAGES: LazyLock<Vec<Ready>> = LazyLock::new(|| messages(3));
+/// To the same, and one that is registered.
+static MESSAGES_WITH_OWNER: LazyLock<Vec<Ready>> = LazyLock::new(|| messages(4));
+
+fn messages(projects: u64) -> Vec<Ready> {
     let keys: Vec<SigningKey> = (0..DEVICES).map(device).collect();
-    (0..MESSAGES_MAX).map(|number| message(number, &keys)).collect()
-});
+    (0..MESSAGES_MAX).map(|number| message(number, projects, &keys)).collect()
+}
+
+/// The devices.
+pub(super) fn devices() -> Vec<Address> {
+    static DEVICES_ALL: LazyLock<Vec<Address>> =
+        LazyLock::new(|| (0..DEVICES).map(|number| device(number).address()).collect());
+    DEVICES_ALL.clone()
+}
 
 fn device(number: u8) -> SigningKey {
     let mut secret = [9; 32];
@@ -46,11 +60,12 @@ fn device(number: u8) -> SigningKey {
 /// Makes what clients will send, with real signatures, where it was not done before.
 pub(super) fn make_messages() {
     LazyLock::force(&MESSAGES);
+    LazyLock::force(&MESSAGES_WITH_OWNER);
 }
 
-fn message(number: usize, keys: &[SigningKey]) -> Ready {
+fn message(number: usize, projects: u64, keys: &[SigningKey]) -> Ready {
     let key = &keys[number % keys.len()];
-    let (project, data) = (ProjectId(1 + number as u64 % 3), format!("reading {number}"));
+    let (project, data) = (ProjectId(1 + number as u64 % projects), format!("reading {number}"));
     let body = sign_body(key, project, "1", &data);
     let request = parse(body.as_bytes()).expect("a request that was just made");
     let content = Content::signed(key.address(), project, "1", data.as_bytes()).id();
@@ -84,7 +99,8 @@ impl Client {
         for number in self.from..self.to {
             let pause = self.random.below(2_000) as u32;
             sleep(self.pause * pause / 1_000).await;
-            let ready = MESSAGES[number % MESSAGES_MAX].clone();
+            let messages = if self.world.scenario.has_owner { &MESSAGES_WITH_OWNER } else { &MESSAGES };
+            let ready = messages[number % MESSAGES_MAX].clone();
             let twice = self.random.number() % 1_000 < self.world.scenario.twice_of_1000;
             if twice {
                 // At the same time, at another node; or later.
@@ -102,17 +118,21 @@ impl Client {
 
 /// Submits a message until it has a place, or patience ends.
 async fn submit(world: &World, random: &mut Random, ready: &Ready) {
-    for attempt in 0..ATTEMPTS_MAX {
-        let node = world.nodes()[random.below(world.nodes().len())];
+    let mut attempt = 0;
+    while attempt < ATTEMPTS_MAX {
+        let nodes = world.nodes();
+        let node = nodes[random.below(nodes.len())];
+        attempt += 1;
         let Some(running) = world.running(node) else {
             sleep(Duration::from_millis(50 + random.number() % 200)).await;
             continue;
         };
         let call = world.record.invoke(ready.content, node);
-        let answer = timeout(PATIENCE, ask(world, running, ready, attempt)).await;
+        let answer = timeout(PATIENCE, ask(world, running, ready, attempt - 1)).await;
         let told = answer.ok().flatten().unwrap_or(Told::Unknown);
         world.trace.note([node.0, call as u64, 20], &ready.content.0);
         let is_ordered = matches!(told, Told::Ordered { .. });
+        attempt += if told == Told::Refused { REFUSED_COUNTS } else { 0 };
         world.record.answer(call, told);
         if is_ordered {
             return;

@@ -3,7 +3,7 @@
 //! What was written since the last sync is kept apart, in order; a power loss leaves any number of those writes from the
 //! beginning, each whole. That is what [`Durability::Buffered`] promises, and no more.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -30,7 +30,11 @@ const COPY_FILE_READ: &str = "read";
 
 /// All keys of one store.
 #[derive(Debug, Clone, Default)]
-struct Tables([BTreeMap<Vec<u8>, Bytes>; 3]);
+struct Tables {
+    keys: [BTreeMap<Vec<u8>, Bytes>; 3],
+    /// Of a block in which a bit has flipped: reading it fails, as its checksum does not fit, until it is written anew.
+    damaged: BTreeSet<(usize, Vec<u8>)>,
+}
 
 fn place(table: Table) -> usize {
     match table {
@@ -44,23 +48,48 @@ impl Tables {
     fn apply(&mut self, operation: &Operation) {
         match operation {
             Operation::Put(table, key, value) => {
-                self.0[place(*table)].insert(key.clone(), value.clone());
+                self.mend(*table, key);
+                self.keys[place(*table)].insert(key.clone(), value.clone());
             }
             Operation::Delete(table, key) => {
-                self.0[place(*table)].remove(key);
+                self.mend(*table, key);
+                self.keys[place(*table)].remove(key);
             }
             Operation::DeleteRange(table, start, end) if start < end => {
-                let table = &mut self.0[place(*table)];
-                let gone: Vec<Vec<u8>> = table.range(start.clone()..end.clone()).map(|(key, _)| key.clone()).collect();
-                gone.iter().for_each(|key| drop(table.remove(key)));
+                let keys = &self.keys[place(*table)];
+                let gone: Vec<Vec<u8>> = keys.range(start.clone()..end.clone()).map(|(key, _)| key.clone()).collect();
+                for key in gone {
+                    self.mend(*table, &key);
+                    self.keys[place(*table)].remove(&key);
+                }
             }
             Operation::DeleteRange(..) => {}
         }
     }
 
+    fn mend(&mut self, table: Table, key: &[u8]) {
+        if !self.damaged.is_empty() {
+            self.damaged.remove(&(place(table), key.to_vec()));
+        }
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        match self.keys[place(table)].get_key_value(key) {
+            Some((key, value)) => self.check(table, key).map(|()| Some(value.clone())),
+            None => Ok(None),
+        }
+    }
+
+    fn check(&self, table: Table, key: &[u8]) -> Result<(), StoreError> {
+        if !self.damaged.is_empty() && self.damaged.contains(&(place(table), key.to_vec())) {
+            return Err(StoreError::Failed("Corruption: block checksum mismatch".into()));
+        }
+        Ok(())
+    }
+
     fn encode(&self, leave_out: impl Fn(usize, &[u8]) -> bool) -> Vec<u8> {
         let mut out = Vec::new();
-        for (number, table) in self.0.iter().enumerate() {
+        for (number, table) in self.keys.iter().enumerate() {
             for (key, value) in table.iter().filter(|(key, _)| !leave_out(number, key)) {
                 out.push(u8::try_from(number).unwrap_or(u8::MAX));
                 for part in [&key[..], &value[..]] {
@@ -77,7 +106,7 @@ impl Tables {
         while let Some((number, rest)) = bytes.split_first() {
             let (key, rest) = part(rest)?;
             let (value, rest) = part(rest)?;
-            tables.0.get_mut(usize::from(*number))?.insert(key.to_vec(), Bytes::copy_from_slice(value));
+            tables.keys.get_mut(usize::from(*number))?.insert(key.to_vec(), Bytes::copy_from_slice(value));
             bytes = rest;
         }
         Some(tables)
@@ -136,6 +165,8 @@ struct Inner {
     sync_time: Duration,
     random: Random,
     queue: Weak<QueuedWrites>,
+    /// Somebody came upon damage.
+    noticed: bool,
 }
 
 /// A node's disk. Clones are the same disk; it outlives the node.
@@ -145,6 +176,8 @@ pub struct Disk {
     bugs: Bugs,
 }
 
+/// Keys of a block.
+const BLOCK_KEYS: usize = 4;
 /// How long a sync takes on a disk that is well.
 const SYNC_TIME: Duration = Duration::from_millis(2);
 
@@ -158,6 +191,7 @@ impl Disk {
             sync_time: SYNC_TIME,
             random: Random::new(seed),
             queue: Weak::new(),
+            noticed: false,
         };
         Self { inner: Arc::new(Mutex::new(inner)), bugs }
     }
@@ -201,6 +235,52 @@ impl Disk {
         let mut inner = self.inner.lock();
         inner.life += 1;
         inner.stores.clear();
+    }
+
+    /// A bit flips in something that was synced. RocksDB finds the block's checksum wrong when it reads it next.
+    pub fn flip(&self) {
+        let mut inner = self.inner.lock();
+        let Inner { stores, random, .. } = &mut *inner;
+        let Some(number) = stores.len().checked_sub(1) else { return };
+        let Some(store) = stores.values_mut().nth(random.below(number + 1)) else { return };
+        let durable = &store.durable.keys;
+        let filled: Vec<usize> = (0..durable.len()).filter(|table| !durable[*table].is_empty()).collect();
+        if filled.is_empty() {
+            return;
+        }
+        let table = filled[random.below(filled.len())];
+        let first = random.below(durable[table].len());
+        if self.bugs.has(Bug::ServeFlipped) {
+            let Some((key, value)) = durable[table].iter().nth(first) else { return };
+            let (key, mut value) = (key.clone(), value.to_vec());
+            if !value.is_empty() {
+                let at = random.below(value.len());
+                value[at] ^= 1 << random.below(8);
+            }
+            let value = Bytes::from(value);
+            store.durable.keys[table].insert(key.clone(), value.clone());
+            store.current.keys[table].insert(key, value);
+            return;
+        }
+        let block: Vec<Vec<u8>> = durable[table].keys().skip(first).take(BLOCK_KEYS).cloned().collect();
+        for key in block {
+            // What was written anew since is read from elsewhere.
+            if store.current.keys[table].get(&key) == store.durable.keys[table].get(&key) {
+                store.current.damaged.insert((table, key.clone()));
+            }
+            store.durable.damaged.insert((table, key));
+        }
+    }
+
+    /// Whether there is something on it that cannot be read.
+    pub fn is_damaged(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.stores.values().any(|store| !store.current.damaged.is_empty() || !store.durable.damaged.is_empty())
+    }
+
+    /// Whether somebody came upon that.
+    pub fn was_damage_noticed(&self) -> bool {
+        self.inner.lock().noticed
     }
 
     fn open(&self, path: &Path) -> Result<Arc<OpenStore>, StoreError> {
@@ -264,6 +344,20 @@ struct OpenStore {
 }
 
 impl OpenStore {
+    /// Reads, and lets the operator know where that fails for what is on the disk.
+    fn read<T>(&self, look: impl FnOnce(&Tables) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let mut noticed = false;
+        let found = self.with(|store, _| {
+            let found = look(&store.current);
+            noticed = found.is_err();
+            found
+        });
+        if noticed {
+            self.disk.inner.lock().noticed = true;
+        }
+        found
+    }
+
     fn with<T>(&self, look: impl FnOnce(&mut Store, Trouble) -> Result<T, StoreError>) -> Result<T, StoreError> {
         let mut inner = self.disk.inner.lock();
         if inner.life != self.life {
@@ -275,11 +369,12 @@ impl OpenStore {
     }
 }
 
-fn scan_in(tables: &Tables, scan: Scan) -> Vec<Pair> {
+/// What lies in a range.
+fn scan_in(tables: &Tables, scan: Scan) -> Result<Vec<Pair>, StoreError> {
     if scan.start >= scan.end {
-        return Vec::new();
+        return Ok(Vec::new());
     }
-    let range = tables.0[place(scan.table)].range(scan.start..scan.end);
+    let range = tables.keys[place(scan.table)].range(scan.start..scan.end);
     let pair = |(key, value): (&Vec<u8>, &Bytes)| (Bytes::copy_from_slice(key), value.clone());
     let mut bytes = 0;
     let mut more = |(_, value): &Pair| {
@@ -287,10 +382,12 @@ fn scan_in(tables: &Tables, scan: Scan) -> Vec<Pair> {
         bytes += value.len();
         before < scan.bytes_max
     };
-    match scan.direction {
+    let found: Vec<Pair> = match scan.direction {
         Direction::Up => range.map(pair).take(scan.items_max).take_while(&mut more).collect(),
         Direction::Down => range.rev().map(pair).take(scan.items_max).take_while(&mut more).collect(),
-    }
+    };
+    found.iter().try_for_each(|(key, _)| tables.check(scan.table, key))?;
+    Ok(found)
 }
 
 impl Storage for OpenStore {
@@ -317,15 +414,15 @@ impl Storage for OpenStore {
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        self.with(|store, _| Ok(store.current.0[place(table)].get(key).cloned()))
+        self.read(|tables| tables.get(table, key))
     }
 
     fn get_many(&self, table: Table, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        self.with(|store, _| Ok(keys.iter().map(|key| store.current.0[place(table)].get(key).cloned()).collect()))
+        self.read(|tables| keys.iter().map(|key| tables.get(table, key)).collect())
     }
 
     fn scan(&self, scan: Scan) -> Result<Vec<Pair>, StoreError> {
-        self.with(|store, _| Ok(scan_in(&store.current, scan)))
+        self.read(|tables| scan_in(tables, scan))
     }
 
     fn flush(&self) -> Result<(), StoreError> {
@@ -334,7 +431,7 @@ impl Storage for OpenStore {
 
     fn approximate_bytes(&self, table: Table, start: &[u8], end: &[u8]) -> Result<u64, StoreError> {
         self.with(|store, _| {
-            let range = store.current.0[place(table)].range(start.to_vec()..end.to_vec());
+            let range = store.current.keys[place(table)].range(start.to_vec()..end.to_vec());
             Ok(range.map(|(key, value)| (key.len() + value.len()) as u64).sum())
         })
     }
@@ -377,7 +474,7 @@ impl StateStorage for OpenStore {
 
     fn bytes_on_disk(&self) -> u64 {
         let bytes =
-            |tables: &Tables| tables.0.iter().flatten().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+            |tables: &Tables| tables.keys.iter().flatten().map(|(key, value)| key.len() + value.len()).sum::<usize>();
         self.with(|store, _| Ok(bytes(&store.durable) as u64)).unwrap_or(0)
     }
 }
@@ -395,7 +492,7 @@ impl Storage for Copy {
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        Ok(self.0.0[place(table)].get(key).cloned())
+        self.0.get(table, key)
     }
 
     fn get_many(&self, table: Table, keys: &[Vec<u8>]) -> Result<Vec<Option<Bytes>>, StoreError> {
@@ -403,7 +500,7 @@ impl Storage for Copy {
     }
 
     fn scan(&self, scan: Scan) -> Result<Vec<Pair>, StoreError> {
-        Ok(scan_in(&self.0, scan))
+        scan_in(&self.0, scan)
     }
 
     fn flush(&self) -> Result<(), StoreError> {
@@ -458,6 +555,24 @@ mod tests {
             assert!(there[0]);
             assert!(there.is_sorted_by(|a, b| a >= b), "{there:?}");
         }
+    }
+
+    #[test]
+    fn a_flipped_bit_is_an_error_until_it_is_written_anew() {
+        let disk = Disk::new(3, Bugs::none());
+        let store = disk.open(Path::new("state")).unwrap();
+        write(&store, 1, Durability::Synced);
+        disk.flip();
+        assert!(disk.is_damaged() && !disk.was_damage_noticed());
+        assert!(store.get(Table::Index, &[1]).is_err());
+        assert!(store.get(Table::Index, &[2]).unwrap().is_none());
+        assert!(disk.was_damage_noticed());
+        write(&store, 1, Durability::Buffered);
+        assert!(store.get(Table::Index, &[1]).is_ok(), "read from memory");
+        disk.lose_power();
+        let store = disk.open(Path::new("state")).unwrap();
+        write(&store, 1, Durability::Synced);
+        assert!(store.get(Table::Index, &[1]).is_ok() && !disk.is_damaged());
     }
 
     #[test]

@@ -31,16 +31,16 @@ pub(super) fn heal(world: &World) {
     world.links.heal();
     world.tables.iter().for_each(super::output::Table::heal);
     for node in world.nodes() {
-        world.clock(*node).set_offset_ms(0);
-        world.disk(*node).trouble(Trouble::None);
-        world.disk(*node).slow(None);
-        world.upgrade(*node);
-        world.start(*node);
+        world.clock(node).set_offset_ms(0);
+        world.disk(node).trouble(Trouble::None);
+        world.disk(node).slow(None);
+        world.upgrade(node);
+        world.start(node);
     }
 }
 
 async fn cause(world: World, mut random: Random, kind: Fault) {
-    let nodes = world.nodes().to_vec();
+    let nodes = world.nodes();
     let node = nodes[random.below(nodes.len())];
     let time = Duration::from_millis(200 + random.number() % 7_000);
     world.trace.say(format_args!("{kind:?} at node {node} for {time:?}"));
@@ -121,6 +121,12 @@ async fn cause(world: World, mut random: Random, kind: Fault) {
             sleep(time).await;
             table.heal();
         }
+        Fault::Pause => world.pause(node, time).await,
+        Fault::Flip => {
+            if world.may_lose(node) {
+                world.disk(node).flip();
+            }
+        }
         Fault::Wipe => wipe(&world, node, time).await,
     }
 }
@@ -137,12 +143,11 @@ async fn crash(world: &World, node: NodeId, random: &mut Random) {
 /// A node loses its disk, where enough others have theirs.
 async fn wipe(world: &World, node: NodeId, time: Duration) {
     let forgets = world.scenario.bugs.has(Bug::VoteAfterWipe);
-    let lost = world.nodes().iter().filter(|node| world.is_lost(**node)).count();
     if forgets {
         world.wipe(node, true);
         sleep(time / 4).await;
         world.start(node);
-    } else if lost == 0 {
+    } else if world.may_lose(node) {
         world.wipe(node, false);
     }
 }

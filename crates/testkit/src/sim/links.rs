@@ -149,6 +149,12 @@ impl Links {
         self.inner.lock().links.insert((from, to), quality);
     }
 
+    /// Whether something gets through in both directions.
+    pub fn are_open(&self, one: NodeId, other: NodeId) -> bool {
+        let inner = self.inner.lock();
+        !inner.quality(one, other).is_cut && !inner.quality(other, one).is_cut
+    }
+
     /// All links are well again.
     pub fn heal(&self) {
         self.inner.lock().links.clear();
@@ -196,7 +202,11 @@ impl Wire for Port {
             let Some(delay) = fate.arrives_after else { continue };
             tokio::spawn(async move {
                 sleep(delay).await;
-                let feed = links.inner.lock().ends.get(&to).map(|end| end.gossip.clone());
+                let feed = {
+                    let inner = links.inner.lock();
+                    let end = inner.ends.get(&to).filter(|end| end.members.contains_key(&from));
+                    end.map(|end| end.gossip.clone())
+                };
                 if let Some(feed) = feed {
                     links.trace.note([from.0, to.0, 9], &bytes);
                     feed.deliver(from, bytes);
@@ -250,6 +260,15 @@ impl Stream {
             self.opened_to = None;
             return Err(unreachable);
         };
+        // Who is no member any more is hung up on.
+        let are_members = other.members.contains_key(&self.from) && own.members.contains_key(&self.target);
+        if !are_members {
+            self.opened_to = None;
+            return Err(CallError::Refused(format!(
+                "nodes {} and {} are not members of one network",
+                self.from, self.target
+            )));
+        }
         if self.opened_to == Some(other.life) {
             return Ok(());
         }

@@ -2,12 +2,16 @@
 //! the same run. docs/simulation.md says what of it is the product's own code.
 
 mod bugs;
+mod changes;
 mod clients;
 mod disk;
 mod faults;
 mod links;
+mod machine;
 mod output;
+mod owner;
 mod panics;
+mod readers;
 mod record;
 mod run;
 mod scenario;

@@ -3,30 +3,40 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_types::{ContentId, NodeId};
+use lockstep_types::{ContentId, Height, NodeId};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::order::{Call, Promise, Sighting, Told};
+use crate::order::{Ban, Call, FeedPage, Promise, Sighting, Told};
 
-struct Inner {
-    calls: Vec<Call>,
-    sightings: Vec<Sighting>,
-    troubles: Vec<(Promise, String)>,
+/// All that was seen.
+#[derive(Default)]
+pub struct Seen {
+    /// Calls of clients.
+    pub calls: Vec<Call>,
+    /// Where nodes were.
+    pub sightings: Vec<Sighting>,
+    /// What went wrong by itself.
+    pub troubles: Vec<(Promise, String)>,
+    /// Pages of the feed, of each reader.
+    pub feeds: Vec<Vec<FeedPage>>,
+    /// Which devices were not allowed where.
+    pub bans: Vec<Ban>,
+    /// What the registry has to be.
+    pub registry: Option<String>,
 }
 
 /// See the module's documentation. Clones share it.
 #[derive(Clone)]
 pub struct Record {
     start: Instant,
-    inner: Arc<Mutex<Inner>>,
+    inner: Arc<Mutex<Seen>>,
 }
 
 impl Record {
     /// An empty one, that begins now.
     pub fn new() -> Self {
-        let inner = Inner { calls: Vec::new(), sightings: Vec::new(), troubles: Vec::new() };
-        Self { start: Instant::now(), inner: Arc::new(Mutex::new(inner)) }
+        Self { start: Instant::now(), inner: Arc::default() }
     }
 
     /// Time since the beginning.
@@ -73,11 +83,41 @@ impl Record {
         self.inner.lock().troubles.push((promise, what));
     }
 
+    /// The greatest height that any node was seen at.
+    pub fn newest(&self) -> Height {
+        self.inner.lock().sightings.iter().map(|seen| seen.height).max().unwrap_or_default()
+    }
+
+    /// Devices were not allowed.
+    pub fn ban(&self, bans: Vec<Ban>) {
+        self.inner.lock().bans.extend(bans);
+    }
+
+    /// The last of it, and what the registry has to be from now on.
+    pub fn registry(&self, bans: Vec<Ban>, registry: String) {
+        self.ban(bans);
+        self.inner.lock().registry = Some(registry);
+    }
+
+    /// A reader got a page.
+    pub fn read(&self, reader: usize, page: FeedPage) {
+        let feeds = &mut self.inner.lock().feeds;
+        if feeds.len() <= reader {
+            feeds.resize_with(reader + 1, Vec::new);
+        }
+        feeds[reader].push(page);
+    }
+
+    /// The newest task that a reader has.
+    pub fn last_read(&self, reader: usize) -> Option<lockstep_types::TaskNumber> {
+        let inner = self.inner.lock();
+        let pages = inner.feeds.get(reader)?.iter().rev();
+        pages.filter_map(|page| page.tasks.last()).map(|(number, ..)| *number).next()
+    }
+
     /// All of it.
-    pub fn take(&self) -> (Vec<Call>, Vec<Sighting>, Vec<(Promise, String)>) {
-        let mut inner = self.inner.lock();
-        let inner = &mut *inner;
-        (std::mem::take(&mut inner.calls), std::mem::take(&mut inner.sightings), std::mem::take(&mut inner.troubles))
+    pub fn take(&self) -> Seen {
+        std::mem::take(&mut *self.inner.lock())
     }
 }
 

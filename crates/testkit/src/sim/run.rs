@@ -1,11 +1,12 @@
 //! One run: load and faults, then all is well again, then everything is compared.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lockstep_consensus::StateStore;
-use lockstep_types::{Batch, Certificate, Height, NodeId};
+use lockstep_types::{Address, Batch, Certificate, Height, NodeId};
 use tokio::runtime::RngSeed;
 use tokio::time::{sleep, timeout};
 
@@ -13,7 +14,7 @@ use super::bugs::Bug;
 use super::scenario::Scenario;
 use super::trace::Trace;
 use super::world::World;
-use super::{clients, faults, panics};
+use super::{changes, clients, faults, owner, panics, readers};
 use crate::order::{self, Chain, Evidence, Promise, Row, Store, Told, Violations};
 use crate::random::Random;
 
@@ -73,8 +74,7 @@ pub fn run(seed: u64, scenario: &Scenario, echo: bool) -> Result<Report> {
     let panicked = panics::take();
     drop(runtime);
     let mut report = report?;
-    report.violations.count += panicked.len();
-    report.violations.kept.extend(panicked.into_iter().take(3).map(|panic| (Promise::Sane, panic)));
+    panicked.into_iter().for_each(|panic| report.violations.add(Promise::Sane, panic));
     Ok(report)
 }
 
@@ -82,14 +82,16 @@ async fn play(seed: u64, scenario: Scenario, homes: &Path, echo: bool) -> Result
     let mut random = Random::new(seed);
     let trace = Trace::new(echo);
     let world = World::new(random.number(), scenario, homes, trace.clone())?;
-    world.nodes().iter().for_each(|node| world.start(*node));
+    world.nodes().into_iter().for_each(|node| world.start(node));
     let clients = clients::start(&world, &mut random);
     let faults = tokio::spawn(faults::run(world.clone(), Random::new(random.number())));
+    let changes = start_others(&world, &mut random);
     if world.scenario.bugs.has(Bug::PublishBeforeFinal) {
         tokio::spawn(publish_too_early(world.clone()));
     }
     sleep(world.scenario.length).await;
     faults.abort();
+    changes.abort();
     faults::heal(&world);
     // Whoever has waited for so long has been told "unknown" for good.
     let all = futures::future::join_all(clients);
@@ -119,12 +121,29 @@ async fn play(seed: u64, scenario: Scenario, homes: &Path, echo: bool) -> Result
     })
 }
 
+/// Operators, an owner and readers, as the scenario has them.
+fn start_others(world: &World, random: &mut Random) -> tokio::task::JoinHandle<()> {
+    let scenario = &world.scenario;
+    let mut random = Random::new(random.number());
+    let mut draw = || Random::new(random.number());
+    if scenario.replaces {
+        tokio::spawn(changes::look_after(world.clone(), draw()));
+    }
+    if scenario.has_owner {
+        tokio::spawn(owner::run(world.clone(), draw()));
+    }
+    for reader in 0..scenario.readers {
+        tokio::spawn(readers::run(world.clone(), draw(), reader));
+    }
+    tokio::spawn(changes::run(world.clone(), draw()))
+}
+
 /// A publisher that does not wait for certificates.
 async fn publish_too_early(world: World) {
     let table = world.tables[0].clone();
     loop {
         sleep(Duration::from_millis(300)).await;
-        let node = world.nodes()[0];
+        let Some(node) = world.nodes().first().copied() else { continue };
         let Some(running) = world.running(node) else { continue };
         let Some(head) = running.head.borrow().clone() else { continue };
         let next = table.last_task().map_or(lockstep_types::TaskNumber(1), lockstep_types::TaskNumber::next);
@@ -163,6 +182,10 @@ async fn calm(world: &World) {
 }
 
 fn is_calm(world: &World) -> bool {
+    let is_left = |node: &NodeId| world.scenario.replaces && world.is_lost(*node);
+    if world.is_busy() || world.nodes().iter().any(is_left) {
+        return false;
+    }
     let mut heads = Vec::new();
     for node in world.nodes().iter().filter(|node| !world.is_lost(**node)) {
         let Some(running) = world.running(*node) else { return false };
@@ -173,6 +196,8 @@ fn is_calm(world: &World) -> bool {
     let newest = first.next_task_number.0 - 1;
     first.final_height == first.height
         && heads.iter().all(|head| head == first)
+        && world.members().is_some_and(|members| members.pending().is_none())
+        && (0..world.scenario.readers).all(|reader| world.record.last_read(reader).map_or(0, |last| last.0) >= newest)
         && world.tables.iter().all(|table| table.last_task().map_or(0, |last| last.0) >= newest)
 }
 
@@ -190,7 +215,10 @@ fn standing(world: &World) -> String {
     let nodes: Vec<String> = world.nodes().iter().map(node).collect();
     let tables: Vec<String> =
         world.tables.iter().map(|table| format!("{} has {:?}", table.name(), table.last_task())).collect();
-    format!("{}; {}", nodes.join("; "), tables.join("; "))
+    let readers: Vec<_> = (0..world.scenario.readers).map(|reader| world.record.last_read(reader)).collect();
+    let pending = world.members().and_then(|members| members.pending().map(|pending| pending.proposal.change.clone()));
+    let (nodes, tables, busy) = (nodes.join("; "), tables.join("; "), world.is_busy());
+    format!("{nodes}; {tables}; readers {readers:?}; under way {pending:?}, busy {busy}")
 }
 
 fn chain_of(node: NodeId, state: &StateStore) -> Result<Chain> {
@@ -206,15 +234,30 @@ fn chain_of(node: NodeId, state: &StateStore) -> Result<Chain> {
     while let Some(next) = state.certificate_from(certificates.last().map_or(Height(1), |last| last.height.next()))? {
         certificates.push(next);
     }
-    Ok(Chain { node, batches, certificates })
+    let projects = state.projects()?;
+    let registry = match projects.get(&owner::PROJECT) {
+        Some(project) => {
+            let grants = state.grants(owner::PROJECT, &Address::ZERO, usize::MAX)?;
+            let listed = grants.into_iter().filter(|(_, grant)| grant.listed).map(|(device, _)| device);
+            owner::in_words(project.orders, listed)
+        }
+        None => String::new(),
+    };
+    Ok(Chain { node, batches, certificates, registry })
 }
 
 async fn evidence(world: &World) -> Result<Evidence> {
-    let (calls, sightings, troubles) = world.record.take();
+    let seen = world.record.take();
     let mut chains = Vec::new();
     for node in world.nodes() {
-        if let Some(running) = world.running(*node) {
-            chains.push(chain_of(*node, &running.state)?);
+        let Some(running) = world.running(node) else { continue };
+        match chain_of(node, &running.state) {
+            Ok(chain) => chains.push(chain),
+            // It says so, and shows nothing.
+            Err(error) if world.disk(node).is_damaged() => world.trace.say(format_args!("node {node}: {error}")),
+            // Bytes that were changed without a word may make no sense.
+            Err(error) if world.scenario.bugs.has(Bug::ServeFlipped) => world.trace.say(format_args!("{error}")),
+            Err(error) => return Err(error),
         }
     }
     let store = |table: &super::output::Table| Store {
@@ -233,5 +276,17 @@ async fn evidence(world: &World) -> Result<Evidence> {
     };
     let stores = world.tables.iter().map(store).collect();
     let first_task = lockstep_types::TaskNumber(1);
-    Ok(Evidence { calls, chains, sightings, stores, first_task, troubles })
+    Ok(Evidence {
+        calls: seen.calls,
+        chains,
+        sightings: seen.sightings,
+        stores,
+        feeds: seen.feeds,
+        bans: seen.bans,
+        registry: seen.registry,
+        first_task,
+        first_set: world.genesis().first_set()?,
+        windows: BTreeMap::from([(owner::PROJECT, owner::WINDOW_MS)]),
+        troubles: seen.troubles,
+    })
 }

@@ -38,9 +38,37 @@ pub enum Fault {
     OutputTrouble,
     /// A node loses its disk, for good.
     Wipe,
+    /// A process is stopped for a while, and goes on.
+    Pause,
+    /// A bit of what a disk holds flips.
+    Flip,
 }
 
-const COMMON: &[Fault] = &[
+const ALL: &[Fault] = &[
+    Fault::Crash,
+    Fault::Crash,
+    Fault::Crash,
+    Fault::Kill,
+    Fault::Blackout,
+    Fault::CutOneWay,
+    Fault::Isolate,
+    Fault::Isolate,
+    Fault::Split,
+    Fault::SlowLinks,
+    Fault::LossyLinks,
+    Fault::ClockOff,
+    Fault::SlowDisk,
+    Fault::BadDisk,
+    Fault::HandOver,
+    Fault::OutputTrouble,
+    Fault::Wipe,
+    Fault::Pause,
+    Fault::Pause,
+    Fault::Flip,
+];
+
+/// What there was at first: seeds that showed a bug then make the same run again.
+const FIRST: &[Fault] = &[
     Fault::Crash,
     Fault::Crash,
     Fault::Crash,
@@ -77,6 +105,14 @@ pub struct Scenario {
     pub faults: usize,
     /// What faults there are, each as often as it stands here.
     pub kinds: &'static [Fault],
+    /// Changes of membership.
+    pub changes: usize,
+    /// Whether operators replace machines whose disks are lost or damaged.
+    pub replaces: bool,
+    /// Whether one project has an owner, who orders which devices may submit to it.
+    pub has_owner: bool,
+    /// Readers of the feed.
+    pub readers: usize,
     /// Time of load and faults.
     pub length: Duration,
     /// Log entries since the last copy of the state that make another one due.
@@ -97,12 +133,51 @@ impl Scenario {
             clients: 10,
             twice_of_1000: 100,
             faults: 10,
-            kinds: COMMON,
+            kinds: ALL,
+            changes: 2,
+            replaces: true,
+            has_owner: true,
+            readers: 2,
             length: Duration::from_secs(60),
             log_entries_max: 1_000_000,
             rules_max: [RULES_NEWEST, RULES_NEWEST],
             bugs: Bugs::none(),
         }
+    }
+
+    /// Without what came later: changes of membership, orders, readers, pauses and flipped bits.
+    pub fn plain() -> Self {
+        Self {
+            name: "plain",
+            kinds: FIRST,
+            changes: 0,
+            replaces: false,
+            has_owner: false,
+            readers: 0,
+            ..Self::standard()
+        }
+    }
+
+    /// Members join, leave and are replaced all the time, while nodes crash and are cut off.
+    pub fn members() -> Self {
+        let kinds = &[
+            Fault::Crash,
+            Fault::Crash,
+            Fault::Kill,
+            Fault::Isolate,
+            Fault::Split,
+            Fault::HandOver,
+            Fault::Pause,
+            Fault::Wipe,
+            Fault::Blackout,
+        ];
+        Self { name: "members", kinds, changes: 8, ..Self::standard() }
+    }
+
+    /// Disks flip bits, and lose all.
+    pub fn disks() -> Self {
+        let kinds = &[Fault::Flip, Fault::Flip, Fault::Flip, Fault::Wipe, Fault::Crash, Fault::Kill, Fault::BadDisk];
+        Self { name: "disks", kinds, ..Self::standard() }
     }
 
     /// Copies of the state are made and sent all the time.
@@ -122,20 +197,35 @@ impl Scenario {
         Self { name: "calm", faults: 0, ..Self::standard() }
     }
 
+    /// All of them.
+    pub fn all() -> Vec<Self> {
+        vec![
+            Self::standard(),
+            Self::members(),
+            Self::disks(),
+            Self::snapshots(),
+            Self::upgrade(),
+            Self::plain(),
+            Self::calm(),
+        ]
+    }
+
     /// What shows a bug soonest.
     pub fn for_bug(bug: Bug) -> Self {
         let bugs = Bugs::only(bug);
         match bug {
-            Bug::ForgetRetries => Self { bugs, twice_of_1000: 400, ..Self::snapshots() },
+            Bug::ForgetRetries => Self { bugs, twice_of_1000: 400, replaces: false, ..Self::snapshots() },
+            Bug::ServeFlipped => Self { bugs, kinds: &[Fault::Flip], faults: 60, ..Self::standard() },
+            Bug::OldMembers => Self { bugs, ..Self::members() },
             Bug::NoSync | Bug::TornWrites => {
-                Self { bugs, kinds: &[Fault::Blackout, Fault::Crash, Fault::Isolate], ..Self::standard() }
+                Self { bugs, kinds: &[Fault::Blackout, Fault::Crash, Fault::Isolate], ..Self::plain() }
             }
             Bug::AnswerBeforeQuorum => {
-                Self { bugs, kinds: &[Fault::Crash, Fault::Isolate, Fault::HandOver], ..Self::standard() }
+                Self { bugs, kinds: &[Fault::Crash, Fault::Isolate, Fault::HandOver], ..Self::plain() }
             }
             Bug::VoteAfterWipe => {
                 let kinds = &[Fault::Wipe, Fault::Wipe, Fault::Isolate, Fault::Split];
-                Self { bugs, kinds, nodes: 3, ..Self::standard() }
+                Self { bugs, kinds, nodes: 3, ..Self::plain() }
             }
             _ => Self { bugs, ..Self::standard() },
         }
@@ -146,7 +236,7 @@ impl FromStr for Scenario {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let all = [Self::standard(), Self::snapshots(), Self::upgrade(), Self::calm()];
+        let all = Self::all();
         let names: Vec<&str> = all.iter().map(|scenario| scenario.name).collect();
         let error = format!("no such scenario; there are {}", names.join(", "));
         all.into_iter().find(|scenario| scenario.name == text).ok_or(error)

@@ -35,17 +35,32 @@ pub(super) fn answer(bugs: Bugs, channel: Channel, request: &Bytes) -> Option<By
 
 /// What the node `to` gets of a request.
 pub(super) fn request(bugs: Bugs, (_from, to): (NodeId, NodeId), channel: Channel, request: Bytes) -> Bytes {
-    if !bugs.has(Bug::OrderByArrival) || channel != Channel::Raft || to != NodeId(1) {
+    let tampers = [Bug::OrderByArrival, Bug::OldMembers, Bug::LoseOrders].into_iter().any(|bug| bugs.has(bug));
+    if !tampers || channel != Channel::Raft || to != NodeId(1) {
         return request;
     }
     let Some(mut append) = append(&request) else { return request };
     for entry in &mut append.entries {
-        let Some(proto::entry::Payload::Command(bytes)) = &entry.payload else { continue };
-        let Ok(mut command) = proto::Command::decode(bytes.clone()) else { continue };
-        if let Some(proto::command::Kind::Batch(batch)) = &mut command.kind {
-            batch.messages.reverse();
-            entry.payload = Some(proto::entry::Payload::Command(command.encode_to_vec().into()));
+        // The first entry makes the network: who misses that one is no member.
+        let is_first = entry.id.as_ref().is_none_or(|id| id.index == 0);
+        let bytes = match &entry.payload {
+            Some(proto::entry::Payload::Command(bytes)) => bytes.clone(),
+            Some(proto::entry::Payload::Membership(_)) if bugs.has(Bug::OldMembers) && !is_first => {
+                entry.payload = None;
+                continue;
+            }
+            _ => continue,
+        };
+        let Ok(mut command) = proto::Command::decode(bytes) else { continue };
+        match &mut command.kind {
+            Some(proto::command::Kind::Batch(batch)) if bugs.has(Bug::OrderByArrival) => batch.messages.reverse(),
+            Some(proto::command::Kind::Order(_)) if bugs.has(Bug::LoseOrders) => {
+                entry.payload = None;
+                continue;
+            }
+            _ => continue,
         }
+        entry.payload = Some(proto::entry::Payload::Command(command.encode_to_vec().into()));
     }
     let kind = Some(proto::raft_request::Kind::Append(append));
     proto::RaftRequest { kind }.encode_to_vec().into()

@@ -1,30 +1,30 @@
 //! The nodes, and what they stand on: starts them, cuts them off, and starts them again from what their disks have.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures::FutureExt as _;
 use lockstep_consensus::runtime::{self, Scope};
 use lockstep_consensus::{Consensus, RaftStatus, Role, StateStore};
-use lockstep_ledger::Head;
+use lockstep_ledger::{Head, Members};
 use lockstep_network::{GossipFeed, Handle};
-use lockstep_node::NodeError;
-use lockstep_node::bare::{Bare, BareOptions, OpenOutput};
+use lockstep_node::bare::{Bare, BareDoors, BareOptions, OpenOutput};
 use lockstep_node::clock::{Clock, SimulatedClock};
-use lockstep_node::config::Config;
 use lockstep_node::home::{Home, Opened};
 use lockstep_node::ingress::Ingress;
+use lockstep_node::{AskMembers, NodeError};
 use lockstep_store::home::StoreHome;
-use lockstep_types::{
-    DevicePolicy, Epochs, Genesis, Height, Incarnation, Member, NetworkParams, NodeId, ProjectSettings, SigningKey,
-};
+use lockstep_types::{Epochs, Genesis, Height, Member, MemberRole, NodeId, SigningKey};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::disk::Disk;
 use super::links::Links;
+use super::machine::{self, Machine, Newcomer};
 use super::output::{self, Table};
 use super::record::Record;
 use super::scenario::Scenario;
@@ -33,8 +33,10 @@ use crate::order::{Promise, Sighting};
 
 /// The time at which every run begins, in milliseconds since 1970.
 const START_MS: u64 = 1_790_000_000_000;
-/// The same content within this time is a retry: longer than any run.
-const RETRY_WINDOW_MS: u64 = 3_600_000;
+/// Time for a question to another node and its answer.
+const ASK_TIME: Duration = Duration::from_millis(5);
+/// Whoever is asked may have stopped for a while.
+const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// An operator starts a node that has ended by itself after this time.
 const OPERATOR_TIME: Duration = Duration::from_secs(2);
 
@@ -51,27 +53,14 @@ pub struct Running {
     pub state: StateStore,
     /// Where its ledger is.
     pub head: watch::Receiver<Option<Head>>,
-}
-
-/// A machine.
-struct Machine {
-    home: PathBuf,
-    key: SigningKey,
-    incarnation: Incarnation,
-    disk: Disk,
-    clock: SimulatedClock,
-    rules_max: u32,
-    /// Counts its starts.
-    life: u64,
-    /// The node's tasks, while it is being started or up.
-    scope: Option<Scope>,
-    running: Option<Running>,
-    /// It lost its disk, or it found that its history is another one: it stays away.
-    is_lost: bool,
+    /// What operators, newcomers, owners of projects and readers reach of it.
+    pub doors: BareDoors,
 }
 
 struct Inner {
-    machines: Vec<Machine>,
+    machines: BTreeMap<NodeId, Machine>,
+    /// Counts the stores that were made.
+    stores: u64,
     stopping: bool,
 }
 
@@ -82,7 +71,9 @@ pub struct World {
     seed: u64,
     genesis: Arc<Genesis>,
     task_key: SigningKey,
-    nodes: Arc<[NodeId]>,
+    homes: PathBuf,
+    clock: SimulatedClock,
+    busy: Arc<AtomicUsize>,
     /// What nodes talk over.
     pub links: Links,
     /// What they publish to.
@@ -95,61 +86,13 @@ pub struct World {
     pub scenario: Arc<Scenario>,
 }
 
-fn key(number: u64) -> SigningKey {
-    let mut bytes = [7; 32];
-    bytes[24..].copy_from_slice(&(number + 1).to_be_bytes());
-    SigningKey::from_bytes(bytes).expect("not zero, and below the order of the curve")
-}
+/// Something that has to come to its end before all is well.
+pub struct Busy(Arc<AtomicUsize>);
 
-fn incarnation(number: usize) -> Incarnation {
-    Incarnation([u8::try_from(number + 1).unwrap_or(u8::MAX); 16])
-}
-
-fn genesis(scenario: &Scenario) -> Result<Genesis> {
-    let member = |number: usize| Member {
-        name: format!("n{number}"),
-        public_key: hex::encode(key(number as u64).public().compressed()),
-        incarnation: incarnation(number),
-        p2p: format!("/ip4/127.0.0.1/tcp/{}", 9100 + number),
-        http: format!("http://127.0.0.1:{}", 9000 + number),
-    };
-    let mut params = NetworkParams { allow_unsigned: true, allow_unknown_projects: true, ..NetworkParams::default() };
-    params.default_project = ProjectSettings {
-        retry_window_ms: RETRY_WINDOW_MS,
-        devices: Some(DevicePolicy::Any),
-        ..ProjectSettings::open()
-    };
-    let genesis = Genesis::new("sim", (0..scenario.nodes).map(member).collect(), params)?;
-    Ok(genesis)
-}
-
-fn config(scenario: &Scenario, rules_max: u32) -> Result<Config> {
-    let text = format!(
-        r#"
-        [http]
-        listen = "127.0.0.1:1"
-        [p2p]
-        listen = ["/ip4/127.0.0.1/tcp/1"]
-        [raft]
-        log_entries_max = {}
-        log_kept_entries = {}
-        [upgrade]
-        rules_max = {rules_max}
-        [[output]]
-        name = "table"
-        scope = "network"
-        kind = "sqlite"
-        path = "table.sqlite"
-        [[output]]
-        name = "blobs"
-        scope = "network"
-        kind = "sqlite"
-        path = "blobs.sqlite"
-        "#,
-        scenario.log_entries_max,
-        scenario.log_entries_max / 2
-    );
-    Ok(Config::parse(&text)?)
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl World {
@@ -158,53 +101,126 @@ impl World {
     /// # Errors
     /// If a directory cannot be made.
     pub fn new(seed: u64, scenario: Scenario, homes: &std::path::Path, trace: Trace) -> Result<Self> {
-        let genesis = genesis(&scenario)?;
-        let clock = SimulatedClock::new(START_MS);
-        let (mut machines, mut nodes) = (Vec::new(), Vec::new());
-        for (number, (node, member)) in (0_u64..).zip(genesis.nodes()) {
-            let own =
-                (0..scenario.nodes).find(|n| format!("n{n}") == member.name).context("a member of the genesis")?;
-            let home = homes.join(&member.name);
-            std::fs::create_dir_all(home.join("store"))?;
-            std::fs::write(home.join("store/INCARNATION"), format!("{}\n", member.incarnation))?;
-            nodes.push(node);
-            machines.push(Machine {
-                home,
-                key: key(own as u64),
-                incarnation: member.incarnation,
-                disk: Disk::new(seed ^ (number << 8), scenario.bugs),
-                clock: clock.twin(),
-                rules_max: scenario.rules_max[usize::from(number >= 2)],
-                life: 0,
-                scope: None,
-                running: None,
-                is_lost: false,
-            });
-        }
+        let genesis = machine::genesis(&scenario)?;
         let links = Links::new(seed ^ 0x11, trace.clone(), scenario.bugs);
         let table = |name, once, salt: u64| Table::new(name, once, seed ^ salt, (trace.clone(), scenario.bugs));
-        Ok(Self {
-            inner: Arc::new(Mutex::new(Inner { machines, stopping: false })),
+        let world = Self {
+            inner: Arc::new(Mutex::new(Inner {
+                machines: BTreeMap::new(),
+                stores: scenario.nodes as u64,
+                stopping: false,
+            })),
             seed,
-            genesis: Arc::new(genesis),
-            task_key: key(1_000),
-            nodes: nodes.into(),
+            task_key: machine::key(1_000),
+            homes: homes.to_owned(),
+            clock: SimulatedClock::new(START_MS),
+            busy: Arc::default(),
             links,
             tables: [table("table", true, 0x21), table("blobs", false, 0x22)].into(),
             trace,
             record: Record::new(),
             scenario: Arc::new(scenario),
-        })
+            genesis: Arc::new(genesis),
+        };
+        for (node, member) in world.genesis.clone().nodes() {
+            let of = |number: &u64| format!("n{number}") == member.name;
+            let number = (0..world.scenario.nodes as u64).find(of).context("a member of the genesis")?;
+            let home = machine::make_home(homes, number, member)?;
+            let newcomer = Newcomer { member: member.clone(), key: machine::key(number), home };
+            world.add(node, newcomer, Vec::new());
+        }
+        Ok(world)
     }
 
-    /// All nodes.
-    pub fn nodes(&self) -> &[NodeId] {
-        &self.nodes
+    /// The network.
+    pub fn genesis(&self) -> &Genesis {
+        &self.genesis
+    }
+
+    /// All machines that have not left the network.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        let inner = self.inner.lock();
+        inner.machines.iter().filter(|(_, machine)| !machine.is_gone).map(|(node, _)| *node).collect()
+    }
+
+    /// A machine with an empty disk: a new one, or what becomes of `before`.
+    ///
+    /// # Errors
+    /// If its directory cannot be made.
+    pub(super) fn newcomer(&self, before: Option<NodeId>) -> Result<Newcomer> {
+        let number = {
+            let mut inner = self.inner.lock();
+            inner.stores += 1;
+            inner.stores
+        };
+        let (name, key) = match before {
+            Some(node) => self.with(node, |machine| (machine.member.name.clone(), machine.key.clone())),
+            None => (format!("n{number}"), machine::key(number)),
+        };
+        let member = machine::member(number, name, &key);
+        let home = machine::make_home(&self.homes, number, &member)?;
+        Ok(Newcomer { member, key, home })
+    }
+
+    /// A newcomer was admitted. It is off.
+    pub(super) fn add(&self, node: NodeId, newcomer: Newcomer, found: Vec<(NodeId, Member)>) {
+        let machine = Machine {
+            home: newcomer.home,
+            key: newcomer.key,
+            incarnation: newcomer.member.incarnation,
+            member: newcomer.member,
+            found,
+            disk: Disk::new(self.seed ^ (node.0 << 8), self.scenario.bugs),
+            clock: self.clock.twin(),
+            rules_max: self.scenario.rules_max[usize::from(node.0 > 2)],
+            life: 0,
+            scope: None,
+            running: None,
+            is_lost: false,
+            is_gone: false,
+        };
+        self.inner.lock().machines.insert(node, machine);
+    }
+
+    /// Puts a machine away whose node has left.
+    pub fn put_away(&self, node: NodeId) {
+        self.trace.say(format_args!("node {node} is put away"));
+        self.with(node, |machine| machine.is_gone = true);
+        self.off(node, self.life(node), |_| {});
+    }
+
+    /// Until it is dropped, not all is well.
+    pub fn busy(&self) -> Busy {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(self.busy.clone())
+    }
+
+    /// Whether somebody is.
+    pub fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Relaxed) > 0
+    }
+
+    /// The key of a machine's node, which its operator signs with.
+    pub fn key(&self, node: NodeId) -> SigningKey {
+        self.with(node, |machine| machine.key.clone())
+    }
+
+    /// The members as the node has them that knows the most changes.
+    pub fn members(&self) -> Option<Arc<Members>> {
+        let known = self.nodes().into_iter().filter_map(|node| self.running(node));
+        let members = known.map(|running| running.doors.members().borrow().clone());
+        members.max_by_key(|members| (members.changes(), members.pending().is_some()))
+    }
+
+    /// A machine that may lose its disk: enough others have theirs.
+    pub fn may_lose(&self, node: NodeId) -> bool {
+        let voters = self.members().map_or(0, |members| members.set().voters().count());
+        let damaged = |node: &NodeId| self.is_lost(*node) || self.disk(*node).is_damaged();
+        !self.nodes().iter().any(damaged) && self.nodes().contains(&node) && (voters > 3 || self.scenario.nodes == 3)
     }
 
     fn with<T>(&self, node: NodeId, look: impl FnOnce(&mut Machine) -> T) -> T {
-        let place = self.nodes.iter().position(|other| *other == node).expect("a node of this world");
-        look(&mut self.inner.lock().machines[place])
+        look(self.inner.lock().machines.get_mut(&node).expect("a node of this world"))
     }
 
     /// The node, while it is up.
@@ -224,7 +240,7 @@ impl World {
 
     /// Whether it stays away for good.
     pub fn is_lost(&self, node: NodeId) -> bool {
-        self.with(node, |machine| machine.is_lost)
+        self.with(node, |machine| machine.is_lost || machine.is_gone)
     }
 
     /// From its next start on it knows the newest rules.
@@ -244,13 +260,13 @@ impl World {
         let (options, incarnation, life) = self.with(node, |machine| {
             machine.life += 1;
             let opened = Opened {
-                config: config(&self.scenario, machine.rules_max)?,
+                config: machine::config(&self.scenario, machine.rules_max)?,
                 node_key: machine.key.clone(),
                 task_key: self.task_key.clone(),
                 genesis,
                 epochs,
                 node,
-                found: Vec::new(),
+                found: machine.found.clone(),
                 store: StoreHome::open(&machine.home.join("store"))?,
             };
             let tables = self.tables.clone();
@@ -265,7 +281,28 @@ impl World {
         })?;
         let (home, opened, medium, clock, open_output) = options;
         let network = Handle::on(self.links.up(node, scope.clone(), incarnation, feed));
-        Ok((BareOptions { home, opened, medium, network, inbox, clock, open_output }, life))
+        let ask_members = self.ask_members(node);
+        Ok((BareOptions { home, opened, medium, network, inbox, clock, open_output, ask_members }, life))
+    }
+
+    /// How a node asks others who the members are: over the link between them, by way of their doors.
+    fn ask_members(&self, from: NodeId) -> AskMembers {
+        let world = self.clone();
+        Arc::new(move |key, member, address| {
+            let world = world.clone();
+            async move {
+                let at = address.split("/p2p/").next().unwrap_or_default().to_owned();
+                let to =
+                    world.nodes().into_iter().find(|node| world.with(*node, |machine| machine.member.p2p == at))?;
+                tokio::time::sleep(ASK_TIME).await;
+                let running = world.running(to).filter(|_| world.links.are_open(from, to))?;
+                let doors = running.doors.clone();
+                let asked = running.scope.run(async move { doors.ask_to_join(key.public(), &member).await }.boxed());
+                let answer = tokio::time::timeout(ASK_TIMEOUT, tokio::spawn(asked)).await.ok()?.ok()?;
+                Some(answer.ok()?.members)
+            }
+            .boxed()
+        })
     }
 
     /// Starts a node, if it is off and not lost.
@@ -312,11 +349,13 @@ impl World {
         let running = self.with(node, |machine| {
             let scope = machine.scope.clone().expect("it is being started");
             let (ingress, consensus) = (bare.ingress(), bare.consensus());
-            let running = Running { scope, ingress, consensus, state: bare.state(), head: bare.head() };
+            let (state, head, doors) = (bare.state(), bare.head(), bare.doors());
+            let running = Running { scope, ingress, consensus, state, head, doors };
             machine.running = Some(running.clone());
             running
         });
         runtime::spawn(watch_role(self.trace.clone(), node, running.consensus.status()));
+        runtime::spawn(watch_removal(node, running.clone()));
         runtime::spawn(watch_head(self.record.clone(), node, life, running.head));
     }
 
@@ -351,6 +390,15 @@ impl World {
         self.off(node, self.life(node), Disk::lose_process);
     }
 
+    /// Its process is stopped for a while, and goes on.
+    pub async fn pause(&self, node: NodeId, time: Duration) {
+        let Some(running) = self.running(node) else { return };
+        running.scope.pause();
+        tokio::time::sleep(time).await;
+        self.trace.say(format_args!("node {node} goes on"));
+        running.scope.resume();
+    }
+
     /// Everything on its disk is gone. It is not started again, unless `comes_back`.
     pub fn wipe(&self, node: NodeId, comes_back: bool) {
         self.trace.say(format_args!("node {node} loses its disk"));
@@ -361,8 +409,8 @@ impl World {
     /// Turns all nodes off for good.
     pub fn stop(&self) {
         self.inner.lock().stopping = true;
-        for node in self.nodes.iter() {
-            self.off(*node, self.life(*node), |_| {});
+        for node in self.nodes() {
+            self.off(node, self.life(node), |_| {});
         }
     }
 }
@@ -379,6 +427,15 @@ async fn watch_role(trace: Trace, node: NodeId, mut status: watch::Receiver<Raft
         if status.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// A node that is removed takes no more messages, as `Node::run` has it.
+async fn watch_removal(node: NodeId, running: Running) {
+    let mut members = running.doors.members();
+    let is_removed = |members: &Arc<Members>| members.get(node).is_some_and(|known| known.role == MemberRole::Removed);
+    if members.wait_for(is_removed).await.is_ok() {
+        running.ingress.stop();
     }
 }
 

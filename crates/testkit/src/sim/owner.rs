@@ -1,0 +1,157 @@
+//! The owner of a project: registers it, and orders which devices may submit to it, while they do.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use lockstep_types::{
+    Address, Change, DeviceEntry, DevicePolicy, Epoch, Height, Order, OrderKind, ProjectId, ProjectSettings,
+    SigningKey, TimeMs,
+};
+use tokio::time::{Instant, sleep};
+
+use super::changes::{agree, any, within};
+use super::clients;
+use super::machine;
+use super::world::World;
+use crate::order::Ban;
+use crate::random::Random;
+
+/// The project that is registered.
+pub(super) const PROJECT: ProjectId = ProjectId(4);
+/// Its retry window, as short as one may be.
+pub(super) const WINDOW_MS: u64 = lockstep_types::genesis::RETRY_WINDOW_MS_MIN;
+/// An order counts for this long.
+const ORDER_LIFE_MS: u64 = 30_000;
+
+struct Owner {
+    world: World,
+    random: Random,
+    key: SigningKey,
+    /// Orders that were carried out.
+    orders: u64,
+    listed: BTreeSet<Address>,
+    /// Devices that are not, and since which batch.
+    removed: Vec<(Address, Height)>,
+}
+
+/// Settings of the project: messages of a group vary.
+fn settings(group_messages_max: u64) -> ProjectSettings {
+    let devices = Some(DevicePolicy::Listed);
+    ProjectSettings { devices, retry_window_ms: WINDOW_MS, group_messages_max, public: true, ..ProjectSettings::open() }
+}
+
+/// The registry as a node has it, or as it has to be.
+pub(super) fn in_words(orders: u64, devices: impl Iterator<Item = Address>) -> String {
+    let devices: Vec<String> = devices.map(|device| device.to_string()).collect();
+    format!("{orders} orders, devices {}", devices.join(" "))
+}
+
+/// Goes on until the time of load is over.
+pub(super) async fn run(world: World, mut random: Random) {
+    let _busy = world.busy();
+    let end = Instant::now() + world.scenario.length;
+    let key = machine::key(2_000);
+    let owner = key.address();
+    let registered = || {
+        let project = |node| world.running(node)?.doors.project(PROJECT);
+        world.nodes().into_iter().filter_map(project).any(|project| project.owner.is_some())
+    };
+    // Where not all nodes know the rules for it in time, there is none.
+    let wanted = || !registered() && Instant::now() < end;
+    agree(&world, &mut random, |_| wanted().then_some(Change::Project(PROJECT, owner))).await;
+    if !registered() {
+        return;
+    }
+    let mut owner =
+        Owner { world: world.clone(), random, key, orders: 0, listed: BTreeSet::new(), removed: Vec::new() };
+    owner.order(OrderKind::Settings(settings(1))).await;
+    owner.add(clients::devices()).await;
+    while Instant::now() < end {
+        sleep(Duration::from_millis(owner.random.number() % 3_000)).await;
+        match owner.random.below(8) {
+            0 => owner.remove(clients::devices()).await,
+            1..=3 => {
+                let some = owner.some_devices();
+                owner.remove(some).await;
+            }
+            4 => {
+                let settings = settings(1 + owner.random.number() % 3);
+                owner.order(OrderKind::Settings(settings)).await;
+            }
+            _ => owner.add(clients::devices()).await,
+        }
+    }
+    let bans = owner.removed.iter().map(|(device, above)| owner.ban(*device, *above, Height(u64::MAX)));
+    world.record.registry(bans.collect(), in_words(owner.orders, owner.listed.into_iter()));
+}
+
+impl Owner {
+    fn some_devices(&mut self) -> Vec<Address> {
+        let random = &mut self.random;
+        clients::devices().into_iter().filter(|_| random.below(4) == 0).collect()
+    }
+
+    fn ban(&self, device: Address, above: Height, up_to: Height) -> Ban {
+        Ban { project: PROJECT, device, above, up_to }
+    }
+
+    async fn add(&mut self, devices: Vec<Address>) {
+        let entry = |device: &Address| DeviceEntry { device: *device, document: None };
+        // Batches that are somewhere by now are before the order.
+        let newest = self.world.record.newest();
+        self.order(OrderKind::AddDevices(devices.iter().map(entry).collect())).await;
+        let (again, still) = std::mem::take(&mut self.removed).into_iter().partition(|(d, _)| devices.contains(d));
+        self.removed = still;
+        let again: Vec<(Address, Height)> = again;
+        let bans = again.iter().map(|(device, above)| self.ban(*device, *above, newest)).collect();
+        self.world.record.ban(bans);
+        self.listed.extend(devices);
+    }
+
+    async fn remove(&mut self, devices: Vec<Address>) {
+        let devices: Vec<Address> = devices.into_iter().filter(|device| self.listed.contains(device)).collect();
+        if devices.is_empty() {
+            return;
+        }
+        let above = self.order(OrderKind::RemoveDevices(devices.clone())).await;
+        for device in devices {
+            self.listed.remove(&device);
+            self.removed.push((device, above));
+        }
+    }
+
+    /// The height of a node that has carried out so many orders.
+    async fn seen(&self, number: u64) -> Option<Height> {
+        let has = |node| {
+            let running = self.world.running(node)?;
+            running.doors.project(PROJECT).filter(|project| project.orders >= number)?;
+            Some(running)
+        };
+        let running = self.world.nodes().into_iter().find_map(has)?;
+        // It tells of the order before it tells where its ledger stands.
+        sleep(Duration::from_millis(1)).await;
+        Some(running.head.borrow().as_ref().map_or(Height(0), |head| head.height))
+    }
+
+    /// Lets an order be carried out, however long it takes. Returns a height above which it holds.
+    async fn order(&mut self, kind: OrderKind) -> Height {
+        let number = self.orders + 1;
+        let network = self.world.genesis().id().expect("a genesis that was just made");
+        loop {
+            if let Some(height) = self.seen(number).await {
+                self.orders = number;
+                self.world.trace.say(format_args!("order {number} was carried out before {height}"));
+                return height;
+            }
+            if let Some((_, running)) = any(&self.world, &mut self.random) {
+                let expires_ms = TimeMs(running.doors.now().0 + ORDER_LIFE_MS);
+                let order = Order { epoch: Epoch(0), project: PROJECT, number, expires_ms, kind: kind.clone() };
+                let (signed, doors) = (order.sign(&network, &self.key), running.doors.clone());
+                if let Some(Err(problem)) = within(&running, async move { doors.order(&signed).await }).await {
+                    self.world.trace.say(format_args!("order {number}: {problem}"));
+                }
+            }
+            sleep(Duration::from_millis(20 + self.random.number() % 300)).await;
+        }
+    }
+}
