@@ -245,13 +245,13 @@ static int open_any(int directory, const char *path, int flags, mode_t mode) {
     int writes = (flags & O_ACCMODE) != O_RDONLY;
     if (!control || (!writes && !(flags & O_DIRECTORY) && !(flags & O_CREAT))) {
         int fd = syscall(SYS_openat, directory, path, flags, mode);
-        /* RocksDB opens directories without saying so. */
+        /* Directories are opened to be synced, and files too: whoever may read one may sync it. */
         struct stat stat;
         if (control && fd >= 0 && fd < FDS) {
-            int is_directory = fstat(fd, &stat) == 0 && S_ISDIR(stat.st_mode);
             char full_path[PATH_MAX];
-            if (is_directory) absolute(directory, path, full_path);
-            kinds[fd] = is_directory && is_below(full_path) ? DIRECTORY_BELOW : UNKNOWN;
+            absolute(directory, path, full_path);
+            int known = is_below(full_path) && fstat(fd, &stat) == 0;
+            kinds[fd] = !known ? UNKNOWN : S_ISDIR(stat.st_mode) ? DIRECTORY_BELOW : S_ISREG(stat.st_mode) ? FILE_BELOW : UNKNOWN;
         }
         return fd;
     }
@@ -292,7 +292,7 @@ static int open_any(int directory, const char *path, int flags, mode_t mode) {
     } else if (S_ISREG(stat.st_mode) && writes && !slot_of(stat.st_ino, 0)) {
         slot_of(stat.st_ino, 1)->synced_bytes = stat.st_size;
     }
-    kinds[fd] = S_ISDIR(stat.st_mode) ? DIRECTORY_BELOW : S_ISREG(stat.st_mode) && writes ? FILE_BELOW : UNKNOWN;
+    kinds[fd] = S_ISDIR(stat.st_mode) ? DIRECTORY_BELOW : S_ISREG(stat.st_mode) ? FILE_BELOW : UNKNOWN;
     if (cuts && ftruncate(fd, 0) != 0) {
         int error = errno;
         kinds[fd] = UNKNOWN;

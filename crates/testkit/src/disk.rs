@@ -283,7 +283,8 @@ fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+#[cfg(test)]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod tests {
     use std::process::Command;
 

@@ -31,7 +31,7 @@ use crate::outputs::count_sqlite;
 use crate::partition::Healing;
 use crate::process::{raise_open_files, run};
 use crate::random::Random;
-use crate::sim::Record;
+use crate::sim::{Record, Seen};
 use crate::wait::eventually;
 
 /// Size of the small file system in memory of one node. It takes what is in it only.
@@ -482,7 +482,7 @@ impl Play {
         let evidence =
             if broken { None } else { Some(gather_all(&cluster, &stores, &record, (&watch, &lives)).await?) };
         let evidence = evidence.unwrap_or_else(|| {
-            let (calls, sightings, troubles) = record.take();
+            let Seen { calls, sightings, troubles, .. } = record.take();
             Evidence { calls, sightings, troubles, ..Evidence::default() }
         });
         let told = |wanted: fn(&Told) -> bool| evidence.calls.iter().filter(|call| wanted(&call.told)).count();
@@ -588,7 +588,7 @@ async fn gather_all(
     // When they came says nothing: what is final is looked at now and then only.
     let rows = watch.rows().into_iter().map(|row| order::Row { at, ..row }).collect();
     contents.push(order::Store { name: "a reader of the feed".into(), once: true, rows });
-    let (calls, sightings, troubles) = record.take();
+    let Seen { calls, sightings, troubles, .. } = record.take();
     let genesis = cluster.genesis();
     let (first_task, first_set) = (genesis.params.first_task_number, genesis.first_set()?);
     Ok(Evidence { calls, chains, sightings, stores: contents, first_task, first_set, troubles, ..Evidence::default() })

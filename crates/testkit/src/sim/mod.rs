@@ -20,6 +20,6 @@ mod trace;
 mod world;
 
 pub use bugs::{Bug, Bugs};
-pub use record::Record;
+pub use record::{Record, Seen};
 pub use run::{Report, run};
 pub use scenario::{Fault, Scenario};
