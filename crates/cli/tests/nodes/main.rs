@@ -8,6 +8,7 @@ mod bad_outputs;
 mod blobs;
 mod by_hand;
 mod chain;
+mod clocks;
 mod conflicts;
 mod coordinator;
 mod epochs;
