@@ -35,7 +35,7 @@ fn id(n: u64) -> MessageId {
 fn task(n: u64) -> Task {
     Task {
         number: TaskNumber(n),
-        id: TaskId([u8::try_from(n).unwrap(); 32]),
+        id: TaskId([u8::try_from(n).expect("a few tasks"); 32]),
         project_id: ProjectId(7),
         project_version: "1".into(),
         device: Address([1; 20]),
@@ -81,7 +81,7 @@ fn evidence() -> Evidence {
         node: NodeId(1),
         life: 1,
         height: Height(n),
-        hash: hashes[usize::try_from(n).unwrap() - 1],
+        hash: hashes[usize::try_from(n).expect("a few batches") - 1],
         final_height: Height(n),
     };
     let row = |n| Row {
@@ -133,7 +133,9 @@ fn each_broken_promise_is_seen() {
                 chain.batches[2].messages = chain.batches[1].messages.clone();
             }
         }),
-        (Promise::Origin, "nobody submitted it", |e| drop(e.calls.remove(2))),
+        (Promise::Origin, "nobody submitted it", |e| {
+            e.calls.remove(2);
+        }),
         (Promise::Origin, "it was refused", |e| e.calls[2].told = Told::Refused),
         (Promise::Order, "what was acknowledged first stands behind", |e| e.calls[2].invoked = at(99)),
         (Promise::Forward, "a node went back", |e| e.sightings.swap(1, 2)),
