@@ -336,6 +336,32 @@ int close(int fd) {
     return syscall(SYS_close, fd);
 }
 
+/* A second number for the same file. */
+static int same_as(int fd, int other) {
+    if (other >= 0 && other < FDS) kinds[other] = fd >= 0 && fd < FDS ? kinds[fd] : UNKNOWN;
+    return other;
+}
+int dup(int fd) { return same_as(fd, syscall(SYS_dup, fd)); }
+int dup2(int fd, int to) { return fd == to ? syscall(SYS_dup2, fd, to) : same_as(fd, syscall(SYS_dup2, fd, to)); }
+int dup3(int fd, int to, int flags) { return same_as(fd, syscall(SYS_dup3, fd, to, flags)); }
+static int fcntl_any(int fd, int command, long what) {
+    int result = syscall(SYS_fcntl, fd, command, what);
+    return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? same_as(fd, result) : result;
+}
+#define WHAT_OF(command)            \
+    va_list rest;                   \
+    va_start(rest, command);        \
+    long what = va_arg(rest, long); \
+    va_end(rest);
+int fcntl(int fd, int command, ...) {
+    WHAT_OF(command)
+    return fcntl_any(fd, command, what);
+}
+int fcntl64(int fd, int command, ...) {
+    WHAT_OF(command)
+    return fcntl_any(fd, command, what);
+}
+
 static int is_file(int fd, struct stat *stat) {
     return control && fd >= 0 && fd < FDS && kinds[fd] == FILE_BELOW && fstat(fd, stat) == 0 && S_ISREG(stat->st_mode);
 }
