@@ -1,4 +1,5 @@
-//! How much is taken in at a time: requests under way, and bytes of their bodies.
+//! How much is taken in at a time, requests under way and bytes of their bodies, and how much of the answers waits to be
+//! taken.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +20,7 @@ pub(crate) struct Admission {
     feeds: Arc<Semaphore>,
     reads: Arc<Semaphore>,
     body_bytes: AtomicUsize,
+    answer_bytes: Arc<AtomicUsize>,
 }
 
 impl Admission {
@@ -29,6 +31,7 @@ impl Admission {
             feeds: Arc::new(Semaphore::new(options.feeds_max.min(Semaphore::MAX_PERMITS))),
             reads: Arc::new(Semaphore::new(options.reads_max.min(Semaphore::MAX_PERMITS))),
             body_bytes: AtomicUsize::new(0),
+            answer_bytes: Arc::default(),
         }
     }
 
@@ -70,6 +73,18 @@ impl Admission {
     pub(crate) fn read(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let permit = Arc::clone(&self.reads).try_acquire_owned();
         permit.map_err(|_| Problem::busy("too many reads are under way on this node, try again later"))
+    }
+
+    /// A large answer, whose bytes count until its client has taken them or its connection is gone: who asks for much
+    /// and reads nothing of it must not fill the memory.
+    pub(crate) fn answer(&self, options: &Options, bytes: Vec<u8>) -> Result<Bytes, Problem> {
+        let before = self.answer_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+        let total = before.saturating_add(bytes.len());
+        let answer = HeldAnswer { bytes, counter: Arc::clone(&self.answer_bytes) };
+        if total > options.answers_bytes_max {
+            return Err(Problem::busy("too many large answers wait to be read on this node, try again later"));
+        }
+        Ok(Bytes::from_owner(answer))
     }
 
     /// Reads a request's body whole, within the limits on size, time and memory. Memory grows with what came in,
@@ -123,6 +138,24 @@ impl Admission {
             held.bytes = joined.freeze();
         }
         Ok(held)
+    }
+}
+
+/// An answer in memory; its bytes count until it is dropped, which is when the socket has the last of them.
+struct HeldAnswer {
+    bytes: Vec<u8>,
+    counter: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for HeldAnswer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for HeldAnswer {
+    fn drop(&mut self) {
+        self.counter.fetch_sub(self.bytes.len(), Ordering::Relaxed);
     }
 }
 

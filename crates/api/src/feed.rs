@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
@@ -19,9 +18,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use crate::connection::{Busy, Running};
 use crate::ports::{ReadError, TasksQuery};
 use crate::problem::Problem;
+use crate::reads::{JSON, large};
 use crate::routes::App;
 use crate::viewer::Viewer;
-use crate::views::{TaskView, TasksView};
+use crate::views::TaskView;
 
 /// Tasks in a page when the reader does not say how many.
 const TASKS_DEFAULT: usize = 100;
@@ -62,11 +62,12 @@ pub(crate) async fn tasks(
     State(app): State<Arc<App>>,
     viewer: Viewer,
     range: Result<Query<TaskRange>, QueryRejection>,
-) -> Result<Json<TasksView>, Problem> {
+) -> Result<Response, Problem> {
     let _place = app.admission.read()?;
     let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
     let limit = range.limit.unwrap_or(TASKS_DEFAULT).clamp(1, TASKS_MAX);
-    Ok(Json(app.ports.feed.tasks(range.query(viewer, limit)?).await?))
+    let page = app.ports.feed.tasks(range.query(viewer, limit)?).await?;
+    large(&app, JSON, move || serde_json::to_vec(&page)).await
 }
 
 /// `GET /api/feed`: the same without an end, as server-sent events.

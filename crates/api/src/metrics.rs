@@ -1,12 +1,15 @@
 //! Names and labels of this crate's metrics.
 
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::Response;
+use bytes::Bytes;
 use metrics::{Gauge, counter, describe_counter, describe_gauge, gauge};
+use parking_lot::Mutex;
 
 use crate::routes::path;
 
@@ -16,6 +19,28 @@ const REQUESTS: &str = "lockstep_http_requests_total";
 const CONNECTIONS: &str = "lockstep_http_connections";
 /// Connections that the server closed, by `reason`.
 const CONNECTIONS_DROPPED: &str = "lockstep_http_connections_dropped_total";
+
+/// Age of the text that `/metrics` gives out, at most. To make it takes a millisecond or more of a core, and anybody may
+/// ask, as often as they like.
+const TEXT_AGE_MAX: Duration = Duration::from_millis(100);
+
+/// The text of `/metrics`, made once for all who ask at about the same time.
+#[derive(Default)]
+pub(crate) struct Text(Mutex<Option<(Instant, Bytes)>>);
+
+impl Text {
+    pub(crate) fn get(&self, make: impl FnOnce() -> String) -> Bytes {
+        let mut kept = self.0.lock();
+        match &*kept {
+            Some((made, text)) if made.elapsed() < TEXT_AGE_MAX => text.clone(),
+            _ => {
+                let text = Bytes::from(make());
+                *kept = Some((Instant::now(), text.clone()));
+                text
+            }
+        }
+    }
+}
 
 /// Tells the recorder what the metrics mean. Once, at start.
 pub(crate) fn describe() {

@@ -21,6 +21,9 @@ pub struct Options {
     pub body_bytes_max: usize,
     /// Request bodies held in memory at a time, all connections together; over it: 429.
     pub bodies_bytes_max: usize,
+    /// Large answers (pages of tasks, of batches and of the history) whose clients have not taken them yet, all
+    /// connections together; over it: 429.
+    pub answers_bytes_max: usize,
     /// A body must have come in whole after this time; else 408.
     pub body_read_timeout_ms: u64,
     /// A request's head must have come in whole after this time; else the connection is closed. Checked at
@@ -84,6 +87,7 @@ impl Options {
             message_bytes_max,
             body_bytes_max: data_bytes.saturating_add(128 << 10),
             bodies_bytes_max: 256 << 20,
+            answers_bytes_max: 128 << 20,
             body_read_timeout_ms: 10_000,
             header_read_timeout_ms: 10_000,
             idle_timeout_ms: 75_000,

@@ -8,15 +8,16 @@ use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use lockstep_types::{Height, MessageId, Proof, Sequence, TaskId};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::ports::ReadError;
 use crate::problem::Problem;
 use crate::routes::App;
 use crate::viewer::Viewer;
-use crate::views::{BatchView, BatchesView, BoundariesView, MembersView, MessageView, StatusView, TaskView};
+use crate::views::{BatchView, BoundariesView, MembersView, MessageView, StatusView, TaskView};
 
 /// Batches in a list when the reader does not say how many.
 const BATCHES_DEFAULT: usize = 20;
@@ -26,6 +27,8 @@ const BATCHES_MAX: usize = 100;
 /// The page may load nothing from anywhere and talk to nobody but this node.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
                            connect-src 'self'; img-src data:; frame-ancestors 'none'; base-uri 'none'";
+
+pub(crate) const JSON: &str = "application/json";
 
 /// A place for one read, taken when the node has applied the `min_sequence` that the reader asked for.
 pub(crate) struct Reading {
@@ -54,6 +57,19 @@ impl FromRequestParts<Arc<App>> for Reading {
     }
 }
 
+/// An answer that may have megabytes: it is written beside the threads that serve connections, and counts until it is
+/// taken.
+pub(crate) async fn large(
+    app: &App,
+    content_type: &'static str,
+    write: impl FnOnce() -> serde_json::Result<Vec<u8>> + Send + 'static,
+) -> Result<Response, Problem> {
+    let failed = |e: &dyn std::fmt::Display| ReadError::Failed(format!("the answer was not written: {e}"));
+    let bytes = tokio::task::spawn_blocking(write).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+    let body = app.admission.answer(&app.options, bytes)?;
+    Ok(([(header::CONTENT_TYPE, content_type)], body).into_response())
+}
+
 fn parse_id<T: FromStr<Err: ToString>>(text: Result<Path<String>, PathRejection>) -> Result<T, Problem> {
     let Path(text) = text.map_err(|e| Problem::invalid(e.body_text()))?;
     text.parse().map_err(|e: T::Err| Problem::invalid(e.to_string()))
@@ -78,12 +94,13 @@ pub(crate) async fn batches(
     State(app): State<Arc<App>>,
     _reading: Reading,
     range: Result<Query<BatchRange>, QueryRejection>,
-) -> Result<Json<BatchesView>, Problem> {
+) -> Result<Response, Problem> {
     let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
     let limit = range.limit.unwrap_or(BATCHES_DEFAULT).clamp(1, BATCHES_MAX);
     let newest = || (app.ports.read.status().head.height.0 + 1).saturating_sub(limit as u64);
     let from = range.from.unwrap_or_else(newest).max(1);
-    Ok(Json(app.ports.read.batches(Height(from), limit).await?))
+    let page = app.ports.read.batches(Height(from), limit).await?;
+    large(&app, JSON, move || serde_json::to_vec(&page)).await
 }
 
 pub(crate) async fn batch(
@@ -140,21 +157,21 @@ pub(crate) async fn export(
     _reading: Reading,
     viewer: Viewer,
     range: Result<Query<BatchRange>, QueryRejection>,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<Response, Problem> {
     let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
     let page = app.ports.read.export(Height(range.from.unwrap_or(0)), viewer).await?;
-    Ok(([(header::CONTENT_TYPE, "application/x-protobuf")], page.encode()))
+    large(&app, "application/x-protobuf", move || Ok(page.encode())).await
 }
 
 /// The HTTP interface, for programs that make clients of it. Tests hold the handlers' answers against it.
 pub(crate) const OPENAPI_DOCUMENT: &str = include_str!("openapi.json");
 
 pub(crate) async fn openapi() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], OPENAPI_DOCUMENT)
+    ([(header::CONTENT_TYPE, JSON)], OPENAPI_DOCUMENT)
 }
 
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.ports.read.metrics())
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.metrics.get(|| app.ports.read.metrics()))
 }
 
 /// The process answers. Says nothing about its part in the network: a node that catches up must not be restarted.

@@ -87,6 +87,7 @@ pub(crate) struct App {
     pub(crate) options: Options,
     pub(crate) admission: Admission,
     pub(crate) callers: Callers,
+    pub(crate) metrics: metrics::Text,
     /// Cancelled when the server stops.
     pub(crate) stop: CancellationToken,
 }
@@ -94,7 +95,7 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn new(options: Options, ports: Ports, stop: CancellationToken) -> Self {
         let (admission, callers) = (Admission::new(&options), Callers::new(&options));
-        Self { ports, admission, callers, options, stop }
+        Self { ports, admission, callers, options, stop, metrics: metrics::Text::default() }
     }
 }
 

@@ -21,6 +21,9 @@ const MEMORY_GROWTH_MAX: u64 = 512 << 20;
 const KEPT_ANSWER_MAX: Duration = Duration::from_secs(2);
 const SLOW_CONNECTIONS: usize = 1_000;
 const DEAF_CONNECTIONS: usize = 200;
+/// What takes work to answer, or much memory.
+const DEAF_PATHS: [&str; 6] =
+    ["/metrics", "/api/export", "/api/batches?limit=100", "/api/tasks?limit=1000", "/api/openapi.json", "/api/feed"];
 /// Requests on one connection whose answers nobody reads.
 const PIPELINED: usize = 500;
 /// A head that does not end is given up after 10 s, which is looked at every 2.5 s.
@@ -133,7 +136,7 @@ async fn whoever_gives_nothing_for_a_connection_loses_it_and_devices_do_not_noti
     // Answers that nobody reads: large ones, and feeds.
     let mut deafs = JoinSet::new();
     for n in 0..DEAF_CONNECTIONS {
-        let path = ["/api/openapi.json", "/api/feed"][n % 2];
+        let path = DEAF_PATHS[n % DEAF_PATHS.len()];
         deafs.spawn(deaf(address, path));
     }
     let mut held = Vec::new();

@@ -243,7 +243,9 @@ impl Disk {
         let Inner { stores, random, .. } = &mut *inner;
         let Some(number) = stores.len().checked_sub(1) else { return };
         let Some(store) = stores.values_mut().nth(random.below(number + 1)) else { return };
-        let durable = &store.durable.keys;
+        // What is served without a look at its sum is what stands there now, of which the state
+        // store has hardly ever synced anything.
+        let durable = if self.bugs.has(Bug::ServeFlipped) { &store.current.keys } else { &store.durable.keys };
         let filled: Vec<usize> = (0..durable.len()).filter(|table| !durable[*table].is_empty()).collect();
         if filled.is_empty() {
             return;
@@ -258,7 +260,9 @@ impl Disk {
                 value[at] ^= 1 << random.below(8);
             }
             let value = Bytes::from(value);
-            store.durable.keys[table].insert(key.clone(), value.clone());
+            if let Some(durable) = store.durable.keys[table].get_mut(&key) {
+                *durable = value.clone();
+            }
             store.current.keys[table].insert(key, value);
             return;
         }
