@@ -73,6 +73,35 @@ async fn bodies_beyond_the_memory_for_them_are_refused() {
 }
 
 #[tokio::test]
+async fn large_answers_that_nobody_takes_are_counted() {
+    let request = b"GET /api/batches?from=1&limit=100 HTTP/1.1\r\nhost: x\r\n\r\n";
+    let size = exchange(start(Options::default()).addr, request).await.body.len();
+    // One answer, and not two.
+    let server = start(Options { answers_bytes_max: size * 3 / 2, ..Options::default() });
+    assert_eq!(exchange(server.addr, request).await.status, 200);
+    let deaf = tokio::spawn(async move {
+        let mut stream = TcpStream::connect(server.addr).await.unwrap();
+        // Far more than the sockets between them hold; the server stops reading when it cannot write.
+        stream.write_all(&request.repeat((64 << 20) / size)).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let deadline = Instant::now() + SOON;
+    loop {
+        let answer = exchange(server.addr, request).await;
+        if answer.status == 429 {
+            answer.assert_problem(429, "busy");
+            break;
+        }
+        assert!(Instant::now() < deadline, "never refused");
+    }
+    deaf.abort();
+    let deadline = Instant::now() + SOON;
+    while exchange(server.addr, request).await.status != 200 {
+        assert!(Instant::now() < deadline, "the bytes of answers whose client went away were never given back");
+    }
+}
+
+#[tokio::test]
 async fn messages_beyond_the_limit_on_waiting_ones_are_refused() {
     let server = start(Options { submits_max: 2, ..Options::default() });
     let mut held = Vec::new();

@@ -411,7 +411,7 @@ impl Ledger {
             return Ok(Applied::default());
         }
         let Some(header) = view.header(height).map_err(ApplyError)? else { return Ok(Applied::default()) };
-        let own = header.hash();
+        let own = if height == self.head.height { self.head.hash } else { header.hash() };
         if own != certificate.hash {
             return Ok(Applied { diverged: Some(Divergence { own, certificate }), ..Applied::default() });
         }

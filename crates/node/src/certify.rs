@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_consensus::{Pledges, ReadError, Signed, StateStore};
-use lockstep_ledger::{Head, History as _};
+use lockstep_ledger::{Head, History as _, Members};
 use lockstep_types::certificate::sign_batch;
 use lockstep_types::{Address, BatchHash, BatchHeader, Epoch, Height, NodeId, Sequence, Signature, SigningKey};
+use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -48,6 +49,12 @@ struct Checked {
     forged: Option<String>,
 }
 
+/// Whose word counts, with the members of whom that was made out.
+struct Words {
+    members: Arc<Members>,
+    addresses: Arc<[Address]>,
+}
+
 struct Inner {
     node: NodeId,
     epoch: Epoch,
@@ -57,6 +64,7 @@ struct Inner {
     pledges: Pledges,
     evidence: Arc<EvidenceQueue>,
     checked: watch::Sender<Checked>,
+    words: Mutex<Option<Words>>,
 }
 
 /// What a [`Certifier`] works with.
@@ -78,7 +86,7 @@ impl Certifier {
     pub fn new(parts: CertifierParts) -> Self {
         let CertifierParts { node, epoch, key, state, tracker, pledges, evidence } = parts;
         let checked = watch::Sender::new(Checked::default());
-        Self(Arc::new(Inner { node, epoch, key, state, tracker, pledges, evidence, checked }))
+        Self(Arc::new(Inner { node, epoch, key, state, tracker, pledges, evidence, checked, words: Mutex::default() }))
     }
 
     /// What keeps this node from signing, for its operator.
@@ -136,8 +144,13 @@ impl Certifier {
         Ok(())
     }
 
-    /// The header of this node's own batch at `height`, signed. Waits a little for it to be applied and checked.
-    pub async fn sign(&self, height: Height, wanted: BatchHash) -> Result<(BatchHeader, Signature), CertifyError> {
+    /// The header of this node's own batch at `height`, and its hash signed. Waits a little for it to be applied and
+    /// checked.
+    pub async fn sign(
+        &self,
+        height: Height,
+        wanted: BatchHash,
+    ) -> Result<(BatchHeader, BatchHash, Signature), CertifyError> {
         let inner = &self.0;
         if inner.tracker.members().borrow().set_at(height).voter(inner.node) != Some(inner.key.address()) {
             return Err(CertifyError::NotAVoter(inner.node));
@@ -157,7 +170,7 @@ impl Certifier {
         }
         let signed = Signed { epoch: inner.epoch, height, hash };
         inner.pledges.pledge(signed).await.map_err(|e| CertifyError::Pledge(e.to_string()))?;
-        Ok((header, sign_batch(&inner.key, &hash)))
+        Ok((header, hash, sign_batch(&inner.key, &hash)))
     }
 }
 
@@ -183,7 +196,14 @@ impl Inner {
     /// Every member that ever was: the word of one that has left may have been given before.
     fn whose_word_counts(&self) -> Arc<[Address]> {
         let members = self.tracker.members().borrow().clone();
-        members.all().filter_map(|(_, known)| Some(known.member.key().ok()?.address())).collect()
+        let mut words = self.words.lock();
+        if let Some(words) = words.as_ref().filter(|words| Arc::ptr_eq(&words.members, &members)) {
+            return Arc::clone(&words.addresses);
+        }
+        let addresses: Arc<[_]> =
+            members.all().filter_map(|(_, known)| Some(known.member.key().ok()?.address())).collect();
+        *words = Some(Words { members, addresses: Arc::clone(&addresses) });
+        addresses
     }
 }
 

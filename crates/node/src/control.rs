@@ -88,9 +88,8 @@ impl ControlService {
         match request.kind.ok_or("this node does not know the request; upgrade it")? {
             Request::Certify(wanted) => {
                 let hash = BatchHash::try_from(&wanted.hash[..]).map_err(|e| e.to_string())?;
-                let (header, signature) =
+                let (header, own, signature) =
                     self.certifier.sign(Height(wanted.height), hash).await.map_err(|e| e.to_string())?;
-                let own = header.hash();
                 Ok(Response::Certify(proto::CertifyResponse {
                     hash: Bytes::copy_from_slice(&own.0),
                     signature: Bytes::copy_from_slice(&signature.0),

@@ -122,7 +122,7 @@ impl Steward {
         let mut signatures = BTreeMap::new();
         if round.set.voter(self.node).is_some() {
             match self.certifier.sign(round.height, round.hash).await {
-                Ok((_, signature)) => drop(signatures.insert(self.node, signature)),
+                Ok((.., signature)) => drop(signatures.insert(self.node, signature)),
                 Err(error) => tracing::debug!(%error, height = %round.height, "this node does not sign"),
             }
         }

@@ -9,9 +9,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::time::Duration;
 
+use lockstep_types::certificate::CertificateError;
 use lockstep_types::{
-    Batch, BatchHash, Certificate, ContentId, Hash32, Height, MemberSet, MessageId, NodeId, ProjectId, Sequence,
-    TaskId, TaskNumber, TimeMs,
+    Batch, BatchHash, BatchHeader, Certificate, ContentId, Hash32, Height, MemberSet, MessageId, NodeId, ProjectId,
+    Sequence, TaskId, TaskNumber, TimeMs,
 };
 
 use feeds::{Finality, Tasks};
@@ -219,9 +220,10 @@ pub fn check(evidence: &Evidence) -> Violations {
     for (promise, text) in &evidence.troubles {
         violations.add(*promise, text.clone());
     }
+    let mut known = Known::default();
     for chain in &evidence.chains {
-        check_chain(chain, evidence.first_task, &mut violations);
-        check_certificates(chain, &evidence.first_set, &mut violations);
+        check_chain(chain, evidence.first_task, &mut known, &mut violations);
+        check_certificates(chain, &evidence.first_set, &mut known, &mut violations);
     }
     let longest = evidence.chains.iter().max_by_key(|chain| chain.batches.len());
     let Some(longest) = longest else {
@@ -231,7 +233,7 @@ pub fn check(evidence: &Evidence) -> Violations {
     for other in &evidence.chains {
         check_agreement(longest, other, &mut violations);
     }
-    check_sightings(longest, &evidence.sightings, &mut violations);
+    check_sightings(longest, &evidence.sightings, &mut known, &mut violations);
     check_calls(longest, (&evidence.calls, &evidence.windows), &mut violations);
     registry::check_bans(longest, &evidence.bans, &mut violations);
     registry::check_registries(&evidence.chains, evidence.registry.as_deref(), &mut violations);
@@ -245,7 +247,35 @@ pub fn check(evidence: &Evidence) -> Violations {
     violations
 }
 
-fn check_chain(chain: &Chain, first_task: TaskNumber, violations: &mut Violations) {
+/// Hashes and signatures that were computed already: most chains have the same headers and certificates.
+#[derive(Default)]
+struct Known<'a> {
+    headers: HashMap<Height, (&'a BatchHeader, BatchHash)>,
+    certificates: HashMap<Height, (&'a Certificate, &'a MemberSet)>,
+}
+
+impl<'a> Known<'a> {
+    fn hash(&mut self, header: &'a BatchHeader) -> BatchHash {
+        match self.headers.get(&header.height) {
+            Some((known, hash)) if *known == header => *hash,
+            _ => {
+                let hash = header.hash();
+                self.headers.insert(header.height, (header, hash));
+                hash
+            }
+        }
+    }
+
+    fn verify(&mut self, certificate: &'a Certificate, set: &'a MemberSet) -> Result<(), CertificateError> {
+        if self.certificates.get(&certificate.height) != Some(&(certificate, set)) {
+            certificate.verify(set)?;
+            self.certificates.insert(certificate.height, (certificate, set));
+        }
+        Ok(())
+    }
+}
+
+fn check_chain<'a>(chain: &'a Chain, first_task: TaskNumber, known: &mut Known<'a>, violations: &mut Violations) {
     let (mut parent, mut sequence, mut task) = (BatchHash::ZERO, 1, first_task.0);
     let mut tasked: HashMap<Sequence, usize> = HashMap::new();
     for (height, batch) in (1..).zip(&chain.batches) {
@@ -261,7 +291,7 @@ fn check_chain(chain: &Chain, first_task: TaskNumber, violations: &mut Violation
         for packed in batch.tasks.iter().flat_map(|task| &task.sequences) {
             *tasked.entry(*packed).or_default() += 1;
         }
-        (parent, sequence, task) = (header.hash(), sequence + header.message_count, task + header.task_count);
+        (parent, sequence, task) = (known.hash(header), sequence + header.message_count, task + header.task_count);
     }
     for sequence in (1..sequence).map(Sequence) {
         match tasked.remove(&sequence) {
@@ -277,19 +307,24 @@ fn check_chain(chain: &Chain, first_task: TaskNumber, violations: &mut Violation
     }
 }
 
-fn check_certificates(chain: &Chain, first_set: &MemberSet, violations: &mut Violations) {
+fn check_certificates<'a>(
+    chain: &'a Chain,
+    first_set: &'a MemberSet,
+    known: &mut Known<'a>,
+    violations: &mut Violations,
+) {
     let later = chain.batches.iter().filter_map(|batch| batch.next_set.as_ref());
     let sets: BTreeMap<Hash32, &MemberSet> =
         std::iter::once(first_set).chain(later).map(|set| (set.hash(), set)).collect();
     for certificate in &chain.certificates {
         let batch =
             usize::try_from(certificate.height.0).ok().and_then(|height| chain.batches.get(height.wrapping_sub(1)));
-        if batch.map(|batch| batch.header.hash()) != Some(certificate.hash) {
+        if batch.map(|batch| known.hash(&batch.header)) != Some(certificate.hash) {
             let text = format!("node {}: the certificate at {} is over another batch", chain.node, certificate.height);
             violations.add(Promise::Certificate, text);
         }
         let set = batch.and_then(|batch| sets.get(&batch.header.members));
-        if let Some(Err(error)) = set.map(|set| certificate.verify(set)) {
+        if let Some(Err(error)) = set.map(|set| known.verify(certificate, set)) {
             let text = format!("node {}: the certificate at {}: {error}", chain.node, certificate.height);
             violations.add(Promise::Certificate, text);
         }
@@ -316,9 +351,9 @@ fn check_agreement(longest: &Chain, other: &Chain, violations: &mut Violations) 
     }
 }
 
-fn check_sightings(longest: &Chain, sightings: &[Sighting], violations: &mut Violations) {
+fn check_sightings<'a>(longest: &'a Chain, sightings: &[Sighting], known: &mut Known<'a>, violations: &mut Violations) {
     let mut before: BTreeMap<(NodeId, u64), (Height, Height)> = BTreeMap::new();
-    let hashes: Vec<BatchHash> = longest.batches.iter().map(|batch| batch.header.hash()).collect();
+    let hashes: Vec<BatchHash> = longest.batches.iter().map(|batch| known.hash(&batch.header)).collect();
     for seen in sightings {
         let known = usize::try_from(seen.height.0).ok().and_then(|height| hashes.get(height.wrapping_sub(1)));
         if seen.height > Height(0) && known != Some(&seen.hash) {

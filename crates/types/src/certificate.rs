@@ -78,9 +78,10 @@ impl Certificate {
         if found < needed {
             return Err(CertificateError::TooFew { found, needed, voters: set.voters().count() });
         }
+        let digest = certificate_digest(&self.hash);
         for (node, signature) in &self.signatures {
             let address = set.voter(*node).ok_or(CertificateError::NotAVoter(*node))?;
-            if batch_signer(&self.hash, signature) != Some(address) {
+            if recover_address(&digest, signature).ok() != Some(address) {
                 return Err(CertificateError::Signature(*node));
             }
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::num::NonZeroUsize;
 use std::ops::ControlFlow;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,6 +19,9 @@ use lockstep_testkit::sim::{Bug, Report, Scenario, run};
 /// A simulation allocates much and briefly.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// mimalloc's setting: milliseconds after which it gives memory back to the system, or -1 for never.
+const PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
 
 /// Tools for testing Lockstep.
 #[derive(Parser)]
@@ -160,7 +164,21 @@ fn run_all<T>(
     })
 }
 
+/// Begins anew with an allocator that keeps what it has: each seed wants as much memory as the one before gave back, and
+/// the system clears every page of it, which is a tenth of the time. The allocator asks for settings before `main` runs.
+/// Returns where that was done already, or cannot be.
+fn keep_memory() {
+    if std::env::var_os(PURGE_DELAY).is_none()
+        && let Ok(program) = std::env::current_exe()
+    {
+        let arguments = std::env::args_os().skip(1);
+        // It fails where the program was replaced meanwhile; then it is only slower.
+        let _ = std::process::Command::new(program).args(arguments).env(PURGE_DELAY, "-1").exec();
+    }
+}
+
 fn simulate(sim: &Sim) -> Result<ExitCode> {
+    keep_memory();
     if let Some(filter) = &sim.log {
         tracing_subscriber::fmt().with_env_filter(filter).without_time().with_ansi(false).init();
     }
