@@ -82,13 +82,20 @@ async fn every_node_makes_the_same_blobs_and_they_check_themselves() {
     more_messages(&history, 200).await;
     cluster.start_node(leader);
     cluster.wait_ready(leader, SOON).await;
-    eventually("the same reading is a new one", SOON, async || {
+    let repeated = eventually("the same reading is a new one", SOON, async || {
         let answer = post_message(cluster.node(leader).address(), again.as_bytes()).await;
         let (said, text) = (answer.json(), answer.text());
-        if answer.status == 200 && said["messageID"] != first["messageID"] { Ok(()) } else { Err(text) }
+        if answer.status == 200 && said["messageID"] != first["messageID"] { Ok(said) } else { Err(text) }
     })
     .await;
     load.stop().await;
+    // Its group is closed by age: until then there is no task to wait for.
+    eventually("the repeated reading is in a task", SOON, async || {
+        let path = format!("/api/messages/{}", repeated["messageID"].as_str().unwrap());
+        let answer = get(cluster.node(leader).address(), &path).await;
+        if answer.json()["task_id"].is_string() { Ok(()) } else { Err(answer.text()) }
+    })
+    .await;
 
     let stores: Vec<_> = (0..3).map(|node| cluster.node(node).process.home().join("blobs")).chain([shared]).collect();
     let tasks = eventually("every store has every task", SOON * 2, async || {

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use bytes::Bytes;
@@ -10,9 +12,128 @@ use lockstep_types::blob::{Blob, is_blob};
 use lockstep_types::export::ExportedMessage;
 use lockstep_types::{Batch, Certificate, ExportPage, ExportedBatch, Height, NodeId, Sequence, TaskNumber};
 
+use tokio::time::Instant;
+
+use super::LOOK_INTERVAL;
+use super::stores::{self, Stores};
+use super::watch::{Lives, Watch};
+use crate::cluster::Cluster;
 use crate::http;
-use crate::order::{At, Chain, Row, Store};
-use crate::outputs::OutputRows;
+use crate::order::{self, At, Chain, Evidence, Row, Store};
+use crate::outputs::{OutputRows, count_sqlite};
+use crate::sim::{Record, Seen};
+
+/// All outputs have everything within this time after the load has ended.
+const PUBLISHED_MAX: Duration = Duration::from_secs(1_200);
+
+/// Times that everything is read anew because something came meanwhile.
+const READINGS_MAX: usize = 20;
+
+/// Waits until all nodes have the same and all stores have all of it, and reads everything. A message whose client has
+/// given up may still be ordered, as long as it is in some node's pool: what was read while that happened is read again.
+///
+/// # Errors
+/// When nodes and stores do not come to the same, or cannot be read.
+pub async fn all(
+    cluster: &Cluster,
+    stores: &Stores,
+    record: &Record,
+    (watch, lives): (&Watch, &Lives),
+) -> Result<Evidence> {
+    for _ in 0..READINGS_MAX {
+        let before = settled(cluster, watch).await?;
+        println!("all {} tasks are published", before.tasks);
+        for node in 0..cluster.len() {
+            let head = cluster.status(node).await.map_err(anyhow::Error::msg)?.head;
+            record.see(order::Sighting {
+                at: record.now(),
+                node: cluster.node(node).id,
+                life: lives[node].load(Ordering::SeqCst),
+                height: head.height,
+                hash: head.hash,
+                final_height: head.final_height,
+            });
+        }
+        let at = record.now();
+        let mut chains = Vec::new();
+        for node in 0..cluster.len() {
+            let (id, address) = (cluster.node(node).id, cluster.node(node).address());
+            chains.push(chain(id, address, node == 0).await?);
+        }
+        let mut contents = stores.contents(cluster, at).await?;
+        // When they came says nothing: what is final is looked at now and then only.
+        let rows = watch.rows().into_iter().map(|row| Row { at, ..row }).collect();
+        contents.push(Store { name: "a reader of the feed".into(), once: true, rows });
+        let end = record.now();
+        if standing(cluster).await.as_ref() != Ok(&before) {
+            println!("something was ordered meanwhile: all is read again");
+            continue;
+        }
+        let Seen { calls, mut sightings, troubles, .. } = record.take();
+        sightings.retain(|seen| seen.at <= end);
+        let genesis = cluster.genesis();
+        let (first_task, first_set) = (genesis.params.first_task_number, genesis.first_set()?);
+        let stores = contents;
+        return Ok(Evidence {
+            calls,
+            chains,
+            sightings,
+            stores,
+            first_task,
+            first_set,
+            troubles,
+            ..Evidence::default()
+        });
+    }
+    bail!("something was ordered all the time, though no device submits any more")
+}
+
+async fn settled(cluster: &Cluster, watch: &Watch) -> Result<Standing> {
+    let until = Instant::now() + PUBLISHED_MAX;
+    let mut shown = Instant::now();
+    loop {
+        let standing = standing(cluster).await;
+        match standing {
+            Ok(now) if now.lag == 0 && watch.read() as u64 >= now.tasks => return Ok(now),
+            _ if Instant::now() > until => bail!("not all is published after {PUBLISHED_MAX:?}: {standing:?}"),
+            _ => {}
+        }
+        if shown.elapsed() > Duration::from_secs(5) {
+            println!("  waiting for nodes and stores: {standing:?}, read {}", watch.read());
+            shown = Instant::now();
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Where everybody is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Standing {
+    height: Height,
+    tasks: u64,
+    /// Batches that some output does not have.
+    lag: u64,
+}
+
+/// Where all nodes are, if they have the same batches and all of them are final.
+async fn standing(cluster: &Cluster) -> Result<Standing, String> {
+    let (mut heads, mut lag, mut outputs) = (Vec::new(), 0, 0);
+    for node in 0..cluster.len() {
+        let view = cluster.status(node).await?;
+        lag += view.outputs.iter().map(|output| output.lag + output.refused).sum::<u64>();
+        outputs += view.outputs.len();
+        heads.push(view.head);
+    }
+    if outputs != cluster.len() * stores::OUTPUTS {
+        return Err(format!("{outputs} outputs"));
+    }
+    if heads.iter().any(|head| head.final_height != head.height || *head != heads[0]) {
+        return Err(format!("{heads:?}"));
+    }
+    // Nothing lacks in this file where nothing lacks anywhere.
+    let tasks = count_sqlite(&cluster.sqlite(0)).map_err(|e| e.to_string())?;
+    Ok(Standing { height: heads[0].height, tasks, lag })
+}
 
 /// Reads a node's whole chain. With `checked`, that each batch has the messages and tasks which its header commits to.
 ///

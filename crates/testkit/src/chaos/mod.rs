@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lockstep_types::{NetworkParams, ProjectId, ProjectSettings, SigningKey};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -27,7 +27,6 @@ use crate::cluster::{Cluster, ClusterOptions, open_params};
 use crate::disk::{self, Loss, Lost};
 use crate::http;
 use crate::order::{self, Evidence, Promise, Told, Violations};
-use crate::outputs::count_sqlite;
 use crate::partition::Healing;
 use crate::process::{raise_open_files, run};
 use crate::random::Random;
@@ -50,8 +49,6 @@ const CALM: Duration = Duration::from_millis(1_500);
 const PROGRESS_MAX: Duration = Duration::from_secs(60);
 /// All nodes are ready within this time after everything was mended.
 const READY_MAX: Duration = Duration::from_secs(120);
-/// All outputs have everything within this time after the load has ended.
-const PUBLISHED_MAX: Duration = Duration::from_secs(1_200);
 /// Rounds between two long absences of one node.
 const ABSENCE_EVERY: usize = 12;
 /// How long such an absence lasts.
@@ -480,7 +477,7 @@ impl Play {
         (report.acknowledged_total, report.refusals) = (counts.total(), counts.refusals());
         (report.lost_names, report.lost_bytes) = (lost.names, lost.bytes);
         let evidence =
-            if broken { None } else { Some(gather_all(&cluster, &stores, &record, (&watch, &lives)).await?) };
+            if broken { None } else { Some(gather::all(&cluster, &stores, &record, (&watch, &lives)).await?) };
         let evidence = evidence.unwrap_or_else(|| {
             let Seen { calls, sightings, troubles, .. } = record.take();
             Evidence { calls, sightings, troubles, ..Evidence::default() }
@@ -539,78 +536,4 @@ fn register(cluster: &Cluster, seed: u64) -> Result<()> {
     }
     devices::task_keys(seed).iter().for_each(|key| add(TASK_PROJECT, &key.address().to_string()));
     Ok(())
-}
-
-/// Waits until all nodes have the same and all stores have all of it, and reads everything.
-async fn gather_all(
-    cluster: &Cluster,
-    stores: &Stores,
-    record: &Record,
-    (watch, lives): (&Watch, &Lives),
-) -> Result<Evidence> {
-    let until = Instant::now() + PUBLISHED_MAX;
-    let mut shown = Instant::now();
-    let newest = loop {
-        let standing = standing(cluster).await;
-        match standing {
-            Ok((tasks, 0)) if watch.read() as u64 >= tasks => break tasks,
-            _ if Instant::now() > until => bail!("not all is published after {PUBLISHED_MAX:?}: {standing:?}"),
-            _ => {}
-        }
-        if shown.elapsed() > Duration::from_secs(5) {
-            println!(
-                "  waiting for nodes and stores (tasks, batches not published): {standing:?}, read {}",
-                watch.read()
-            );
-            shown = Instant::now();
-        }
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    };
-    println!("all {newest} tasks are published");
-    for node in 0..cluster.len() {
-        let head = cluster.status(node).await.map_err(anyhow::Error::msg)?.head;
-        record.see(order::Sighting {
-            at: record.now(),
-            node: cluster.node(node).id,
-            life: lives[node].load(Ordering::SeqCst),
-            height: head.height,
-            hash: head.hash,
-            final_height: head.final_height,
-        });
-    }
-    let at = record.now();
-    let mut chains = Vec::new();
-    for node in 0..cluster.len() {
-        let (id, address) = (cluster.node(node).id, cluster.node(node).address());
-        chains.push(gather::chain(id, address, node == 0).await?);
-    }
-    let mut contents = stores.contents(cluster, at).await?;
-    // When they came says nothing: what is final is looked at now and then only.
-    let rows = watch.rows().into_iter().map(|row| order::Row { at, ..row }).collect();
-    contents.push(order::Store { name: "a reader of the feed".into(), once: true, rows });
-    let Seen { calls, sightings, troubles, .. } = record.take();
-    let genesis = cluster.genesis();
-    let (first_task, first_set) = (genesis.params.first_task_number, genesis.first_set()?);
-    Ok(Evidence { calls, chains, sightings, stores: contents, first_task, first_set, troubles, ..Evidence::default() })
-}
-
-/// How many tasks there are, where all nodes have the same batches and all of them are final, and how many batches some
-/// output does not have.
-async fn standing(cluster: &Cluster) -> Result<(u64, u64), String> {
-    let (mut heads, mut lag, mut outputs) = (Vec::new(), 0, 0);
-    for node in 0..cluster.len() {
-        let view = cluster.status(node).await?;
-        lag += view.outputs.iter().map(|output| output.lag + output.refused).sum::<u64>();
-        outputs += view.outputs.len();
-        heads.push(view.head);
-    }
-    if outputs != cluster.len() * stores::OUTPUTS {
-        return Err(format!("{outputs} outputs"));
-    }
-    if heads.iter().any(|head| head.final_height != head.height || *head != heads[0]) {
-        return Err(format!("{heads:?}"));
-    }
-    // Nothing lacks in this file where nothing lacks anywhere.
-    let tasks = count_sqlite(&cluster.sqlite(0)).map_err(|e| e.to_string())?;
-    Ok((tasks, lag))
 }
