@@ -15,7 +15,7 @@ use rand::TryRng as _;
 use zeroize::Zeroizing;
 
 use crate::args::{DevicesCommand, OfProject, Owner, ProjectsCommand, ReadersCommand, Settings};
-use crate::members;
+use crate::{members, rules};
 
 /// How long an order counts: long enough for slow hands, and not for ever.
 const ORDER_LIFE_MS: u64 = 3_600_000;
@@ -32,6 +32,8 @@ pub async fn projects(command: ProjectsCommand) -> anyhow::Result<()> {
             println!("{}", serde_json::to_string_pretty(&chosen)?);
             Ok(())
         }
+        ProjectsCommand::Init { rules: file } => rules::init(&file),
+        ProjectsCommand::Test(test) => rules::test(&test),
         ProjectsCommand::Set { owner, settings } => set(owner, settings).await,
         ProjectsCommand::Readers(ReadersCommand::Add { owner }) => add_reader(&owner).await,
         ProjectsCommand::Readers(ReadersCommand::Remove { owner, hashes, all }) => {

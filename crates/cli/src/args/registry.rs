@@ -114,6 +114,21 @@ pub struct Settings {
     pub strict_nonces: Option<bool>,
 }
 
+/// Which rules, on which messages.
+#[derive(Debug, ClapArgs)]
+pub struct RulesTest {
+    /// The document; the files that it names are beside it.
+    #[arg(long, value_name = "FILE", default_value = "rules.toml")]
+    pub rules: PathBuf,
+    /// Messages, one JSON object a line: `data`, and if need be `device` (0x…), `time_ms` (of its batch), `nonce`, `version`
+    /// and `base64` (whether data is base64 of bytes).
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// Print JSON, one object a line.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Show projects, and change their settings.
 #[derive(Debug, Subcommand)]
 pub enum ProjectsCommand {
@@ -126,6 +141,14 @@ pub enum ProjectsCommand {
         #[arg(value_name = "ID", value_parser = project_id)]
         project: Option<ProjectId>,
     },
+    /// Write a first document of rules.
+    Init {
+        /// The file; it must not be there yet.
+        #[arg(long, value_name = "FILE", default_value = "rules.toml")]
+        rules: PathBuf,
+    },
+    /// Try rules out on messages of a file: what each stage does with each, and the tasks that come out.
+    Test(RulesTest),
     /// Change settings of a project; signed by its owner.
     Set {
         /// Who orders it.
