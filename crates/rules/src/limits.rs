@@ -2,8 +2,8 @@
 
 /// Longest document in bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 32 << 10;
-/// Longest bundle (document and files) in bytes: it must fit one log entry.
-pub const BUNDLE_BYTES_MAX: usize = 384 << 10;
+/// Longest bundle (document and files) in bytes.
+pub const BUNDLE_BYTES_MAX: usize = lockstep_types::registry::RULES_BYTES_MAX;
 /// Files beside the document.
 pub const FILES_MAX: usize = 4;
 /// Longest name of a file in bytes.
