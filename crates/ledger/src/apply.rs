@@ -17,6 +17,7 @@ use lockstep_types::{
 
 use self::building::Building;
 use self::judges::Judges;
+pub use self::judges::rules_input;
 use self::permissions::Permissions;
 pub use self::registry::{ChainRefusal, ORDER_LIFE_MS_MAX, OrderError};
 use crate::command::{Command, ProposedBatch};

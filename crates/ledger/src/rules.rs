@@ -84,10 +84,10 @@ pub struct LastTaken {
 }
 
 impl LastTaken {
-    /// The stored record.
+    /// The stored record: sequence and time, big endian, and the data. The sequence comes first, for the filter that drops
+    /// old records.
     pub fn encode(&self) -> Vec<u8> {
-        let Self { data, time_ms, sequence } = self;
-        proto::LastTaken { data: data.clone(), time_ms: time_ms.0, sequence: sequence.0 }.encode_to_vec()
+        [&self.sequence.0.to_be_bytes()[..], &self.time_ms.0.to_be_bytes(), &self.data].concat()
     }
 
     /// Reads a stored record.
@@ -95,8 +95,12 @@ impl LastTaken {
     /// # Errors
     /// It is damaged.
     pub fn decode(record: Bytes) -> Result<Self, DecodeError> {
-        let last = proto::LastTaken::decode(record).map_err(|e| DecodeError::malformed("last message", e))?;
-        Ok(Self { data: last.data, time_ms: TimeMs(last.time_ms), sequence: Sequence(last.sequence) })
+        let number = |at: usize| record.get(at..).and_then(|rest| rest.first_chunk::<8>()).copied();
+        let (Some(sequence), Some(time_ms)) = (number(0), number(8)) else {
+            return Err(DecodeError::malformed("last message", "too short"));
+        };
+        let (sequence, time_ms) = (u64::from_be_bytes(sequence), u64::from_be_bytes(time_ms));
+        Ok(Self { data: record.slice(16..), time_ms: TimeMs(time_ms), sequence: Sequence(sequence) })
     }
 }
 

@@ -202,7 +202,20 @@ impl Rules {
         Judgement { result, fuel }
     }
 
-    fn stages(&self, input: &Input, spent: &mut u64) -> Result<Accepted, Refusal> {
+    /// What can be told of a message without the device's last one and without the module: so much a node says at once, and
+    /// cheaply. [`Rules::judge`] refuses whatever this refuses.
+    ///
+    /// # Errors
+    /// Why the message will not be taken.
+    pub fn glance(&self, input: &Input) -> Result<(), Refusal> {
+        let message = self.read(input, &mut 0)?.value;
+        let device = input.device.to_string();
+        let scope = scope(input, &message, &device, None);
+        self.expressions(&scope, &mut Fuel::new(EXPRESSION_FUEL), |expression| !expression.uses_last).map(drop)
+    }
+
+    /// Reads a message and holds it against the schema.
+    fn read(&self, input: &Input, spent: &mut u64) -> Result<Decoded, Refusal> {
         let refuse =
             |stage, reason: &str, detail: String| Refusal { stage, reason: reason.into(), detail, dropped: false };
         let unreadable = |e: Unreadable| refuse(Stage::Decode, "unreadable", e.to_string());
@@ -219,6 +232,11 @@ impl Rules {
                 Mismatch::At { path, error } => refuse(Stage::Schema, "schema", format!("{path}: {error}")),
             })?;
         }
+        Ok(message)
+    }
+
+    fn stages(&self, input: &Input, spent: &mut u64) -> Result<Accepted, Refusal> {
+        let message = self.read(input, spent)?;
         // The same rules took it, so it can be read; other rules may have.
         let last = input.last.as_ref().filter(|_| self.needs_last);
         let last = last.and_then(|last| Some((self.decoder.decode(&last.data).ok()?, last)));
@@ -231,7 +249,7 @@ impl Rules {
         let device = input.device.to_string();
         let scope = scope(input, &message, &device, last.as_ref());
         let mut fuel = Fuel::new(EXPRESSION_FUEL);
-        let accepted = self.expressions(&scope, &mut fuel);
+        let accepted = self.expressions(&scope, &mut fuel, |_| true);
         *spent += EXPRESSION_FUEL - fuel.left();
         let mut accepted = accepted?;
         if let Some(code) = &self.code {
@@ -246,7 +264,7 @@ impl Rules {
             *spent += taken;
             let (decision, said) = decided.map_err(|error| {
                 let reason = if error == CodeError::Fuel { "fuel" } else { "failed" };
-                refuse(Stage::Code, reason, error.to_string())
+                Refusal { stage: Stage::Code, reason: reason.into(), detail: error.to_string(), dropped: false }
             })?;
             if decision != Decision::Accept {
                 let reason = said.reason.unwrap_or_else(|| "refused".into());
@@ -264,16 +282,24 @@ impl Rules {
         Ok(accepted)
     }
 
-    fn expressions(&self, scope: &Scope<'_>, fuel: &mut Fuel) -> Result<Accepted, Refusal> {
+    /// Those expressions that `wanted` wants.
+    fn expressions(
+        &self,
+        scope: &Scope<'_>,
+        fuel: &mut Fuel,
+        wanted: impl Fn(&Expression) -> bool,
+    ) -> Result<Accepted, Refusal> {
         let mut accepted = Accepted::default();
-        for (expression, expect) in self.expect.iter().zip(&self.document.validate.expect) {
+        let expects = self.expect.iter().zip(&self.document.validate.expect);
+        for (expression, expect) in expects.filter(|(expression, _)| wanted(expression)) {
             let holds = expression.holds(scope, fuel).map_err(|e| failed(Stage::Expect, &expect.that, &e))?;
             if !holds {
                 let detail = format!("{} does not hold", expect.that);
                 return Err(Refusal { stage: Stage::Expect, reason: expect.reason.clone(), detail, dropped: false });
             }
         }
-        for (expression, filter) in self.filter.iter().zip(&self.document.filter) {
+        let filters = self.filter.iter().zip(&self.document.filter);
+        for (expression, filter) in filters.filter(|(expression, _)| wanted(expression)) {
             let holds = expression.holds(scope, fuel).map_err(|e| failed(Stage::Filter, &filter.when, &e))?;
             match filter.action {
                 Action::Drop if holds => {

@@ -109,6 +109,15 @@ pub struct Settings {
     /// Members of a payload whose values a device signs once more, separated by commas (API of 2025).
     #[arg(long, value_name = "NAMES")]
     pub signed_keys: Option<String>,
+    /// Rules for its messages from now on: the document; the files that it names are beside it.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_rules")]
+    pub rules: Option<PathBuf>,
+    /// No rules any more.
+    #[arg(long)]
+    pub no_rules: bool,
+    /// The first batch that the rules hold for; the next one where nothing is said.
+    #[arg(long, value_name = "HEIGHT")]
+    pub from_height: Option<u64>,
     /// Whether nonces must ascend (API of 2025); it cannot be switched off again.
     #[arg(long, value_name = "YES")]
     pub strict_nonces: Option<bool>,
@@ -149,7 +158,9 @@ pub enum ProjectsCommand {
     },
     /// Try rules out on messages of a file: what each stage does with each, and the tasks that come out.
     Test(RulesTest),
-    /// Change settings of a project; signed by its owner.
+    /// Show which rules a project had, and from which batch on each held.
+    History(OfProject),
+    /// Change settings and rules of a project; signed by its owner.
     Set {
         /// Who orders it.
         #[command(flatten)]

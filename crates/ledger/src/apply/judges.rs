@@ -9,6 +9,18 @@ use lockstep_types::{Address, Message, ProjectId, TimeMs};
 use super::{History, Ledger, RULES_WITH_PROJECT_RULES, Rejection};
 use crate::rules::{LastTaken, RulesState};
 
+/// A message, as rules see it.
+pub fn rules_input(message: &Message, now: TimeMs, last: Option<&LastTaken>) -> Input {
+    Input {
+        data: message.data.clone(),
+        device: message.device,
+        version: message.project_version.clone(),
+        nonce: message.task_nonce(),
+        time_ms: now.0,
+        last: last.map(|last| Last { data: last.data.clone(), time_ms: last.time_ms.0 }),
+    }
+}
+
 /// The rules of a batch's projects.
 #[derive(Debug, Default)]
 pub(super) struct Judges {
@@ -37,7 +49,10 @@ impl Judges {
         }
         if !wanted.is_empty() {
             let wanted: Vec<_> = wanted.into_iter().collect();
-            judges.lasts = wanted.iter().copied().zip(view.lasts(&wanted)?).collect();
+            // What is forgotten is not there, whether or not this node's disk has it still.
+            let kept = ledger.head.horizon.sequence;
+            let lasts = view.lasts(&wanted)?.into_iter().map(|last| last.filter(|last| last.sequence >= kept));
+            judges.lasts = wanted.into_iter().zip(lasts).collect();
         }
         Ok(judges)
     }
@@ -49,14 +64,7 @@ impl Judges {
             return Some(Err(Rejection::Fuel));
         }
         let last = self.lasts.get(&(message.project_id, message.device)).and_then(Option::as_ref);
-        let judgement = rules.judge(&Input {
-            data: message.data.clone(),
-            device: message.device,
-            version: message.project_version.clone(),
-            nonce: message.task_nonce(),
-            time_ms: now.0,
-            last: last.map(|last| Last { data: last.data.clone(), time_ms: last.time_ms.0 }),
-        });
+        let judgement = rules.judge(&rules_input(message, now, last));
         state.spend(judgement.fuel);
         Some(match judgement.result {
             Ok(accepted) => Ok(accepted),

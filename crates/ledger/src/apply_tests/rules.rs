@@ -97,8 +97,12 @@ fn what_was_taken_last_is_known_within_a_batch_across_batches_and_after_a_restar
         // Nothing of it is taken, and it counts all the same.
         &[n(1, 51)],
     ];
-    let expected: [&[&str]; 4] =
-        [&["ok", "ok", "not_rising", "ok", "ok"], &["not_rising", "ok", "too_much"], &["not_rising", "ok"], &["not_rising"]];
+    let expected: [&[&str]; 4] = [
+        &["ok", "ok", "not_rising", "ok", "ok"],
+        &["not_rising", "ok", "too_much"],
+        &["not_rising", "ok"],
+        &["not_rising"],
+    ];
     for (time, (batch, expected)) in (NOW..).step_by(20_000).zip(batches.iter().zip(expected)) {
         assert_eq!(words(&node.batch(time, batch)), expected);
         // The other one is started again before each batch.
