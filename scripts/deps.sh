@@ -97,6 +97,13 @@ install_postgres() {
     add postgresql "the PostgreSQL server, which tests of the PostgreSQL output start"
 }
 
+# Rust's own library for WebAssembly, for the example of a project's module. The distribution's compiler is enough for it.
+install_wasm() {
+    add rustc "compiles the example of a project's module"
+    add libstd-rust-dev-wasm32 "Rust's library for WebAssembly, for that module"
+    add lld "links it"
+}
+
 missing=no
 check_rust
 command -v g++ >/dev/null || add g++ "the C++ compiler, for RocksDB"
@@ -108,6 +115,7 @@ have_libclang || add libclang1 "reads RocksDB's C header"
 have_clang_headers || install_clang_headers
 if wants test; then
     have_postgres_server || install_postgres
+    wasm_rustc >/dev/null || install_wasm
     command -v node >/dev/null || add nodejs "runs Solidity's compiler, with which proofs are tested in an EVM, and a peer of W3bstream's network"
     command -v npm >/dev/null || add npm "installs that compiler, the EVM and that peer where the tests keep their files"
     python3 -m pip --version >/dev/null 2>&1 ||

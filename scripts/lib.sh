@@ -47,3 +47,15 @@ have_clang_headers() {
 have_postgres_server() {
     command -v initdb >/dev/null || any_file '/usr/lib/postgresql/*/bin/initdb'
 }
+
+# A Rust compiler that has the library for WebAssembly: that of the toolchain, or the distribution's.
+wasm_rustc() {
+    local rustc
+    for rustc in rustc /usr/bin/rustc; do
+        if [[ -e "$("$rustc" --print target-libdir --target wasm32-unknown-unknown 2>/dev/null)" ]]; then
+            echo "$rustc"
+            return 0
+        fi
+    done
+    return 1
+}

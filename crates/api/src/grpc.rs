@@ -81,9 +81,10 @@ pub(crate) fn status_of(error: SubmitError) -> Status {
         SubmitError::Forbidden(_) => (Code::PermissionDenied, None),
         SubmitError::NonceUsed(_) => (Code::AlreadyExists, None),
         SubmitError::Invalid(_) | SubmitError::TooLarge { .. } => (Code::InvalidArgument, None),
-        SubmitError::Busy { retry_after_ms } | SubmitError::TooFast { retry_after_ms, .. } => {
-            (Code::ResourceExhausted, Some(retry_after_ms))
-        }
+        SubmitError::Rules { .. } => (Code::FailedPrecondition, None),
+        SubmitError::Busy { retry_after_ms }
+        | SubmitError::RulesFuel { retry_after_ms }
+        | SubmitError::TooFast { retry_after_ms, .. } => (Code::ResourceExhausted, Some(retry_after_ms)),
         SubmitError::Unavailable { retry_after_ms, .. } => (Code::Unavailable, Some(retry_after_ms)),
         SubmitError::Stopping | SubmitError::Halted(_) => (Code::Unavailable, None),
     };

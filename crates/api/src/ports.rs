@@ -182,6 +182,20 @@ pub enum SubmitError {
     /// A field cannot be ordered.
     #[error("{0}")]
     Invalid(String),
+    /// The project's rules do not take the message.
+    #[error("{text}")]
+    Rules {
+        /// The document's word for why.
+        reason: String,
+        /// A sentence.
+        text: String,
+    },
+    /// The project's rules have taken all the fuel that they may take for now. The message was not taken.
+    #[error("the rules of this project have taken all the fuel that they may take at the moment, try again later")]
+    RulesFuel {
+        /// When it may be worth trying again.
+        retry_after_ms: u64,
+    },
     /// Larger than the network allows.
     #[error("data must be at most {max} bytes")]
     TooLarge {

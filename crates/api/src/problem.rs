@@ -37,11 +37,14 @@ struct Body {
     code: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     content_id: Option<ContentId>,
+    /// The word of a project's rules.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 impl Problem {
     pub(crate) fn new(status: StatusCode, code: &'static str, error: impl ToString) -> Self {
-        let body = Body { error: error.to_string(), code, content_id: None };
+        let body = Body { error: error.to_string(), code, content_id: None, reason: None };
         Self { status, body, retry_after_ms: None, closes: false }
     }
 
@@ -93,6 +96,14 @@ impl Problem {
             SubmitError::NonceUsed(_) => Self::new(StatusCode::CONFLICT, "nonce_used", text),
             SubmitError::Invalid(_) => Self::invalid(text),
             SubmitError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text),
+            SubmitError::Rules { reason, .. } => {
+                let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "rules", text);
+                problem.body.reason = Some(reason);
+                problem
+            }
+            SubmitError::RulesFuel { retry_after_ms } => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "rules_fuel", text).retry_after(retry_after_ms)
+            }
             SubmitError::Busy { retry_after_ms } => Self::busy(&text).retry_after(retry_after_ms),
             SubmitError::TooFast { sender, retry_after_ms } => Self::too_fast(sender, retry_after_ms),
             SubmitError::Unavailable { content_id, retry_after_ms } => {

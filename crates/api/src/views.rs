@@ -1,5 +1,7 @@
 //! What the doors show: JSON of `/api`. Ids are hex with `0x`, payloads standard base64, times milliseconds.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use lockstep_types::proof::Boundary;
 use lockstep_types::{
@@ -500,6 +502,34 @@ pub struct ProjectView {
     pub orders: u64,
     /// Its settings.
     pub settings: ProjectSettings,
+    /// Its rules, by the batch from which they hold, the oldest that is remembered first.
+    #[serde(default)]
+    pub rules: Vec<RulesView>,
+    /// What its rules took and refused; null where it never had any, and in the list of all projects.
+    #[serde(default)]
+    pub figures: Option<RulesFigures>,
+}
+
+/// Rules of a project.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RulesView {
+    /// The first batch that they hold for.
+    pub from_height: Height,
+    /// Hash of the bundle; null: from here on there are none.
+    pub hash: Option<Digest>,
+    /// Whether they hold for the next batch.
+    pub holds: bool,
+}
+
+/// What a project's rules took and refused, since it first had any.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RulesFigures {
+    /// Messages that were taken.
+    pub taken: u64,
+    /// Of these, flagged ones.
+    pub flagged: u64,
+    /// Messages that were not, by stage and reason (`filter:test`). What a node refused at its door is not among them.
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// `/api/projects`, with what an order is bound to.

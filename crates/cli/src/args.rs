@@ -11,7 +11,7 @@ use lockstep_types::{Address, OutputName, ProjectId};
 
 pub use self::registry::{
     DevicesArg, DevicesCommand, KeysCommand, OfProject, Owner, ProjectArg, ProjectsCommand, ReadersCommand,
-    RotateCommand, Settings, project_id,
+    RotateCommand, RulesTest, Settings, project_id,
 };
 
 /// A decentralized sequencer for DePIN: puts the messages of devices in one order and hands them on as tasks.

@@ -17,6 +17,7 @@ mod output_watch;
 mod outputs;
 mod recover;
 mod registry;
+mod rules;
 mod shown;
 mod start;
 mod status;

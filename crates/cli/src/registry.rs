@@ -7,15 +7,18 @@ use lockstep_api::views::{DevicesView, ProjectView, ProjectsView};
 use lockstep_client::Client;
 use lockstep_identity::{Did, Document};
 use lockstep_node::Home;
+use lockstep_rules::Rules;
 use lockstep_types::registry::reader_hash;
 use lockstep_types::task_v1::SignedKey;
-use lockstep_types::{Address, Change, DeviceEntry, Digest, Order, OrderKind, ProjectId, SigningKey, TimeMs};
+use lockstep_types::{
+    Address, Change, DeviceEntry, Digest, Height, Order, OrderKind, ProjectId, RulesOrder, SigningKey, TimeMs,
+};
 use prost::Message as _;
 use rand::TryRng as _;
 use zeroize::Zeroizing;
 
 use crate::args::{DevicesCommand, OfProject, Owner, ProjectsCommand, ReadersCommand, Settings};
-use crate::members;
+use crate::{members, rules};
 
 /// How long an order counts: long enough for slow hands, and not for ever.
 const ORDER_LIFE_MS: u64 = 3_600_000;
@@ -32,6 +35,9 @@ pub async fn projects(command: ProjectsCommand) -> anyhow::Result<()> {
             println!("{}", serde_json::to_string_pretty(&chosen)?);
             Ok(())
         }
+        ProjectsCommand::Init { rules: file } => rules::init(&file),
+        ProjectsCommand::Test(test) => rules::test(&test),
+        ProjectsCommand::History(OfProject { url, project }) => history(&url, project).await,
         ProjectsCommand::Set { owner, settings } => set(owner, settings).await,
         ProjectsCommand::Readers(ReadersCommand::Add { owner }) => add_reader(&owner).await,
         ProjectsCommand::Readers(ReadersCommand::Remove { owner, hashes, all }) => {
@@ -136,11 +142,49 @@ async fn set(owner: Owner, settings: Settings) -> anyhow::Result<()> {
         let names = keys.split(',').filter(|key| !key.is_empty()).map(SignedKey::new);
         new.signed_keys = names.collect::<Result<_, _>>()?;
     }
-    if new == known.settings {
+    let from = Height(settings.from_height.unwrap_or(0));
+    let rules = match &settings.rules {
+        Some(file) => {
+            let bundle = rules::read_bundle(file)?;
+            // As the network will, but with a better place in the errors.
+            Rules::compile(&bundle).with_context(|| file.display().to_string())?;
+            eprintln!("rules 0x{}", hex::encode(bundle.hash()));
+            Some(RulesOrder { bundle: Some(bundle.encode().into()), from })
+        }
+        None => settings.no_rules.then_some(RulesOrder { bundle: None, from }),
+    };
+    if rules.is_none() && settings.from_height.is_some() {
+        bail!("--from-height says from which batch on rules hold: name them with --rules");
+    }
+    if new == known.settings && rules.is_none() {
         bail!("nothing would change: say what to set, for example --devices any");
     }
     new.check()?;
-    order(&owner, OrderKind::Settings(new)).await
+    if new != known.settings {
+        order(&owner, OrderKind::Settings(new)).await?;
+    }
+    match rules {
+        Some(rules) => order(&owner, OrderKind::Rules(rules)).await,
+        None => Ok(()),
+    }
+}
+
+async fn history(url: &str, project: ProjectId) -> anyhow::Result<()> {
+    let known: ProjectView = get(url, &format!("/api/projects/{project}")).await?;
+    if known.rules.is_empty() {
+        println!("project {project} never had rules");
+    }
+    for rules in &known.rules {
+        let hash = rules.hash.map_or_else(|| "none".to_owned(), |hash| hash.to_string());
+        println!("from batch {}: {hash}{}", rules.from_height, if rules.holds { " (these hold)" } else { "" });
+    }
+    if let Some(figures) = &known.figures {
+        println!("taken {}, flagged {}", figures.taken, figures.flagged);
+        for (what, count) in &figures.refused {
+            println!("not taken, {what}: {count}");
+        }
+    }
+    Ok(())
 }
 
 async fn order(owner: &Owner, kind: OrderKind) -> anyhow::Result<()> {

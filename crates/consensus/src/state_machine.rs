@@ -58,6 +58,8 @@ fn constants(genesis: &Genesis, epoch: Epoch) -> Result<LedgerParts, GenesisErro
         progress: Default::default(),
         paused: Default::default(),
         projects: Default::default(),
+        rules: Default::default(),
+        rules_states: Default::default(),
         chain: None,
     })
 }
@@ -74,6 +76,8 @@ fn load(state: &StateStore, constants: &LedgerParts) -> Result<Ledger, ReadError
         progress: state.progress()?,
         paused: state.paused_outputs()?,
         projects: state.projects()?,
+        rules: state.rules()?,
+        rules_states: state.rules_states()?,
         chain: state.chain()?,
         ..constants.clone()
     }))

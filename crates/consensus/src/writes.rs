@@ -24,6 +24,15 @@ pub(crate) fn put(batch: &mut WriteBatch, write: &Write) {
         Write::Pause(output, false) => batch.delete(Table::Index, keys::pause(output)),
         Write::Gap(output, gap) => batch.put(Table::Index, keys::gap(output, gap.first), be(gap.last.0)),
         Write::Project(id, project) => batch.put(Table::Index, keys::project(*id), project.encode()),
+        Write::Rules(hash, Some(bundle)) => batch.put(Table::Index, keys::rules(hash), bundle.clone()),
+        Write::Rules(hash, None) => batch.delete(Table::Index, keys::rules(hash)),
+        Write::RulesState(project, state) => {
+            batch.put(Table::Index, keys::rules_state(*project), state.encode());
+        }
+        Write::Last(project, device, last) => {
+            batch.put(Table::Index, keys::last(*project, device), last.encode());
+        }
+        Write::Flags(sequence, flags) => batch.put(Table::Index, keys::flags(*sequence), flags.join(" ").into_bytes()),
         Write::Device(address, device) => batch.put(Table::Index, keys::device(address), device.encode()),
         Write::Grant(project, device, grant) => match grant.encode() {
             Some(flags) => batch.put(Table::Index, keys::grant(*project, device), vec![flags]),

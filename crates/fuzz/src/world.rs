@@ -7,15 +7,16 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use lockstep_identity::{DeviceRequest, SignedKey, TaskContent, TaskRequest, apinode, sign_body, sign_task};
 use lockstep_ledger::{
-    Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, History, Ledger, LedgerParts, Members, Nonce,
-    NonceState, Occurrence, OpenGroup, Project, RULES_NEWEST, Standing, Write, encode_batch,
+    Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, History, LastTaken, Ledger, LedgerParts, Members,
+    Nonce, NonceState, Occurrence, OpenGroup, Project, RULES_NEWEST, RulesState, Standing, Write, compile_rules,
+    encode_batch,
 };
 use lockstep_types::certificate::sign_batch;
 use lockstep_types::{
     Address, Batch, BatchHeader, Certificate, ChainEvent, ChainSource, ChainUpdate, Change, ContentId, DeviceEntry,
-    DevicePolicy, Epoch, ExportPage, Genesis, Height, Incarnation, Member, NetworkParams, NodeId, Order, OrderKind,
-    OutputName, Place, ProjectId, ProjectSettings, Sequence, SignedOrder, SigningKey, Stage, TaskId, TaskNumber,
-    TimeMs, VerifiedMessage,
+    DevicePolicy, Epoch, ExportPage, Genesis, Hash32, Height, Incarnation, Member, NetworkParams, NodeId, Order,
+    OrderKind, OutputName, Place, ProjectId, ProjectSettings, Sequence, SignedOrder, SigningKey, Stage, TaskId,
+    TaskNumber, TimeMs, VerifiedMessage,
 };
 
 /// A project whose devices any key may be.
@@ -120,6 +121,9 @@ pub struct View {
     grants: BTreeMap<(ProjectId, Address), Grant>,
     nonces: BTreeSet<Nonce>,
     projects: BTreeMap<ProjectId, Project>,
+    bundles: BTreeMap<Hash32, Bytes>,
+    rules_states: BTreeMap<ProjectId, RulesState>,
+    lasts: BTreeMap<(ProjectId, Address), LastTaken>,
     places: BTreeMap<(OutputName, TaskNumber), Place>,
     progress: BTreeMap<OutputName, TaskNumber>,
     paused: BTreeSet<OutputName>,
@@ -145,6 +149,10 @@ impl History for View {
             grant: self.grants.get(pair).copied().unwrap_or_default(),
         };
         Ok(of.iter().map(standing).collect())
+    }
+
+    fn lasts(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Option<LastTaken>>, Infallible> {
+        Ok(of.iter().map(|pair| self.lasts.get(pair).cloned()).collect())
     }
 
     fn device(&self, device: &Address) -> Result<Option<Device>, Infallible> {
@@ -181,6 +189,10 @@ impl View {
                 }
                 self.nonces.insert(*used);
             }
+            Write::Rules(hash, Some(bundle)) => drop(self.bundles.insert(*hash, bundle.clone())),
+            Write::Rules(hash, None) => drop(self.bundles.remove(hash)),
+            Write::RulesState(project, state) => drop(self.rules_states.insert(*project, (**state).clone())),
+            Write::Last(project, device, last) => drop(self.lasts.insert((*project, *device), last.clone())),
             Write::Project(id, project) => drop(self.projects.insert(*id, (**project).clone())),
             Write::Place(output, place) => drop(self.places.insert((output.clone(), place.first), place.clone())),
             Write::Progress(output, number) => drop(self.progress.insert(output.clone(), *number)),
@@ -196,6 +208,7 @@ impl View {
             | Write::TaskPlace(..)
             | Write::Packed(..)
             | Write::Gap(..)
+            | Write::Flags(..)
             | Write::TaskAlias(..) => {}
         }
     }
@@ -211,6 +224,8 @@ impl View {
             progress: self.progress.clone(),
             paused: self.paused.clone(),
             projects: self.projects.clone(),
+            rules: self.bundles.values().map(|bundle| compile_rules(bundle).expect("it was compiled before")).collect(),
+            rules_states: self.rules_states.clone(),
             chain: self.chain,
         }
     }

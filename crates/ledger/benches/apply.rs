@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use lockstep_ledger::{
-    Command, Device, History, Ledger, LedgerParts, Members, Nonce, NonceState, Occurrence, Standing, Write,
+    Command, Device, History, LastTaken, Ledger, LedgerParts, Members, Nonce, NonceState, Occurrence, Standing, Write,
     encode_batch,
 };
 use lockstep_types::{
@@ -32,6 +32,9 @@ impl History for View {
     }
     fn standings(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Standing>, Infallible> {
         Ok(vec![Standing::default(); of.len()])
+    }
+    fn lasts(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Option<LastTaken>>, Infallible> {
+        Ok(vec![None; of.len()])
     }
     fn device(&self, _device: &Address) -> Result<Option<Device>, Infallible> {
         Ok(None)
@@ -77,6 +80,8 @@ fn ledger() -> Ledger {
         progress: Default::default(),
         paused: Default::default(),
         projects: Default::default(),
+        rules: Default::default(),
+        rules_states: Default::default(),
         chain: None,
     })
 }

@@ -2,17 +2,22 @@
 //! the parameters in the log, on nothing else.
 
 mod building;
+mod judges;
 mod permissions;
 mod registry;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use lockstep_rules::{Refusal, Rules};
 use lockstep_types::{
-    Address, Approval, Batch, BatchHash, BatchHeader, Certificate, ContentId, Epoch, Height, Message, MessageId,
-    NetworkId, NetworkParams, NodeId, OutputName, Place, ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
+    Address, Approval, Batch, BatchHash, BatchHeader, Certificate, ContentId, Epoch, Hash32, Height, Message,
+    MessageId, NetworkId, NetworkParams, NodeId, OutputName, Place, ProjectId, Sequence, TaskId, TaskNumber, TimeMs,
 };
 
 use self::building::Building;
+use self::judges::Judges;
+pub use self::judges::rules_input;
 use self::permissions::Permissions;
 pub use self::registry::{ChainRefusal, ORDER_LIFE_MS_MAX, OrderError};
 use crate::command::{Command, ProposedBatch};
@@ -21,6 +26,7 @@ use crate::effects::{Effects, Gap, Head, Horizon, Occurrence, Write};
 use crate::groups::{GroupChange, GroupKey, Groups, OpenGroup};
 use crate::members::{ApprovalError, Approved, Members, Target};
 use crate::projects::{Project, Projects};
+use crate::rules::{LastTaken, RulesState};
 
 /// Rules of `apply` that every network begins with. A change that alters any result gets a new number, and holds from
 /// a log entry on that the leader proposes once every voter knows it ([`Command::Rules`]):
@@ -31,9 +37,10 @@ use crate::projects::{Project, Projects};
 /// 4. An envelope is taken once, however late it comes again. Projects have reader tokens.
 /// 5. Reports of outputs say where tasks are.
 /// 6. Outputs of the network can be held up.
+/// 7. Projects have rules for their messages.
 pub const RULES_FIRST: u32 = 1;
 /// The newest rules that this program knows.
-pub const RULES_NEWEST: u32 = 6;
+pub const RULES_NEWEST: u32 = 7;
 /// From these rules on progress of outputs is left out of the effects digest.
 const RULES_WITHOUT_PROGRESS: u32 = 2;
 /// From these rules on there are orders, updates from a chain, encrypted messages and the API of 2025.
@@ -44,6 +51,8 @@ const RULES_WITH_ENVELOPES: u32 = 4;
 pub const RULES_WITH_PLACES: u32 = 5;
 /// From these rules on outputs of the network can be held up.
 pub const RULES_WITH_PAUSES: u32 = 6;
+/// From these rules on projects have rules for their messages.
+pub const RULES_WITH_PROJECT_RULES: u32 = 7;
 
 /// Outputs that can be held up at a time.
 pub const PAUSED_OUTPUTS_MAX: usize = 256;
@@ -69,12 +78,15 @@ pub trait History {
     /// Whether each nonce was used, and which is the highest of its device and project, in order.
     fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Self::Error>;
 
+    /// The last message of each device that the project beside it took by its rules, in order.
+    fn lasts(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Option<LastTaken>>, Self::Error>;
+
     /// The last place in an output that begins at a task or before it.
     fn place_at(&self, output: &OutputName, task: TaskNumber) -> Result<Option<Place>, Self::Error>;
 }
 
 /// Why a committed message was not ordered. The same on every node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     /// Its project is not registered.
     #[error("the project is not registered in this network")]
@@ -100,10 +112,16 @@ pub enum Rejection {
     /// Other values are signed than the project wants.
     #[error("the project wants other values of the payload signed")]
     SignedKeys,
+    /// The project's rules do not take it.
+    #[error("{0}")]
+    Rules(Box<Refusal>),
+    /// The project's rules have taken all the fuel that they may take for now.
+    #[error("the rules of this project have taken all the fuel that they may take at the moment; try again later")]
+    Fuel,
 }
 
 /// What became of one proposed message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// It has a place of its own.
     Ordered {
@@ -196,6 +214,10 @@ pub struct LedgerParts {
     pub paused: BTreeSet<OutputName>,
     /// Stored projects.
     pub projects: BTreeMap<ProjectId, Project>,
+    /// Rules of the stored bundles, by their hashes: [`crate::compile_rules`].
+    pub rules: BTreeMap<Hash32, Arc<Rules>>,
+    /// Stored state of projects with rules.
+    pub rules_states: BTreeMap<ProjectId, RulesState>,
     /// How far the chain was read.
     pub chain: Option<ChainCursor>,
 }
@@ -212,6 +234,7 @@ pub struct Ledger {
     progress: BTreeMap<OutputName, TaskNumber>,
     paused: BTreeSet<OutputName>,
     chain: Option<ChainCursor>,
+    rules: BTreeMap<ProjectId, RulesState>,
 }
 
 impl Ledger {
@@ -221,11 +244,16 @@ impl Ledger {
         for (key, group) in parts.groups {
             groups.insert(key, group);
         }
+        let mut projects = Projects::new(&parts.params, parts.projects);
+        for (hash, compiled) in parts.rules {
+            projects.keep_rules(hash, compiled);
+        }
         Self {
             head: parts.head.unwrap_or_else(|| Head::genesis(parts.params.first_task_number)),
             network: parts.network,
             epoch: parts.epoch,
-            projects: Projects::new(&parts.params, parts.projects),
+            projects,
+            rules: parts.rules_states,
             members: parts.members,
             groups,
             progress: parts.progress,
@@ -256,6 +284,11 @@ impl Ledger {
     /// Open groups with the sequence they began with.
     pub fn open_groups(&self) -> impl Iterator<Item = (&GroupKey, Sequence)> {
         self.groups.iter().map(|(key, group)| (key, group.first_sequence()))
+    }
+
+    /// What the rules of projects took and refused.
+    pub fn rules_states(&self) -> &BTreeMap<ProjectId, RulesState> {
+        &self.rules
     }
 
     /// How far each output is known to be.
@@ -444,7 +477,7 @@ impl Ledger {
                 self.roll(effects)
             }
             Approved::Made => {
-                let mut building = Building::new(self, now, 0, Permissions::default());
+                let mut building = Building::new(self, now, 0, Permissions::default(), Judges::default());
                 building.change_members(before);
                 building.finish()
             }
@@ -490,7 +523,8 @@ impl Ledger {
         let earlier = view.occurrences(&ids).map_err(ApplyError)?;
         let envelopes = self.head.rules_version >= RULES_WITH_ENVELOPES;
         let asked = Permissions::ask(view, &self.projects, envelopes, &proposal.messages).map_err(ApplyError)?;
-        let mut building = Building::new(self, proposal.time_ms, ids.len(), asked);
+        let judges = Judges::ask(view, self, &proposal.messages).map_err(ApplyError)?;
+        let mut building = Building::new(self, proposal.time_ms, ids.len(), asked, judges);
         for closing in proposal.closings {
             building.close_aged(closing);
         }

@@ -9,12 +9,16 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::command::GroupClosing;
+use crate::rules::compile_rules;
 
 #[path = "apply_tests/vectors.rs"]
 mod vectors;
 
 #[path = "apply_tests/life.rs"]
 mod life;
+
+#[path = "apply_tests/rules.rs"]
+mod rules;
 
 #[path = "apply_tests/registry.rs"]
 mod registry;
@@ -31,6 +35,10 @@ struct Registry {
     projects: BTreeMap<ProjectId, Project>,
     aliases: BTreeMap<TaskId, Sequence>,
     places: BTreeMap<(OutputName, TaskNumber), Place>,
+    rules: BTreeMap<Hash32, Bytes>,
+    rules_states: BTreeMap<ProjectId, RulesState>,
+    lasts: BTreeMap<(ProjectId, Address), LastTaken>,
+    flags: BTreeMap<Sequence, Vec<String>>,
 }
 
 impl History for View {
@@ -47,6 +55,9 @@ impl History for View {
             grant: self.2.grants.get(pair).copied().unwrap_or_default(),
         };
         Ok(of.iter().map(standing).collect())
+    }
+    fn lasts(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Option<LastTaken>>, Infallible> {
+        Ok(of.iter().map(|pair| self.2.lasts.get(pair).cloned()).collect())
     }
     fn device(&self, device: &Address) -> Result<Option<Device>, Infallible> {
         Ok(self.2.devices.get(device).cloned())
@@ -110,6 +121,8 @@ fn parts(params: NetworkParams) -> LedgerParts {
         progress: BTreeMap::new(),
         paused: BTreeSet::new(),
         projects: BTreeMap::new(),
+        rules: BTreeMap::new(),
+        rules_states: BTreeMap::new(),
         chain: None,
     }
 }
@@ -153,6 +166,17 @@ impl Node {
                 Write::Place(output, place) => {
                     self.view.2.places.insert((output.clone(), place.first), place.clone());
                 }
+                Write::Rules(hash, Some(bundle)) => drop(self.view.2.rules.insert(*hash, bundle.clone())),
+                Write::Rules(hash, None) => drop(self.view.2.rules.remove(hash)),
+                Write::RulesState(project, state) => {
+                    assert_eq!(RulesState::decode(state.encode().into()).unwrap(), **state);
+                    self.view.2.rules_states.insert(*project, (**state).clone());
+                }
+                Write::Last(project, device, last) => {
+                    assert_eq!(LastTaken::decode(last.encode().into()).unwrap(), *last);
+                    self.view.2.lasts.insert((*project, *device), last.clone());
+                }
+                Write::Flags(sequence, flags) => drop(self.view.2.flags.insert(*sequence, flags.clone())),
                 Write::TaskAlias(alias, sequence) => drop(self.view.2.aliases.insert(*alias, *sequence)),
                 _ => {}
             }
@@ -180,6 +204,8 @@ impl Node {
             progress: self.ledger.progress.clone(),
             paused: self.ledger.paused.clone(),
             projects: self.view.2.projects.clone(),
+            rules: self.view.2.rules.values().map(|bundle| compile_rules(bundle).unwrap()).collect(),
+            rules_states: self.view.2.rules_states.clone(),
             chain: self.ledger.chain,
             ..parts(params)
         };

@@ -12,6 +12,7 @@ use crate::devices::{ChainCursor, Device, Grant, Nonce};
 use crate::groups::{GroupKey, OpenGroup};
 use crate::members::{ApprovalError, Members};
 use crate::projects::Project;
+use crate::rules::{LastTaken, RulesState};
 
 const EFFECTS_DOMAIN: &[u8] = b"lockstep/effects/v1";
 /// Version of the stored [`Head`].
@@ -226,6 +227,14 @@ pub enum Write {
         /// A lower one of the same device and project.
         forgotten: Option<u64>,
     },
+    /// An encoded bundle of rules by its hash, or that it is needed no more.
+    Rules(Hash32, Option<Bytes>),
+    /// What a project's rules took and refused.
+    RulesState(ProjectId, Box<RulesState>),
+    /// The last message of a device that a project's rules took.
+    Last(ProjectId, Address, LastTaken),
+    /// Words with which a project's rules marked a message.
+    Flags(Sequence, Vec<String>),
     /// Another name for the task of a message.
     TaskAlias(TaskId, Sequence),
     /// How far the chain was read.
@@ -347,6 +356,28 @@ impl Effects {
     pub fn chain(&mut self, cursor: ChainCursor) {
         self.tag(16, &[&cursor.last.to_be_bytes(), &cursor.last_hash]);
         self.writes.push(Write::Chain(cursor));
+    }
+
+    pub fn bundle(&mut self, hash: Hash32, bundle: Option<Bytes>) {
+        self.tag(17, &[&hash, &[u8::from(bundle.is_some())]]);
+        self.writes.push(Write::Rules(hash, bundle));
+    }
+
+    pub fn rules_state(&mut self, project: ProjectId, state: &RulesState) {
+        self.tag(18, &[&project.0.to_be_bytes(), &keccak256(&[&state.encode()])]);
+        self.writes.push(Write::RulesState(project, Box::new(state.clone())));
+    }
+
+    /// The data follows from the sequence.
+    pub fn last(&mut self, project: ProjectId, device: Address, last: LastTaken) {
+        self.tag(19, &[&project.0.to_be_bytes(), &device.0, &last.sequence.0.to_be_bytes()]);
+        self.writes.push(Write::Last(project, device, last));
+    }
+
+    pub fn flags(&mut self, sequence: Sequence, flags: Vec<String>) {
+        let words = flags.join(" ");
+        self.tag(20, &[&sequence.0.to_be_bytes(), &(words.len() as u64).to_be_bytes(), words.as_bytes()]);
+        self.writes.push(Write::Flags(sequence, flags));
     }
 
     fn tag(&mut self, tag: u8, parts: &[&[u8]]) {

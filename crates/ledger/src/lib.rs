@@ -12,10 +12,12 @@ mod groups;
 mod members;
 mod pool;
 mod projects;
+mod rules;
 
 pub use apply::{
     Applied, ApplyError, ChainRefusal, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError, Outcome,
-    PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, RULES_WITH_PAUSES, RULES_WITH_PLACES, Rejection,
+    PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, RULES_WITH_PAUSES, RULES_WITH_PLACES, RULES_WITH_PROJECT_RULES,
+    Rejection, rules_input,
 };
 pub use command::{COMMAND_VERSION, Command, GroupClosing, ProposedBatch, encode_batch};
 pub use devices::{ChainCursor, Device, Document, Grant, Nonce, NonceState, Standing};
@@ -27,3 +29,4 @@ pub use members::{
 };
 pub use pool::{Inserted, Pool, PoolLimits};
 pub use projects::{Project, Projects};
+pub use rules::{FUEL_PER_SECOND, LastTaken, RulesFrom, RulesState, compile_rules};

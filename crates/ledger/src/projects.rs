@@ -5,9 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_rules::Rules;
 use lockstep_types::registry::{settings_from_proto, settings_to_proto};
-use lockstep_types::{Address, DecodeError, DevicePolicy, Digest, NetworkParams, ProjectId, ProjectSettings, proto};
+use lockstep_types::{
+    Address, DecodeError, DevicePolicy, Digest, Hash32, Height, NetworkParams, ProjectId, ProjectSettings, proto,
+};
 use prost::Message as _;
+
+use crate::rules::{self, RulesFrom};
 
 /// Version of the stored record.
 pub const PROJECT_VERSION: u32 = 1;
@@ -23,6 +28,8 @@ pub struct Project {
     pub orders: u64,
     /// How it is packed, and who may submit and read.
     pub settings: ProjectSettings,
+    /// Its rules, ascending by the batch from which they hold.
+    pub rules: Vec<RulesFrom>,
 }
 
 impl Project {
@@ -33,6 +40,7 @@ impl Project {
             owner: self.owner.map(|owner| Bytes::copy_from_slice(&owner.0)).unwrap_or_default(),
             orders: self.orders,
             settings: Some(settings_to_proto(&self.settings)),
+            rules: self.rules.iter().map(|rules| rules.to_proto()).collect(),
         }
         .encode_to_vec()
     }
@@ -49,6 +57,7 @@ impl Project {
             owner: owner.transpose().map_err(|e| bad(&e.to_string()))?,
             orders: record.orders,
             settings: settings_from_proto(record.settings.ok_or_else(|| bad("no settings"))?)?,
+            rules: record.rules.into_iter().map(RulesFrom::from_proto).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -58,13 +67,23 @@ impl Project {
 pub struct Projects {
     params: Arc<NetworkParams>,
     known: Arc<BTreeMap<ProjectId, Project>>,
+    /// Rules that can be applied, by the hash of their bundle.
+    rules: Arc<BTreeMap<Hash32, Arc<Rules>>>,
 }
 
 impl Projects {
     /// The projects of the genesis, and what is stored of them and of others.
     pub fn new(params: &NetworkParams, stored: impl IntoIterator<Item = (ProjectId, Project)>) -> Self {
         let first = |(id, settings): (&ProjectId, &ProjectSettings)| {
-            (*id, Project { owner: params.owners.get(id).copied(), orders: 0, settings: settings.clone() })
+            (
+                *id,
+                Project {
+                    owner: params.owners.get(id).copied(),
+                    orders: 0,
+                    settings: settings.clone(),
+                    rules: Vec::new(),
+                },
+            )
         };
         let mut known: BTreeMap<_, _> = params.projects.iter().map(first).collect();
         known.extend(stored);
@@ -73,7 +92,33 @@ impl Projects {
             // Nobody owns an unknown project, so nobody could let a device submit to it.
             params.default_project.devices.get_or_insert(DevicePolicy::Any);
         }
-        Self { params: Arc::new(params), known: Arc::new(known) }
+        Self { params: Arc::new(params), known: Arc::new(known), rules: Arc::default() }
+    }
+
+    /// The rules that hold for a project's messages in a batch; `None` where there are none.
+    pub fn rules_at(&self, id: ProjectId, height: Height) -> Option<&Arc<Rules>> {
+        let project = self.known.get(&id).filter(|project| !project.rules.is_empty())?;
+        self.rules.get(&rules::at(&project.rules, height)?)
+    }
+
+    /// Whether any project has rules.
+    pub fn have_rules(&self) -> bool {
+        !self.rules.is_empty()
+    }
+
+    /// Remembers rules that can be applied.
+    pub(crate) fn keep_rules(&mut self, hash: Hash32, compiled: Arc<Rules>) {
+        Arc::make_mut(&mut self.rules).insert(hash, compiled);
+    }
+
+    /// Forgets rules that no project has any more; their hashes.
+    pub(crate) fn forget_rules(&mut self) -> Vec<Hash32> {
+        let used = |hash: &Hash32| self.known.values().flat_map(|p| &p.rules).any(|rules| rules.hash == Some(*hash));
+        let unused: Vec<Hash32> = self.rules.keys().filter(|hash| !used(hash)).copied().collect();
+        for hash in &unused {
+            Arc::make_mut(&mut self.rules).remove(hash);
+        }
+        unused
     }
 
     /// The network's parameters.

@@ -10,6 +10,7 @@ use lockstep_api::{Accepted, Submit, SubmitError};
 use lockstep_consensus::StateStore;
 use lockstep_identity::{DeviceRequest, SproutRequest, TaskRequest};
 use lockstep_ledger::{Head, OrderError, Outcome, Projects, Rejection};
+use lockstep_rules::Refusal;
 use lockstep_types::{Address, Hash32, Height, NodeId, ProjectId, Sequence, TaskId};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
@@ -22,6 +23,11 @@ const RETRY_AFTER_MS: u64 = 1_000;
 
 fn busy() -> SubmitError {
     SubmitError::Busy { retry_after_ms: RETRY_AFTER_MS }
+}
+
+/// That a project's rules do not take a message.
+pub(crate) fn refused(refusal: &Refusal) -> SubmitError {
+    SubmitError::Rules { reason: refusal.reason.clone(), text: refusal.to_string() }
 }
 
 /// The node's side of [`Submit`].
@@ -133,6 +139,8 @@ impl Ingress {
             }
             Outcome::Rejected(Rejection::Nonce) => Err(SubmitError::NonceUsed(Rejection::Nonce.to_string())),
             Outcome::Rejected(Rejection::Malformed) => Err(SubmitError::Invalid(Rejection::Malformed.to_string())),
+            Outcome::Rejected(Rejection::Rules(refusal)) => Err(refused(&refusal)),
+            Outcome::Rejected(Rejection::Fuel) => Err(SubmitError::RulesFuel { retry_after_ms: RETRY_AFTER_MS }),
             Outcome::Rejected(reason) => Err(SubmitError::Forbidden(reason.to_string())),
         }
     }

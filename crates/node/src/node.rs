@@ -297,6 +297,7 @@ impl Parts {
                 evidence: evidence.clone(),
                 projects: tracker.projects(),
                 rates: rates.clone(),
+                head: tracker.head(),
             },
         )?;
         let consensus = Consensus::start(

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use lockstep_api::views::{DeviceView, DevicesView, ProjectView, ProjectsView};
+use lockstep_api::views::{DeviceView, DevicesView, ProjectView, ProjectsView, RulesFigures, RulesView};
 use lockstep_api::{OrderProblem, ReadError, Registry};
 use lockstep_consensus::{Consensus, ProposeError, Role, StateStore};
 use lockstep_ledger::{Command, Document, History as _, OrderError, Project};
 use lockstep_network::{Channel, Handle};
-use lockstep_types::{Address, Epoch, NetworkId, OrderKind, ProjectId, SignedOrder};
+use lockstep_types::{Address, Digest, Epoch, Height, NetworkId, OrderKind, ProjectId, SignedOrder};
 
 use crate::control::{ControlError, forward_order};
 use crate::limits::APPROVAL_TIMEOUT;
@@ -81,8 +81,26 @@ impl Orders {
         }
     }
 
-    fn view((id, project): (ProjectId, &Project)) -> ProjectView {
-        ProjectView { id, owner: project.owner, orders: project.orders, settings: project.settings.clone() }
+    /// `next` is the height of the next batch.
+    fn view((id, project): (ProjectId, &Project), next: Height) -> ProjectView {
+        let holds = project.rules.iter().rev().find(|rules| rules.from <= next).map(|rules| rules.from);
+        let rules = project.rules.iter().map(|rules| RulesView {
+            from_height: rules.from,
+            hash: rules.hash.map(Digest),
+            holds: Some(rules.from) == holds,
+        });
+        ProjectView {
+            id,
+            owner: project.owner,
+            orders: project.orders,
+            settings: project.settings.clone(),
+            rules: rules.collect(),
+            figures: None,
+        }
+    }
+
+    fn next_height(&self) -> Height {
+        self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.height).next()
     }
 
     fn list(&self, project: ProjectId, from: Address, limit: usize) -> Result<DevicesView, ReadError> {
@@ -148,13 +166,21 @@ impl Registry for Orders {
 
     fn projects(&self) -> ProjectsView {
         let projects = self.tracker.projects().borrow().clone();
-        let projects = projects.all().map(Self::view).collect();
+        let next = self.next_height();
+        let projects = projects.all().map(|project| Self::view(project, next)).collect();
         ProjectsView { network_id: self.network_id, epoch: self.epoch, projects }
     }
 
     fn project(&self, project: ProjectId) -> Option<ProjectView> {
         let projects = self.tracker.projects().borrow().clone();
-        Some(Self::view((project, projects.get(project)?)))
+        let view = Self::view((project, projects.get(project)?), self.next_height());
+        // One record: it holds up nobody.
+        let figures = self.state.rules_state(project).ok().flatten().map(|state| RulesFigures {
+            taken: state.taken,
+            flagged: state.flagged,
+            refused: state.refused,
+        });
+        Some(ProjectView { figures, ..view })
     }
 
     async fn devices(&self, project: ProjectId, from: Address, limit: usize) -> Result<DevicesView, ReadError> {

@@ -9,13 +9,16 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use lockstep_api::SubmitError;
 use lockstep_consensus::StateStore;
 use lockstep_identity::{DeviceRequest, RequestError, SproutRequest, TaskRequest};
-use lockstep_ledger::{History as _, Members, Occurrence, Outcome, Projects, Rejection};
-use lockstep_types::{Address, Api, ContentId, DevicePolicy, Hash32, Message, NodeId, SigningKey, VerifiedMessage};
+use lockstep_ledger::{Head, History as _, Members, Occurrence, Outcome, Projects, Rejection, rules_input};
+use lockstep_types::{
+    Address, Api, ContentId, DevicePolicy, Hash32, Height, Message, NodeId, SigningKey, VerifiedMessage,
+};
 use tokio::sync::{oneshot, watch};
 
 use crate::bulk::{Asked, Bulk};
 use crate::error::NodeError;
 use crate::evidence::{EvidenceQueue, Named};
+use crate::ingress::refused;
 use crate::limits::{VERIFY_JOBS_MAX, VERIFY_TOGETHER_MAX};
 use crate::mempool::{Mempool, Waiter};
 use crate::priority::{VERIFICATION, give_way};
@@ -91,6 +94,7 @@ struct Worker {
     evidence: Arc<EvidenceQueue>,
     projects: watch::Receiver<Projects>,
     rates: Arc<Rates>,
+    head: watch::Receiver<Option<Head>>,
 }
 
 /// What the threads work with.
@@ -106,6 +110,8 @@ pub(crate) struct VerifierParts {
     pub projects: watch::Receiver<Projects>,
     /// How fast devices and projects may be.
     pub rates: Arc<Rates>,
+    /// Says which rules of projects hold.
+    pub head: watch::Receiver<Option<Head>>,
 }
 
 impl Verifier {
@@ -191,9 +197,9 @@ fn retry_window(projects: &Projects, message: &Message) -> u64 {
 
 impl Worker {
     fn new(parts: VerifierParts, jobs: Receiver<Job>) -> Self {
-        let VerifierParts { node, mempool, state, node_key, members, evidence, projects, rates } = parts;
+        let VerifierParts { node, mempool, state, node_key, members, evidence, projects, rates, head } = parts;
         let node_key = Arc::new(node_key);
-        Self { node, jobs, mempool, state, node_key, members, evidence, projects, rates }
+        Self { node, jobs, mempool, state, node_key, members, evidence, projects, rates, head }
     }
 
     fn run(&self) {
@@ -244,6 +250,7 @@ impl Worker {
         }
         let proved = self.prove(request).and_then(|message| {
             self.check_device(message.message())?;
+            self.check_rules(message.message())?;
             self.rates.take(message.message())?;
             Ok(message)
         });
@@ -313,6 +320,21 @@ impl Worker {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What the project's rules say without the device's last message, as far as this node knows; `apply` decides.
+    fn check_rules(&self, message: &Message) -> Result<(), SubmitError> {
+        let rules = {
+            let projects = self.projects.borrow();
+            if !projects.have_rules() {
+                return Ok(());
+            }
+            let head = self.head.borrow().as_ref().map_or(Height(0), |head| head.height);
+            projects.rules_at(message.project_id, head.next()).cloned()
+        };
+        let Some(rules) = rules else { return Ok(()) };
+        let input = rules_input(message, self.mempool.now(), None);
+        rules.glance(&input).map_err(|refusal| refused(&refusal))
     }
 
     fn take_requests(&self, requests: Vec<(Arc<VerifiedMessage>, oneshot::Sender<Verdict>)>) {

@@ -40,7 +40,9 @@ impl Forgetting {
             Some(&keys::OCCURRENCE) => number(value.get(..8)) < kept(&self.0.height),
             Some(&keys::MESSAGE_PLACE | &keys::TASK_ALIAS) => number(Some(value)) < kept(&self.0.sequence),
             Some(&keys::TASK_PLACE) => number(Some(value)) < kept(&self.0.task_number),
-            Some(&keys::PACKED) => number(key.get(1..)) < kept(&self.0.sequence),
+            // The sequence is the first number of a device's last message.
+            Some(&keys::LAST) => number(value.get(..8)) < kept(&self.0.sequence),
+            Some(&keys::PACKED | &keys::FLAGS) => number(key.get(1..)) < kept(&self.0.sequence),
             _ => false,
         }
     }
@@ -53,7 +55,7 @@ impl Forgetting {
 
 #[cfg(test)]
 mod tests {
-    use lockstep_types::{ContentId, MessageId, TaskId};
+    use lockstep_types::{Address, ContentId, MessageId, ProjectId, TaskId};
 
     use super::*;
 
@@ -69,6 +71,8 @@ mod tests {
                 (keys::task_place(&TaskId([1; 32])), be(n).to_vec()),
                 (keys::task_alias(&TaskId([1; 32])), be(n).to_vec()),
                 (keys::packed(Sequence(n)), be(0).to_vec()),
+                (keys::flags(Sequence(n)), b"late".to_vec()),
+                (keys::last(ProjectId(7), &Address([1; 20])), [&be(n)[..], &[0; 12]].concat()),
             ]
         };
         assert!(records(0).iter().all(|(key, value)| !forgetting.is_forgotten(key, value)));

@@ -1,6 +1,8 @@
 //! Every key on disk: a prefix byte, then big-endian numbers or hashes. Changing one is a change of the stored format.
 
-use lockstep_types::{Address, ContentId, Height, MessageId, OutputName, ProjectId, Sequence, TaskId, TaskNumber};
+use lockstep_types::{
+    Address, ContentId, Hash32, Height, MessageId, OutputName, ProjectId, Sequence, TaskId, TaskNumber,
+};
 
 fn numbered(prefix: u8, number: u64) -> Vec<u8> {
     let mut key = Vec::with_capacity(9);
@@ -84,6 +86,14 @@ pub const GRANT: u8 = b'r';
 pub const NONCE: u8 = b'z';
 /// Prefix of sequences by another name of a task, in [`crate::Table::Index`].
 pub const TASK_ALIAS: u8 = b'v';
+/// Prefix of bundles of rules by their hash, in [`crate::Table::Index`].
+pub const RULES: u8 = b'x';
+/// Prefix of what rules took and refused, by project, in [`crate::Table::Index`].
+pub const RULES_STATE: u8 = b'y';
+/// Prefix of devices' last messages that rules took, in [`crate::Table::Index`].
+pub const LAST: u8 = b'l';
+/// Prefix of words with which rules marked messages, in [`crate::Table::Index`].
+pub const FLAGS: u8 = b't';
 /// How far a chain was read, in [`crate::Table::Index`].
 pub const CHAIN: &[u8] = b"c";
 /// The members, in [`crate::Table::Index`].
@@ -181,6 +191,26 @@ pub fn nonce(project: ProjectId, device: &Address, nonce: u64) -> Vec<u8> {
 /// Sequence of the message whose task has another name, in [`crate::Table::Index`].
 pub fn task_alias(alias: &TaskId) -> Vec<u8> {
     named(TASK_ALIAS, &alias.0)
+}
+
+/// A bundle of rules, in [`crate::Table::Index`].
+pub fn rules(hash: &Hash32) -> Vec<u8> {
+    named(RULES, hash)
+}
+
+/// What a project's rules took and refused, in [`crate::Table::Index`].
+pub fn rules_state(project: ProjectId) -> Vec<u8> {
+    numbered(RULES_STATE, project.0)
+}
+
+/// The last message of a device that a project's rules took, in [`crate::Table::Index`].
+pub fn last(project: ProjectId, device: &Address) -> Vec<u8> {
+    [&numbered(LAST, project.0)[..], &device.0].concat()
+}
+
+/// Words with which rules marked a message, in [`crate::Table::Index`].
+pub fn flags(sequence: Sequence) -> Vec<u8> {
+    numbered(FLAGS, sequence.0)
 }
 
 /// An open group, in [`crate::Table::Index`].

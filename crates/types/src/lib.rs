@@ -49,6 +49,6 @@ pub use members::{Approval, Change, MemberRole, MemberSet, Proposal, SetMember};
 pub use message::{Api, DecodeError, Evidence, Message, TaskEvidence, VerifiedMessage};
 pub use place::{Place, Stage};
 pub use proof::{Proof, ProofError, Proven, verify_proof, verify_proof_in};
-pub use registry::{ChainEvent, ChainUpdate, DeviceEntry, DevicePolicy, Order, OrderKind, SignedOrder};
+pub use registry::{ChainEvent, ChainUpdate, DeviceEntry, DevicePolicy, Order, OrderKind, RulesOrder, SignedOrder};
 pub use signature::{PublicKey, Signature, SignatureError, SigningKey};
 pub use task::Task;

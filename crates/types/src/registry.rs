@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::elements::{self, Bound};
 use crate::genesis::ProjectSettings;
 use crate::hash::{Hash32, keccak256};
-use crate::ids::{Address, Digest, Epoch, NetworkId, ProjectId, TimeMs};
+use crate::ids::{Address, Digest, Epoch, Height, NetworkId, ProjectId, TimeMs};
 use crate::message::DecodeError;
 use crate::proto;
 use crate::signature::{Signature, SigningKey, recover_address};
@@ -21,6 +21,8 @@ pub const ORDER_DEVICES_MAX: usize = 256;
 pub const DOCUMENT_BYTES_MAX: usize = 4 << 10;
 /// Longest address of a document in bytes.
 pub const DOCUMENT_URI_BYTES_MAX: usize = 1 << 10;
+/// Longest encoded bundle of rules in bytes: it must fit one log entry, and the body of a request.
+pub const RULES_BYTES_MAX: usize = 384 << 10;
 const READER_DOMAIN: &[u8] = b"lockstep/reader/v1";
 /// Most members of a payload that a device's signature covers once more.
 pub const SIGNED_KEYS_MAX: usize = 8;
@@ -67,6 +69,17 @@ pub enum OrderKind {
     RemoveDevices(Vec<Address>),
     /// Tokens that these devices got until now are good no more.
     RevokeTokens(Vec<Address>),
+    /// Rules for the project's messages.
+    Rules(RulesOrder),
+}
+
+/// Rules of a project from a batch on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RulesOrder {
+    /// The encoded bundle; `None`: no rules any more.
+    pub bundle: Option<Bytes>,
+    /// The first batch that they hold for: the next one, where that is there already.
+    pub from: Height,
 }
 
 /// An order with everything that its signature is bound to. Nothing is checked yet.
@@ -122,6 +135,10 @@ impl Order {
             }
             OrderKind::RemoveDevices(devices) => Kind::Remove(addresses_to_proto(devices)),
             OrderKind::RevokeTokens(devices) => Kind::Revoke(addresses_to_proto(devices)),
+            OrderKind::Rules(order) => Kind::Rules(proto::RulesOrder {
+                bundle: order.bundle.clone().unwrap_or_default(),
+                from_height: order.from.0,
+            }),
         };
         proto::Order {
             epoch: self.epoch.0,
@@ -157,6 +174,13 @@ impl Order {
             }
             Kind::Remove(devices) => OrderKind::RemoveDevices(addresses_from_proto(devices)?),
             Kind::Revoke(devices) => OrderKind::RevokeTokens(addresses_from_proto(devices)?),
+            Kind::Rules(order) => {
+                if order.bundle.len() > RULES_BYTES_MAX {
+                    return Err(bad("the bundle of rules is too large"));
+                }
+                let bundle = Some(order.bundle).filter(|bundle| !bundle.is_empty());
+                OrderKind::Rules(RulesOrder { bundle, from: Height(order.from_height) })
+            }
         };
         let (epoch, project) = (Epoch(order.epoch), ProjectId(order.project_id));
         Ok(Self { epoch, project, number: order.number, expires_ms: TimeMs(order.expires_ms), kind })
@@ -394,6 +418,8 @@ mod tests {
             OrderKind::AddDevices(entries),
             OrderKind::RemoveDevices(devices.clone()),
             OrderKind::RevokeTokens(devices.clone()),
+            OrderKind::Rules(RulesOrder { bundle: Some(Bytes::from_static(b"rules")), from: Height(9) }),
+            OrderKind::Rules(RulesOrder { bundle: None, from: Height(9) }),
         ] {
             let signed = order(kind).sign(&network, &key);
             let again = SignedOrder::from_proto(signed.to_proto()).unwrap();
@@ -406,7 +432,7 @@ mod tests {
             digests.insert(Order { epoch: Epoch(1), ..signed.order.clone() }.digest(&network));
             digests.insert(Order { project: ProjectId(8), ..signed.order }.digest(&network));
         }
-        assert_eq!(digests.len(), 25, "every field is signed");
+        assert_eq!(digests.len(), 35, "every field is signed");
     }
 
     #[test]
@@ -415,6 +441,8 @@ mod tests {
         assert!(Order::from_proto(order(OrderKind::RemoveDevices(many)).to_proto()).is_err());
         let entry = DeviceEntry { device: Address([1; 20]), document: Some("x".repeat(DOCUMENT_BYTES_MAX + 1)) };
         assert!(Order::from_proto(order(OrderKind::AddDevices(vec![entry])).to_proto()).is_err());
+        let rules = RulesOrder { bundle: Some(vec![0; RULES_BYTES_MAX + 1].into()), from: Height(1) };
+        assert!(Order::from_proto(order(OrderKind::Rules(rules)).to_proto()).is_err());
         let settings = ProjectSettings { retry_window_ms: 1, ..ProjectSettings::default() };
         assert!(Order::from_proto(order(OrderKind::Settings(settings)).to_proto()).is_err());
         assert!(

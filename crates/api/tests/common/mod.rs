@@ -135,7 +135,14 @@ impl Registry for Fake {
     }
 
     fn project(&self, project: ProjectId) -> Option<ProjectView> {
-        let view = |id| ProjectView { id, owner: None, orders: 0, settings: ProjectSettings::default() };
+        let view = |id| ProjectView {
+            id,
+            owner: None,
+            orders: 0,
+            settings: ProjectSettings::default(),
+            rules: vec![],
+            figures: None,
+        };
         (project == ProjectId(7)).then(|| view(project))
     }
 

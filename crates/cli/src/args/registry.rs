@@ -109,9 +109,33 @@ pub struct Settings {
     /// Members of a payload whose values a device signs once more, separated by commas (API of 2025).
     #[arg(long, value_name = "NAMES")]
     pub signed_keys: Option<String>,
+    /// Rules for its messages from now on: the document; the files that it names are beside it.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_rules")]
+    pub rules: Option<PathBuf>,
+    /// No rules any more.
+    #[arg(long)]
+    pub no_rules: bool,
+    /// The first batch that the rules hold for; the next one where nothing is said.
+    #[arg(long, value_name = "HEIGHT")]
+    pub from_height: Option<u64>,
     /// Whether nonces must ascend (API of 2025); it cannot be switched off again.
     #[arg(long, value_name = "YES")]
     pub strict_nonces: Option<bool>,
+}
+
+/// Which rules, on which messages.
+#[derive(Debug, ClapArgs)]
+pub struct RulesTest {
+    /// The document; the files that it names are beside it.
+    #[arg(long, value_name = "FILE", default_value = "rules.toml")]
+    pub rules: PathBuf,
+    /// Messages, one JSON object a line: `data`, and if need be `device` (0x…), `time_ms` (of its batch), `nonce`, `version`
+    /// and `base64` (whether data is base64 of bytes).
+    #[arg(long, value_name = "FILE")]
+    pub input: PathBuf,
+    /// Print JSON, one object a line.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Show projects, and change their settings.
@@ -126,7 +150,17 @@ pub enum ProjectsCommand {
         #[arg(value_name = "ID", value_parser = project_id)]
         project: Option<ProjectId>,
     },
-    /// Change settings of a project; signed by its owner.
+    /// Write a first document of rules.
+    Init {
+        /// The file; it must not be there yet.
+        #[arg(long, value_name = "FILE", default_value = "rules.toml")]
+        rules: PathBuf,
+    },
+    /// Try rules out on messages of a file: what each stage does with each, and the tasks that come out.
+    Test(RulesTest),
+    /// Show which rules a project had, and from which batch on each held.
+    History(OfProject),
+    /// Change settings and rules of a project; signed by its owner.
     Set {
         /// Who orders it.
         #[command(flatten)]

@@ -1,18 +1,21 @@
 //! A batch in the making: places, tasks, and what is stored of both.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use lockstep_rules::Accepted;
 use lockstep_types::message::PROJECT_VERSION_BYTES_MAX;
 use lockstep_types::{
     Api, Batch, BatchHash, BatchHeader, ContentId, Hash32, Height, MemberSet, Message, MessageId, OrderedMessage,
-    Sequence, Task, TaskId, TaskNumber, TimeMs,
+    ProjectId, Sequence, Task, TaskId, TaskNumber, TimeMs,
 };
 
+use super::judges::Judges;
 use super::permissions::Permissions;
 use super::{Applied, Ledger, Outcome, Rejection};
 use crate::command::GroupClosing;
 use crate::effects::{Effects, Head, Occurrence, Write};
 use crate::groups::{GroupChange, GroupKey, OpenGroup};
+use crate::rules::LastTaken;
 
 /// A batch in the making.
 pub(super) struct Building<'a> {
@@ -36,10 +39,20 @@ pub(super) struct Building<'a> {
     next_set: Option<MemberSet>,
     /// What the state says about devices and nonces.
     asked: Permissions,
+    /// The rules of projects.
+    judges: Judges,
+    /// Projects whose rules' stored state is out of date.
+    judged: BTreeSet<ProjectId>,
 }
 
 impl<'a> Building<'a> {
-    pub(super) fn new(ledger: &'a mut Ledger, proposed_time: TimeMs, capacity: usize, asked: Permissions) -> Self {
+    pub(super) fn new(
+        ledger: &'a mut Ledger,
+        proposed_time: TimeMs,
+        capacity: usize,
+        asked: Permissions,
+        judges: Judges,
+    ) -> Self {
         let head = &ledger.head;
         Self {
             height: head.height.next(),
@@ -56,6 +69,8 @@ impl<'a> Building<'a> {
             members_before: ledger.members.hash(),
             next_set: None,
             asked,
+            judges,
+            judged: BTreeSet::new(),
             ledger,
         }
     }
@@ -114,10 +129,42 @@ impl<'a> Building<'a> {
             };
             return self.outcomes.push((id, outcome));
         }
+        // Before its nonce is used up: what is not taken may come again, another way.
+        let accepted = match self.judge(&message) {
+            Ok(accepted) => accepted,
+            Err(rejection) => return self.outcomes.push((id, Outcome::Rejected(rejection))),
+        };
         if let Err(rejection) = self.use_nonce(&message) {
             return self.outcomes.push((id, Outcome::Rejected(rejection)));
         }
+        if let Some(accepted) = accepted {
+            self.note(&message, accepted);
+        }
         self.order(message, id, before);
+    }
+
+    /// What the project's rules make of a message; nothing where it has none.
+    fn judge(&mut self, message: &Message) -> Result<Option<Accepted>, Rejection> {
+        let project = message.project_id;
+        if !self.judges.has(project) {
+            return Ok(None);
+        }
+        self.judged.insert(project);
+        let state = self.ledger.rules.entry(project).or_default();
+        self.judges.judge(message, self.time_ms, state).transpose()
+    }
+
+    /// Keeps what is known of a message that the rules took and that is about to be ordered.
+    fn note(&mut self, message: &Message, accepted: Accepted) {
+        let (project, sequence) = (message.project_id, self.ledger.head.next_sequence);
+        self.ledger.rules.entry(project).or_default().took(!accepted.flags.is_empty());
+        let last = LastTaken { data: message.data.clone(), time_ms: self.time_ms, sequence };
+        if self.judges.note(message, &last) {
+            self.effects.last(project, message.device, last);
+        }
+        if !accepted.flags.is_empty() {
+            self.effects.flags(sequence, accepted.flags);
+        }
     }
 
     fn order(&mut self, message: Message, id: ContentId, before: Option<Occurrence>) {
@@ -218,8 +265,15 @@ impl<'a> Building<'a> {
 
     pub(super) fn finish(mut self) -> Applied {
         let Self { ledger, .. } = self;
+        for project in &self.judged {
+            if let Some(state) = ledger.rules.get(project) {
+                self.effects.rules_state(*project, state);
+            }
+        }
         if self.messages.is_empty() && self.tasks.is_empty() && self.next_set.is_none() {
-            return Applied { outcomes: self.outcomes, ..Applied::default() };
+            // What rules have spent and refused is kept, also where nothing came of it.
+            let kept = if self.judged.is_empty() { Applied::default() } else { ledger.roll(self.effects) };
+            return Applied { outcomes: self.outcomes, ..kept };
         }
         for key in self.touched.keys() {
             self.effects.group(key, ledger.groups.get(key));

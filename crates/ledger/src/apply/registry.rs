@@ -2,16 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lockstep_rules::RulesError;
 use lockstep_types::registry::ChainUpdate;
 use lockstep_types::{
     Address, ChainEvent, DeviceEntry, Epoch, NetworkId, NodeId, Order, OrderKind, ProjectId, ProjectSettings,
-    Signature, SignedOrder, TimeMs,
+    RulesOrder, Signature, SignedOrder, TimeMs,
 };
 
-use super::{Applied, ApplyError, History, Ledger, RULES_WITH_ENVELOPES, RULES_WITH_REGISTRY};
+use super::{
+    Applied, ApplyError, History, Ledger, RULES_WITH_ENVELOPES, RULES_WITH_PROJECT_RULES, RULES_WITH_REGISTRY,
+};
 use crate::devices::{ChainCursor, Device, Document, Grant};
 use crate::effects::Effects;
 use crate::projects::{PROJECTS_MAX, Project, Projects};
+use crate::rules::{self, RulesFrom, compile_rules};
 
 /// Longest life of an order, so that an old one does not lie in wait.
 pub const ORDER_LIFE_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
@@ -62,6 +66,9 @@ pub enum OrderError {
     /// There is nothing to revoke.
     #[error("device {0} is not registered, or not by this project's owner")]
     NotRegistered(Address),
+    /// The rules that it brings cannot be used.
+    #[error("{0}")]
+    ProjectRules(RulesError),
     /// Nonces that were not kept would pass again.
     #[error("strict_nonces cannot be switched off")]
     StrictNonces,
@@ -134,6 +141,10 @@ impl Projects {
             OrderKind::Settings(settings) if project.settings.strict_nonces && !settings.strict_nonces => {
                 Err(OrderError::StrictNonces)
             }
+            OrderKind::Rules(_) if rules_version < RULES_WITH_PROJECT_RULES => Err(OrderError::Rules),
+            OrderKind::Rules(RulesOrder { bundle: Some(bundle), .. }) => {
+                compile_rules(bundle).map(drop).map_err(OrderError::ProjectRules)
+            }
             _ => Ok(()),
         }
     }
@@ -194,6 +205,18 @@ impl Ledger {
                 Ok(())
             }
             OrderKind::RevokeTokens(devices) => changes.revoke(id, owner, devices)?,
+            OrderKind::Rules(RulesOrder { bundle, from }) => {
+                let compiled = bundle.map(|bundle| compile_rules(&bundle).map(|(hash, rules)| (hash, rules, bundle)));
+                compiled.transpose().map_err(OrderError::ProjectRules).map(|compiled| {
+                    let from = from.max(self.head.height.next());
+                    let hash = compiled.as_ref().map(|(hash, ..)| *hash);
+                    rules::add(&mut project.rules, RulesFrom { from, hash });
+                    if let Some((hash, compiled, bundle)) = compiled {
+                        changes.effects.bundle(hash, Some(bundle));
+                        self.projects.keep_rules(hash, compiled);
+                    }
+                })
+            }
         };
         if let Err(reason) = done {
             return Ok(Err(reason));
@@ -202,6 +225,9 @@ impl Ledger {
         project.orders += 1;
         effects.project(id, &project);
         self.projects.set(id, project);
+        for hash in self.projects.forget_rules() {
+            effects.bundle(hash, None);
+        }
         Ok(Ok(effects))
     }
 
@@ -215,6 +241,7 @@ impl Ledger {
             owner: None,
             orders: 0,
             settings: ProjectSettings { devices: None, ..self.projects.params().default_project.clone() },
+            rules: Vec::new(),
         });
         project.owner = Some(owner);
         effects.project(id, &project);

@@ -185,7 +185,9 @@ fn what_is_below_the_horizon_is_forgotten_and_ids_never_come_again() {
     assert_eq!(node.ledger.head.horizon, horizon);
     node.restart();
     let again = node.batch(50_002, &[message("a"), message("b"), message("a")]);
-    let (Outcome::Ordered { message_id: id, .. }, Outcome::Ordered { message_id, .. }) = (first[0], again[0]) else {
+    let (Outcome::Ordered { message_id: id, .. }, Outcome::Ordered { message_id, .. }) =
+        (first[0].clone(), again[0].clone())
+    else {
         panic!("both are readings of their own")
     };
     assert_ne!(id, message_id);

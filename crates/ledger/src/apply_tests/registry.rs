@@ -57,7 +57,7 @@ fn of(n: u8, data: &str) -> Message {
 }
 
 fn outcome(node: &mut Node, message: Message) -> Result<u64, Rejection> {
-    match node.batch(NOW, &[message])[0] {
+    match node.batch(NOW, &[message])[0].clone() {
         Outcome::Ordered { sequence, .. } => Ok(sequence.0),
         Outcome::Duplicate { sequence, .. } => Ok(sequence.0),
         Outcome::Rejected(reason) => Err(reason),
@@ -182,7 +182,7 @@ fn a_nonce_is_used_once() {
         let messages = [task(5, "1", &[]), task(5, "1", &[]), task(5, "2", &[]), task(4, "3", &[])];
         let outcomes = match together {
             true => node.batch(NOW, &messages),
-            false => messages.iter().map(|m| node.batch(NOW, std::slice::from_ref(m))[0]).collect(),
+            false => messages.iter().map(|m| node.batch(NOW, std::slice::from_ref(m))[0].clone()).collect(),
         };
         assert!(matches!(outcomes[0], Outcome::Ordered { task_id: Some(_), .. }), "a task of its own");
         assert!(matches!(outcomes[1], Outcome::Duplicate { .. }), "a retry");

@@ -54,7 +54,7 @@ const ABSENCE_EVERY: usize = 12;
 /// How long such an absence lasts.
 const ABSENCE: Duration = Duration::from_secs(45);
 /// Rules of `apply` that all of it needs. A new network gets there within seconds.
-const RULES: u32 = 6;
+const RULES: u32 = 7;
 /// Times that a node may end by itself while everything is being mended.
 const ENDS_MAX: usize = 8;
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);

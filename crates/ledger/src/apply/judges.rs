@@ -1,0 +1,89 @@
+//! Which rules hold for the messages of a batch, and what they know of the devices' last messages.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use lockstep_rules::{Accepted, Input, Last, Rules};
+use lockstep_types::{Address, Message, ProjectId, TimeMs};
+
+use super::{History, Ledger, RULES_WITH_PROJECT_RULES, Rejection};
+use crate::rules::{LastTaken, RulesState};
+
+/// A message, as rules see it.
+pub fn rules_input(message: &Message, now: TimeMs, last: Option<&LastTaken>) -> Input {
+    Input {
+        data: message.data.clone(),
+        device: message.device,
+        version: message.project_version.clone(),
+        nonce: message.task_nonce(),
+        time_ms: now.0,
+        last: last.map(|last| Last { data: last.data.clone(), time_ms: last.time_ms.0 }),
+    }
+}
+
+/// The rules of a batch's projects.
+#[derive(Debug, Default)]
+pub(super) struct Judges {
+    rules: BTreeMap<ProjectId, Arc<Rules>>,
+    lasts: BTreeMap<(ProjectId, Address), Option<LastTaken>>,
+}
+
+impl Judges {
+    /// Reads everything that the messages of a batch need, each thing once. Costs nothing where no project has rules.
+    pub fn ask<V: History>(view: &V, ledger: &Ledger, messages: &[Message]) -> Result<Self, V::Error> {
+        let mut judges = Self::default();
+        if ledger.head.rules_version < RULES_WITH_PROJECT_RULES || !ledger.projects.have_rules() {
+            return Ok(judges);
+        }
+        let height = ledger.head.height.next();
+        let mut wanted = BTreeSet::new();
+        for message in messages {
+            let id = message.project_id;
+            if !judges.rules.contains_key(&id) {
+                let Some(rules) = ledger.projects.rules_at(id, height) else { continue };
+                judges.rules.insert(id, Arc::clone(rules));
+            }
+            if judges.rules.get(&id).is_some_and(|rules| rules.needs_last()) {
+                wanted.insert((id, message.device));
+            }
+        }
+        if !wanted.is_empty() {
+            let wanted: Vec<_> = wanted.into_iter().collect();
+            // What is forgotten is not there, whether or not this node's disk has it still.
+            let kept = ledger.head.horizon.sequence;
+            let lasts = view.lasts(&wanted)?.into_iter().map(|last| last.filter(|last| last.sequence >= kept));
+            judges.lasts = wanted.into_iter().zip(lasts).collect();
+        }
+        Ok(judges)
+    }
+
+    /// What a project's rules make of a message; nothing where it has none.
+    pub fn judge(&self, message: &Message, now: TimeMs, state: &mut RulesState) -> Option<Result<Accepted, Rejection>> {
+        let rules = self.rules.get(&message.project_id)?;
+        if !state.has_fuel(now) {
+            return Some(Err(Rejection::Fuel));
+        }
+        let last = self.lasts.get(&(message.project_id, message.device)).and_then(Option::as_ref);
+        let judgement = rules.judge(&rules_input(message, now, last));
+        state.spend(judgement.fuel);
+        Some(match judgement.result {
+            Ok(accepted) => Ok(accepted),
+            Err(refusal) => {
+                state.refuse(&refusal);
+                Err(Rejection::Rules(Box::new(refusal)))
+            }
+        })
+    }
+
+    /// Whether a project has rules in this batch.
+    pub fn has(&self, project: ProjectId) -> bool {
+        self.rules.contains_key(&project)
+    }
+
+    /// Notes a device's newest message, where the rules look at it.
+    pub fn note(&mut self, message: &Message, last: &LastTaken) -> bool {
+        let Some(known) = self.lasts.get_mut(&(message.project_id, message.device)) else { return false };
+        *known = Some(last.clone());
+        true
+    }
+}

@@ -1,0 +1,182 @@
+//! Rules of projects in the state: which hold from which batch on, what they took and refused, and what they may cost.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_rules::{Bundle, Refusal, Rules, RulesError};
+use lockstep_types::{DecodeError, Hash32, Height, Sequence, TimeMs, proto};
+use prost::Message as _;
+
+/// Version of the stored [`RulesState`].
+pub const RULES_STATE_VERSION: u32 = 1;
+/// Rules of a project that are remembered, those that will hold included; older ones are forgotten.
+pub const RULES_KEPT_MAX: usize = 32;
+/// Fuel that the rules of one project may take in a second of batch time: about one hundredth of a core. What they take
+/// more, its devices wait for, and nobody else.
+pub const FUEL_PER_SECOND: i64 = 2_000_000;
+/// Fuel that a project may save up.
+pub const FUEL_SAVED_MAX: i64 = 2 * FUEL_PER_SECOND;
+/// Reasons that are counted by name; beyond them there is [`OTHER_REASONS`].
+pub const REASONS_MAX: usize = 64;
+/// See [`REASONS_MAX`].
+pub const OTHER_REASONS: &str = "other";
+
+/// Rules from a batch on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RulesFrom {
+    /// The first batch that they hold for.
+    pub from: Height,
+    /// Hash of their bundle; `None`: no rules.
+    pub hash: Option<Hash32>,
+}
+
+impl RulesFrom {
+    /// The wire form.
+    pub fn to_proto(self) -> proto::RulesFrom {
+        let hash = self.hash.map(|hash| Bytes::copy_from_slice(&hash)).unwrap_or_default();
+        proto::RulesFrom { height: self.from.0, hash }
+    }
+
+    /// Reads the wire form.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn from_proto(rules: proto::RulesFrom) -> Result<Self, DecodeError> {
+        let hash = (!rules.hash.is_empty()).then(|| Hash32::try_from(&rules.hash[..]));
+        let hash = hash.transpose().map_err(|_| DecodeError::malformed("rules of a project", "not a hash"))?;
+        Ok(Self { from: Height(rules.height), hash })
+    }
+}
+
+/// Which of a project's rules hold for a batch.
+pub(crate) fn at(rules: &[RulesFrom], height: Height) -> Option<Hash32> {
+    rules.iter().rev().find(|rules| rules.from <= height)?.hash
+}
+
+/// Adds rules to those of a project, instead of any that would hold from the same batch or a later one.
+pub(crate) fn add(rules: &mut Vec<RulesFrom>, new: RulesFrom) {
+    rules.retain(|known| known.from < new.from);
+    rules.push(new);
+    if rules.len() > RULES_KEPT_MAX {
+        rules.remove(0);
+    }
+}
+
+/// Makes rules of an encoded bundle.
+///
+/// # Errors
+/// Whatever cannot be used. Of a stored bundle: it is damaged, or this program is older than what took it.
+pub fn compile_rules(encoded: &Bytes) -> Result<(Hash32, Arc<Rules>), RulesError> {
+    let bundle = Bundle::decode(encoded.clone())?;
+    Ok((bundle.hash(), Arc::new(Rules::compile(&bundle)?)))
+}
+
+/// The last message of a device that a project's rules took.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastTaken {
+    /// Its data.
+    pub data: Bytes,
+    /// Time of its batch.
+    pub time_ms: TimeMs,
+    /// Its place.
+    pub sequence: Sequence,
+}
+
+impl LastTaken {
+    /// The stored record: sequence and time, big endian, and the data. The sequence comes first, for the filter that drops
+    /// old records.
+    pub fn encode(&self) -> Vec<u8> {
+        [&self.sequence.0.to_be_bytes()[..], &self.time_ms.0.to_be_bytes(), &self.data].concat()
+    }
+
+    /// Reads a stored record.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn decode(record: Bytes) -> Result<Self, DecodeError> {
+        let number = |at: usize| record.get(at..).and_then(|rest| rest.first_chunk::<8>()).copied();
+        let (Some(sequence), Some(time_ms)) = (number(0), number(8)) else {
+            return Err(DecodeError::malformed("last message", "too short"));
+        };
+        let (sequence, time_ms) = (u64::from_be_bytes(sequence), u64::from_be_bytes(time_ms));
+        Ok(Self { data: record.slice(16..), time_ms: TimeMs(time_ms), sequence: Sequence(sequence) })
+    }
+}
+
+/// What the state keeps of a project that has or had rules.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RulesState {
+    fuel: i64,
+    fuel_ms: TimeMs,
+    /// Messages that the rules took.
+    pub taken: u64,
+    /// Of these, flagged ones.
+    pub flagged: u64,
+    /// Messages that they did not take, by stage and reason (`filter:test`).
+    pub refused: BTreeMap<String, u64>,
+}
+
+impl Default for RulesState {
+    fn default() -> Self {
+        Self { fuel: FUEL_SAVED_MAX, fuel_ms: TimeMs(0), taken: 0, flagged: 0, refused: BTreeMap::new() }
+    }
+}
+
+impl RulesState {
+    /// Whether anything may be spent, at a batch's time.
+    pub(crate) fn has_fuel(&mut self, now: TimeMs) -> bool {
+        let passed = i64::try_from(now.0.saturating_sub(self.fuel_ms.0)).unwrap_or(i64::MAX);
+        self.fuel = self.fuel.saturating_add(passed.saturating_mul(FUEL_PER_SECOND / 1_000)).min(FUEL_SAVED_MAX);
+        self.fuel_ms = self.fuel_ms.max(now);
+        self.fuel > 0
+    }
+
+    pub(crate) fn spend(&mut self, fuel: u64) {
+        self.fuel = self.fuel.saturating_sub(i64::try_from(fuel).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn took(&mut self, is_flagged: bool) {
+        self.taken += 1;
+        self.flagged += u64::from(is_flagged);
+    }
+
+    pub(crate) fn refuse(&mut self, refusal: &Refusal) {
+        let what = format!("{}:{}", refusal.stage, refusal.reason);
+        let is_new = !self.refused.contains_key(&what) && self.refused.len() >= REASONS_MAX;
+        *self.refused.entry(if is_new { OTHER_REASONS.to_owned() } else { what }).or_default() += 1;
+    }
+
+    /// The stored record.
+    pub fn encode(&self) -> Vec<u8> {
+        let tally = |(what, count): (&String, &u64)| proto::RulesTally { what: what.clone(), count: *count };
+        proto::RulesState {
+            version: RULES_STATE_VERSION,
+            fuel: self.fuel,
+            fuel_ms: self.fuel_ms.0,
+            taken: self.taken,
+            flagged: self.flagged,
+            refused: self.refused.iter().map(tally).collect(),
+        }
+        .encode_to_vec()
+    }
+
+    /// Reads a stored record.
+    ///
+    /// # Errors
+    /// It is damaged, or of a newer program.
+    pub fn decode(record: Bytes) -> Result<Self, DecodeError> {
+        let what = "state of rules";
+        let state = proto::RulesState::decode(record).map_err(|e| DecodeError::malformed(what, e))?;
+        if state.version > RULES_STATE_VERSION {
+            return Err(DecodeError::Newer { what, found: state.version, known: RULES_STATE_VERSION });
+        }
+        Ok(Self {
+            fuel: state.fuel,
+            fuel_ms: TimeMs(state.fuel_ms),
+            taken: state.taken,
+            flagged: state.flagged,
+            refused: state.refused.into_iter().map(|tally| (tally.what, tally.count)).collect(),
+        })
+    }
+}

@@ -1,0 +1,374 @@
+//! What rules make of one message: pure, the same on every machine, with an end.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use lockstep_types::Address;
+use serde_json::Value as Json;
+
+use crate::bundle::Bundle;
+use crate::code::{Code, CodeError, Decision, Host};
+use crate::decode::{Decoded, Decoder, Unreadable};
+use crate::document::{Action, Document, Reduction, Sort};
+use crate::error::RulesError;
+use crate::expression::{Expression, ExpressionError, Fuel, Scope, Value};
+use crate::limits::{EXPRESSION_FUEL, FLAGS_MAX, GROUP_NAME_BYTES_MAX};
+use crate::schema::{Mismatch, Schema};
+
+/// A message, as rules see it.
+#[derive(Debug, Clone)]
+pub struct Input {
+    /// Its data.
+    pub data: Bytes,
+    /// Its device; zeros where it has none.
+    pub device: Address,
+    /// Its project version.
+    pub version: String,
+    /// Its nonce, where it has one.
+    pub nonce: Option<u64>,
+    /// The time of its batch, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// The device's last message that these rules accepted, where [`Rules::needs_last`].
+    pub last: Option<Last>,
+}
+
+/// A message that was accepted before.
+#[derive(Debug, Clone)]
+pub struct Last {
+    /// Its data.
+    pub data: Bytes,
+    /// The time of its batch, in milliseconds since 1970.
+    pub time_ms: u64,
+}
+
+/// A stage of the rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Reading the data.
+    Decode,
+    /// The schema.
+    Schema,
+    /// Expressions that must hold.
+    Expect,
+    /// Dropping and flagging.
+    Filter,
+    /// The module.
+    Code,
+    /// Time, group and values of the message.
+    Aggregate,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Decode => "decode",
+            Self::Schema => "schema",
+            Self::Expect => "expect",
+            Self::Filter => "filter",
+            Self::Code => "code",
+            Self::Aggregate => "aggregate",
+        })
+    }
+}
+
+/// Why a message is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the project's rules do not take this message ({stage}: {reason}): {detail}")]
+pub struct Refusal {
+    /// The stage that refused it.
+    pub stage: Stage,
+    /// A word for why: the document's own, or `unreadable`, `schema`, `failed` (an expression or module had no result) or
+    /// `fuel`.
+    pub reason: String,
+    /// A sentence.
+    pub detail: String,
+    /// Whether the message is well and only not wanted.
+    pub dropped: bool,
+}
+
+/// What is known of a message that is taken.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Accepted {
+    /// Words of the document and the module.
+    pub flags: Vec<String>,
+    /// The device's time in milliseconds since 1970, where the document says how.
+    pub time_ms: Option<i64>,
+    /// The name of its group, where messages are not grouped by device or project.
+    pub group: Option<String>,
+    /// The window that it falls into, by its number.
+    pub window: Option<i64>,
+    /// Whether its group is complete with it.
+    pub closes: bool,
+    /// Values for the reductions, in the order of their names.
+    pub values: Vec<Json>,
+}
+
+/// What rules make of a message, and what that took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Judgement {
+    /// Taken, or not.
+    pub result: Result<Accepted, Refusal>,
+    /// Fuel that was used.
+    pub fuel: u64,
+}
+
+/// Rules that can be applied.
+pub struct Rules {
+    document: Document,
+    decoder: Decoder,
+    schema: Option<Schema>,
+    expect: Vec<Expression>,
+    filter: Vec<Expression>,
+    code: Option<Code>,
+    time: Option<Expression>,
+    group: Option<Expression>,
+    close: Option<Expression>,
+    reduce: Vec<Expression>,
+    needs_last: bool,
+}
+
+impl fmt::Debug for Rules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rules").field("document", &self.document).finish_non_exhaustive()
+    }
+}
+
+/// Fuel that each message takes before anything is done, and bytes of data that one more pays for.
+const MESSAGE_FUEL: u64 = 20;
+const DATA_BYTES_FOR_FUEL: u64 = 32;
+
+impl Rules {
+    /// Makes rules of a bundle.
+    ///
+    /// # Errors
+    /// Whatever cannot be used, said so that its author can mend it.
+    pub fn compile(bundle: &Bundle) -> Result<Self, RulesError> {
+        let document = Document::parse(&bundle.document)?;
+        let file = |name: &str| bundle.files.get(name).ok_or_else(|| RulesError::FileMissing(name.to_owned()));
+        let descriptor = document.decode.descriptor.as_deref().map(file).transpose()?;
+        let decoder = Decoder::new(&document.decode, descriptor.map(|bytes| &bytes[..]))?;
+        let schema = document.validate.schema.as_deref().map(file).transpose()?;
+        let schema = schema.map(|text| Schema::compile(text)).transpose()?;
+        let code = match &document.code {
+            Some(code) => Some(Code::compile(file(&code.module)?, code.fuel)?),
+            None => None,
+        };
+        let expression = |place: String, text: &str| Expression::compile(&place, text);
+        let each = |name: &str, texts: Vec<&str>| {
+            let compiled = texts.into_iter().enumerate().map(|(n, text)| expression(format!("{name}[{n}]"), text));
+            compiled.collect::<Result<Vec<_>, _>>()
+        };
+        let expect = each("validate.expect", document.validate.expect.iter().map(|e| e.that.as_str()).collect())?;
+        let filter = each("filter", document.filter.iter().map(|f| f.when.as_str()).collect())?;
+        let reduced = document.aggregate.reduce.iter();
+        let reduce = reduced.map(|(name, reduce)| expression(format!("aggregate.reduce.{name}"), &reduce.of));
+        let reduce = reduce.collect::<Result<Vec<_>, _>>()?;
+        let time = document.time.as_deref().map(|text| expression("time".into(), text)).transpose()?;
+        let group = document.aggregate.field.as_deref().map(|text| expression("aggregate.field".into(), text));
+        let group = group.transpose()?;
+        let close = document.aggregate.close.as_deref().map(|text| expression("aggregate.close".into(), text));
+        let close = close.transpose()?;
+        let all = expect.iter().chain(&filter).chain(&reduce).chain(&time).chain(&group).chain(&close);
+        let needs_last = code.is_some() || all.into_iter().any(|expression| expression.uses_last);
+        Ok(Self { decoder, schema, expect, filter, code, time, group, close, reduce, needs_last, document })
+    }
+
+    /// The document.
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+
+    /// Whether the device's last accepted message is looked at.
+    pub fn needs_last(&self) -> bool {
+        self.needs_last
+    }
+
+    /// How messages are sorted within a task.
+    pub fn sort(&self) -> &Sort {
+        &self.document.sort
+    }
+
+    /// Names of reduced values, in order, and what is made of each.
+    pub fn reductions(&self) -> impl Iterator<Item = (&String, Reduction)> {
+        self.document.aggregate.reduce.iter().map(|(name, reduce)| (name, reduce.with))
+    }
+
+    /// What these rules make of a message.
+    pub fn judge(&self, input: &Input) -> Judgement {
+        let mut fuel = MESSAGE_FUEL + input.data.len() as u64 / DATA_BYTES_FOR_FUEL;
+        let result = self.stages(input, &mut fuel);
+        Judgement { result, fuel }
+    }
+
+    /// What can be told of a message without the device's last one and without the module: so much a node says at once, and
+    /// cheaply. [`Rules::judge`] refuses whatever this refuses.
+    ///
+    /// # Errors
+    /// Why the message will not be taken.
+    pub fn glance(&self, input: &Input) -> Result<(), Refusal> {
+        let message = self.read(input, &mut 0)?.value;
+        let device = input.device.to_string();
+        let scope = scope(input, &message, &device, None);
+        self.expressions(&scope, &mut Fuel::new(EXPRESSION_FUEL), |expression| !expression.uses_last).map(drop)
+    }
+
+    /// Reads a message and holds it against the schema.
+    fn read(&self, input: &Input, spent: &mut u64) -> Result<Decoded, Refusal> {
+        let refuse =
+            |stage, reason: &str, detail: String| Refusal { stage, reason: reason.into(), detail, dropped: false };
+        let unreadable = |e: Unreadable| refuse(Stage::Decode, "unreadable", e.to_string());
+        let message = self.decoder.decode(&input.data).map_err(unreadable)?;
+        *spent += message.elements;
+        if let Some(schema) = &self.schema {
+            let (checked, fuel) = schema.check(&message, input.data.len());
+            *spent += fuel;
+            checked.map_err(|mismatch| match mismatch {
+                Mismatch::Fuel => {
+                    refuse(Stage::Schema, "fuel", "the message is too large for a schema of this size".into())
+                }
+                Mismatch::At { path, error } if path.is_empty() => refuse(Stage::Schema, "schema", error),
+                Mismatch::At { path, error } => refuse(Stage::Schema, "schema", format!("{path}: {error}")),
+            })?;
+        }
+        Ok(message)
+    }
+
+    fn stages(&self, input: &Input, spent: &mut u64) -> Result<Accepted, Refusal> {
+        let message = self.read(input, spent)?;
+        // The same rules took it, so it can be read; other rules may have.
+        let last = input.last.as_ref().filter(|_| self.needs_last);
+        let last = last.and_then(|last| Some((self.decoder.decode(&last.data).ok()?, last)));
+        if let Some((decoded, _)) = &last {
+            *spent += decoded.elements;
+        }
+        let last = last.map(|(decoded, last)| (Arc::new(decoded.value), milliseconds(last.time_ms)));
+        let Decoded { value, .. } = message;
+        let message = Arc::new(value);
+        let device = input.device.to_string();
+        let scope = scope(input, &message, &device, last.as_ref());
+        let mut fuel = Fuel::new(EXPRESSION_FUEL);
+        let accepted = self.expressions(&scope, &mut fuel, |_| true);
+        *spent += EXPRESSION_FUEL - fuel.left();
+        let mut accepted = accepted?;
+        if let Some(code) = &self.code {
+            let host = Host::new(
+                Arc::clone(&message),
+                input.data.clone(),
+                milliseconds(input.time_ms),
+                input.device,
+                last.clone(),
+            );
+            let (decided, taken) = code.run(host);
+            *spent += taken;
+            let (decision, said) = decided.map_err(|error| {
+                let reason = if error == CodeError::Fuel { "fuel" } else { "failed" };
+                Refusal { stage: Stage::Code, reason: reason.into(), detail: error.to_string(), dropped: false }
+            })?;
+            if decision != Decision::Accept {
+                let reason = said.reason.unwrap_or_else(|| "refused".into());
+                let detail = "the module says so".into();
+                return Err(Refusal { stage: Stage::Code, reason, detail, dropped: decision == Decision::Drop });
+            }
+            accepted.group = said.group;
+            accepted.flags.extend(said.flags);
+            accepted.flags.truncate(FLAGS_MAX);
+        }
+        let before = fuel.left();
+        let aggregated = self.aggregate(&scope, &mut accepted, &mut fuel);
+        *spent += before - fuel.left();
+        aggregated?;
+        Ok(accepted)
+    }
+
+    /// Those expressions that `wanted` wants.
+    fn expressions(
+        &self,
+        scope: &Scope<'_>,
+        fuel: &mut Fuel,
+        wanted: impl Fn(&Expression) -> bool,
+    ) -> Result<Accepted, Refusal> {
+        let mut accepted = Accepted::default();
+        let expects = self.expect.iter().zip(&self.document.validate.expect);
+        for (expression, expect) in expects.filter(|(expression, _)| wanted(expression)) {
+            let holds = expression.holds(scope, fuel).map_err(|e| failed(Stage::Expect, &expect.that, &e))?;
+            if !holds {
+                let detail = format!("{} does not hold", expect.that);
+                return Err(Refusal { stage: Stage::Expect, reason: expect.reason.clone(), detail, dropped: false });
+            }
+        }
+        let filters = self.filter.iter().zip(&self.document.filter);
+        for (expression, filter) in filters.filter(|(expression, _)| wanted(expression)) {
+            let holds = expression.holds(scope, fuel).map_err(|e| failed(Stage::Filter, &filter.when, &e))?;
+            match filter.action {
+                Action::Drop if holds => {
+                    let detail = format!("{} holds", filter.when);
+                    return Err(Refusal { stage: Stage::Filter, reason: filter.reason.clone(), detail, dropped: true });
+                }
+                Action::Flag if holds && accepted.flags.len() < FLAGS_MAX => accepted.flags.push(filter.reason.clone()),
+                _ => {}
+            }
+        }
+        Ok(accepted)
+    }
+
+    fn aggregate(&self, scope: &Scope<'_>, accepted: &mut Accepted, fuel: &mut Fuel) -> Result<(), Refusal> {
+        let stage = Stage::Aggregate;
+        if let (Some(expression), Some(text)) = (&self.time, &self.document.time) {
+            let time = expression.evaluate(scope, fuel).and_then(|value| match value {
+                Value::Int(ms) => Ok(ms),
+                _ => Err(ExpressionError::Wanted("whole number of milliseconds")),
+            });
+            let time = time.map_err(|e| failed(stage, text, &e))?;
+            accepted.time_ms = Some(time);
+            let length = self.document.aggregate.window_ms.and_then(|ms| i64::try_from(ms).ok());
+            accepted.window = length.map(|length| time.div_euclid(length.max(1)));
+        }
+        if let (Some(expression), Some(text)) = (&self.group, &self.document.aggregate.field) {
+            let group = expression.evaluate(scope, fuel).and_then(|value| match value {
+                Value::Text(name) if name.len() <= GROUP_NAME_BYTES_MAX => Ok(name.into_owned()),
+                Value::Int(number) => Ok(number.to_string()),
+                _ => Err(ExpressionError::Wanted("text of at most 128 bytes, and no whole number")),
+            });
+            let group = group.map_err(|e| failed(stage, text, &e))?;
+            accepted.group.get_or_insert(group);
+        }
+        if let (Some(expression), Some(text)) = (&self.close, &self.document.aggregate.close) {
+            accepted.closes = expression.holds(scope, fuel).map_err(|e| failed(stage, text, &e))?;
+        }
+        for (expression, (_, reduce)) in self.reduce.iter().zip(&self.document.aggregate.reduce) {
+            let value = match expression.evaluate(scope, fuel) {
+                // A device need not send everything each time.
+                Err(ExpressionError::Missing(_)) => Ok(Json::Null),
+                value => value.and_then(|value| value.to_json(fuel)),
+            };
+            accepted.values.push(value.map_err(|e| failed(stage, &reduce.of, &e))?);
+        }
+        Ok(())
+    }
+}
+
+fn failed(stage: Stage, expression: &str, error: &ExpressionError) -> Refusal {
+    let reason = if *error == ExpressionError::Fuel { "fuel" } else { "failed" };
+    Refusal { stage, reason: reason.into(), detail: format!("{error}: {expression}"), dropped: false }
+}
+
+fn milliseconds(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
+}
+
+fn scope<'a>(input: &'a Input, message: &'a Json, device: &'a str, last: Option<&'a (Arc<Json>, i64)>) -> Scope<'a> {
+    let nonce = input.nonce.and_then(|nonce| i64::try_from(nonce).ok());
+    Scope {
+        variables: [
+            Value::of(message),
+            last.map_or(Value::Null, |(message, time)| Value::Last { message, time: *time }),
+            Value::Text(Cow::Borrowed(device)),
+            Value::Int(milliseconds(input.time_ms)),
+            Value::Bytes(Cow::Borrowed(&input.data)),
+            Value::Text(Cow::Borrowed(&input.version)),
+            nonce.map_or(Value::Null, Value::Int),
+        ],
+    }
+}

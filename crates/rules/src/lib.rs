@@ -1,0 +1,29 @@
+//! Rules of projects: what a project's owner says about its messages, without touching a node's code. A [`Document`] with
+//! its files is a [`Bundle`]; [`Rules::compile`] makes [`Rules`] of it, and [`Rules::judge`] says what becomes of one message.
+//!
+//! Pure, and the same on every machine: no clock, no chance, no order of a hash map, no number that is not finite, and
+//! mathematics in software. What a message costs has an end, whoever wrote the rules: every stage takes fuel.
+
+mod bundle;
+mod code;
+mod decode;
+mod document;
+mod error;
+mod expression;
+mod group;
+mod judge;
+pub mod limits;
+mod reduce;
+mod rehearsal;
+mod schema;
+
+pub use bundle::{BUNDLE_VERSION, Bundle, hash_of};
+pub use document::{
+    Action, Aggregate, Code, DOCUMENT_VERSION, Decode, Document, Expect, Filter, Format, GroupBy, Reduce, Reduction,
+    Route, Sort, SortBy, Validate,
+};
+pub use error::RulesError;
+pub use group::{Closing, Defaults, Group, Packed, Together};
+pub use judge::{Accepted, Input, Judgement, Last, Refusal, Rules, Stage};
+pub use reduce::{Reduced, payload};
+pub use rehearsal::{Cause, LATE, Made, Outcome, Rehearsal};

@@ -1,0 +1,61 @@
+//! Limits of rules. They are part of what `apply` computes: a change of one is a new version of its rules.
+
+/// Longest document in bytes.
+pub const DOCUMENT_BYTES_MAX: usize = 32 << 10;
+/// Longest bundle (document and files) in bytes.
+pub const BUNDLE_BYTES_MAX: usize = lockstep_types::registry::RULES_BYTES_MAX;
+/// Files beside the document.
+pub const FILES_MAX: usize = 4;
+/// Longest name of a file in bytes.
+pub const FILE_NAME_BYTES_MAX: usize = 128;
+/// Expressions of a document, all stages together.
+pub const EXPRESSIONS_MAX: usize = 64;
+/// Longest expression in bytes.
+pub const EXPRESSION_BYTES_MAX: usize = 1_024;
+/// Brackets within brackets, and calls within calls, of an expression.
+pub const EXPRESSION_DEPTH_MAX: usize = 32;
+/// Longest reason in bytes.
+pub const REASON_BYTES_MAX: usize = 48;
+/// Longest name of a reduced value in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Values of a reduced payload.
+pub const REDUCED_MAX: usize = 32;
+/// Largest value that a reduction keeps (`last`, `merge`), as JSON, in bytes.
+pub const REDUCED_BYTES_MAX: usize = 4 << 10;
+/// Longest name of a group in bytes.
+pub const GROUP_NAME_BYTES_MAX: usize = 128;
+/// Outputs that a document names.
+pub const OUTPUTS_MAX: usize = 16;
+/// Longest hold, age or window: 31 days.
+pub const SPAN_MS_MAX: u64 = 31 * 24 * 3_600 * 1_000;
+
+/// Values in one message, those within others counted.
+pub const ELEMENTS_MAX: usize = 8_192;
+/// Lists and objects within each other in one message.
+pub const NESTING_MAX: usize = 64;
+
+/// Fuel of all expressions for one message. One is a node that is evaluated, or 32 bytes of text that are looked at.
+pub const EXPRESSION_FUEL: u64 = 20_000;
+/// Fuel of the schema for one message. One is a part of the schema against one value.
+pub const SCHEMA_FUEL: u64 = 200_000;
+/// Largest schema in bytes.
+pub const SCHEMA_BYTES_MAX: usize = 64 << 10;
+/// Parts of a schema, those behind references counted as often as they are referred to.
+pub const SCHEMA_PARTS_MAX: usize = 2_048;
+/// Size of a compiled pattern in bytes.
+pub const PATTERN_BYTES_MAX: usize = 256 << 10;
+
+/// Largest WebAssembly module in bytes.
+pub const MODULE_BYTES_MAX: usize = 256 << 10;
+/// Fuel of a module for one message where the document says nothing.
+pub const FUEL_DEFAULT: u64 = 200_000;
+/// Most fuel that a document can give it.
+pub const FUEL_MAX: u64 = 2_000_000;
+/// Memory of a module in bytes.
+pub const MODULE_MEMORY_BYTES_MAX: usize = 2 << 20;
+/// Elements of its table.
+pub const MODULE_TABLE_MAX: usize = 1_024;
+/// Functions of a module that call each other.
+pub const MODULE_RECURSION_MAX: usize = 256;
+/// Flags of one message.
+pub const FLAGS_MAX: usize = 8;
