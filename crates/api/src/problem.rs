@@ -39,7 +39,7 @@ struct Body {
     content_id: Option<ContentId>,
     /// The word of a project's rules.
     #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
+    reason: Option<Box<str>>,
 }
 
 impl Problem {
@@ -98,7 +98,7 @@ impl Problem {
             SubmitError::TooLarge { .. } => Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", text),
             SubmitError::Rules { reason, .. } => {
                 let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "rules", text);
-                problem.body.reason = Some(reason);
+                problem.body.reason = Some(reason.into());
                 problem
             }
             SubmitError::RulesFuel { retry_after_ms } => {

@@ -164,8 +164,8 @@ impl Mempool {
             for (id, outcome) in outcomes {
                 state.pool.remove(id);
                 if let Some(own) = state.remove_own(id) {
-                    let first = |at: usize| if at == 0 { *outcome } else { as_retry(*outcome) };
-                    let of_ours = |at: usize| if self.took_in(outcome) { first(at) } else { as_retry(*outcome) };
+                    let first = |at: usize| if at == 0 { outcome.clone() } else { as_retry(outcome.clone()) };
+                    let of_ours = |at: usize| if self.took_in(outcome) { first(at) } else { as_retry(outcome.clone()) };
                     told.extend((0..).zip(own.waiters).map(|(at, waiter)| (waiter, of_ours(at))));
                 }
             }
@@ -355,8 +355,8 @@ mod tests {
         let (a, b) = (submit(&mempool, 1), submit(&mempool, 1));
         assert_eq!(mempool.len(), 1);
         let outcome = Outcome::Rejected(Rejection::TooLarge);
-        mempool.settle(&[(message(1).content_id(), outcome)]);
-        assert_eq!((a.await.unwrap(), b.await.unwrap()), (outcome, outcome));
+        mempool.settle(&[(message(1).content_id(), outcome.clone())]);
+        assert_eq!((a.await.unwrap(), b.await.unwrap()), (outcome.clone(), outcome));
         assert_eq!(mempool.len(), 0);
     }
 

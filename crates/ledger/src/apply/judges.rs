@@ -36,17 +36,12 @@ impl Judges {
             return Ok(judges);
         }
         let height = ledger.head.height.next();
-        let mut wanted = BTreeSet::new();
-        for message in messages {
-            let id = message.project_id;
-            if !judges.rules.contains_key(&id) {
-                let Some(rules) = ledger.projects.rules_at(id, height) else { continue };
-                judges.rules.insert(id, Arc::clone(rules));
-            }
-            if judges.rules.get(&id).is_some_and(|rules| rules.needs_last()) {
-                wanted.insert((id, message.device));
-            }
-        }
+        let projects: BTreeSet<ProjectId> = messages.iter().map(|message| message.project_id).collect();
+        let rules = projects.into_iter().filter_map(|id| Some((id, Arc::clone(ledger.projects.rules_at(id, height)?))));
+        judges.rules = rules.collect();
+        let needs_last = |id: &ProjectId| judges.rules.get(id).is_some_and(|rules| rules.needs_last());
+        let wanted = messages.iter().filter(|message| needs_last(&message.project_id));
+        let wanted: BTreeSet<_> = wanted.map(|message| (message.project_id, message.device)).collect();
         if !wanted.is_empty() {
             let wanted: Vec<_> = wanted.into_iter().collect();
             // What is forgotten is not there, whether or not this node's disk has it still.
