@@ -26,6 +26,7 @@ mod lifetimes;
 mod outputs;
 mod partitions;
 mod power_loss;
+mod project_rules;
 mod refills;
 mod rogue;
 mod rolling;

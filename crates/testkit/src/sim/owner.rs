@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use bytes::Bytes;
+use lockstep_rules::Bundle;
 use lockstep_types::{
     Address, Change, DeviceEntry, DevicePolicy, Epoch, Height, Order, OrderKind, ProjectId, ProjectSettings,
-    SigningKey, TimeMs,
+    RulesOrder, SigningKey, TimeMs,
 };
 use tokio::time::{Instant, sleep};
 
@@ -68,7 +70,9 @@ pub(super) async fn run(world: World, mut random: Random) {
     owner.add(clients::devices()).await;
     while Instant::now() < end {
         sleep(Duration::from_millis(owner.random.number() % 3_000)).await;
-        match owner.random.below(8) {
+        match owner.random.below(11) {
+            8..=9 => owner.set_rules().await,
+            10 => owner.set_no_rules().await,
             0 => owner.remove(clients::devices()).await,
             1..=3 => {
                 let some = owner.some_devices();
@@ -85,7 +89,38 @@ pub(super) async fn run(world: World, mut random: Random) {
     world.record.registry(bans.collect(), in_words(owner.orders, owner.listed.into_iter()));
 }
 
+/// Rules that take every message, so that who submits need not know of them: they look at the device's last one, mark
+/// some, and run a module. What they come to is in the effects that headers commit to.
+const RULES: [&str; 3] = [
+    "version = 1\n[decode]\nformat = \"raw\"\n[[validate.expect]]\nthat = \"last == null || time >= last.time\"\n\
+     reason = \"back\"\n",
+    "version = 1\n[decode]\nformat = \"raw\"\n[[filter]]\nwhen = \"size(data) % 2 == 1\"\ndo = \"flag\"\n\
+     reason = \"odd\"\n",
+    "version = 1\n[decode]\nformat = \"raw\"\n[code]\nmodule = \"m\"\n",
+];
+/// `(module (memory (export "memory") 1) (func (export "check") (result i32) (i32.const 0)))`
+const MODULE: &[u8] = b"\0asm\x01\0\0\0\x01\x05\x01\x60\0\x01\x7f\x03\x02\x01\0\x05\x03\x01\0\x01\x07\x12\x02\
+    \x06memory\x02\0\x05check\0\0\x0a\x06\x01\x04\0\x41\0\x0b";
+
 impl Owner {
+    /// From a batch on that is there, or comes soon.
+    fn soon(&mut self) -> Height {
+        Height(self.world.record.newest().0 + self.random.number() % 20)
+    }
+
+    async fn set_rules(&mut self) {
+        let document = RULES[self.random.below(RULES.len())];
+        let files = document.contains("module").then(|| ("m".to_owned(), Bytes::from_static(MODULE)));
+        let bundle = Bundle { document: document.to_owned(), files: files.into_iter().collect() };
+        let rules = RulesOrder { bundle: Some(bundle.encode().into()), from: self.soon() };
+        self.order(OrderKind::Rules(rules)).await;
+    }
+
+    async fn set_no_rules(&mut self) {
+        let rules = RulesOrder { bundle: None, from: self.soon() };
+        self.order(OrderKind::Rules(rules)).await;
+    }
+
     fn some_devices(&mut self) -> Vec<Address> {
         let random = &mut self.random;
         clients::devices().into_iter().filter(|_| random.below(4) == 0).collect()
