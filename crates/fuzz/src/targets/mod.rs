@@ -5,13 +5,23 @@ mod devices;
 mod http;
 mod ledger;
 mod members;
+mod rules;
 mod stores;
 
 use crate::target::Target;
 
 /// Every target.
 pub fn targets() -> Vec<Target> {
-    [chain::TARGETS, devices::TARGETS, http::TARGETS, ledger::TARGETS, members::TARGETS, stores::TARGETS].concat()
+    [
+        chain::TARGETS,
+        devices::TARGETS,
+        http::TARGETS,
+        ledger::TARGETS,
+        members::TARGETS,
+        rules::TARGETS,
+        stores::TARGETS,
+    ]
+    .concat()
 }
 
 /// The target with a name.
