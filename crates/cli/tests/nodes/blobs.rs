@@ -112,7 +112,12 @@ async fn every_node_makes_the_same_blobs_and_they_check_themselves() {
     .await;
     assert!(tasks > 300, "{tasks} tasks");
 
-    // The same bytes everywhere, whoever wrote them and when.
+    // The same bytes everywhere, whoever wrote them and when. A group that is closed by its age only now makes one more task.
+    let links = |store: &Path| {
+        let mut links = links(store);
+        links.retain(|first, _| *first <= format!("{tasks:020}"));
+        links
+    };
     let all = links(&stores[0]);
     for store in &stores[1..] {
         assert_eq!(links(store), all, "{}", store.display());
