@@ -8,17 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use lockstep_ledger::{
-    ChainCursor, Device, Gap, Grant, GroupKey, Head, History, Horizon, LastTaken, Members, Nonce, NonceState,
-    Occurrence, OpenGroup, Project, RulesState, Standing, Write, compile_rules,
+    Device, Gap, Grant, GroupKey, Head, History, Horizon, LastTaken, Members, Nonce, NonceState, Occurrence, OpenGroup,
+    Standing, Write,
 };
-use lockstep_rules::{Rules, RulesError};
+use lockstep_rules::RulesError;
 use lockstep_store::home::StoreHome;
 use lockstep_store::{
     Direction, Durability, Medium, Pair, RocksMedium, Scan, StateStorage, StoreError, Table, WriteBatch, keys,
 };
 use lockstep_types::{
-    Address, Batch, BatchHeader, Certificate, ContentId, DecodeError, Epoch, Hash32, Height, MessageId, NetworkId,
-    OutputName, Place, ProjectId, Sequence, Task, TaskId, TaskNumber, proto,
+    Address, Batch, BatchHeader, Certificate, ContentId, DecodeError, Epoch, Height, MessageId, NetworkId, OutputName,
+    Place, ProjectId, Sequence, Task, TaskId, TaskNumber, proto,
 };
 use parking_lot::{Mutex, RwLock};
 use prost::Message as _;
@@ -29,6 +29,8 @@ use crate::raft_types::{LogId, StoredMembership};
 use crate::shelf::{Shelf, SnapshotDirectory};
 use crate::snapshot::SnapshotMeta;
 use crate::writes::put;
+
+mod registry;
 
 /// State could not be read.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -318,50 +320,6 @@ impl StateStore {
             bytes_max: usize::MAX,
         })?;
         found.into_iter().map(|(_, record)| Ok(Place::decode(record)?)).collect()
-    }
-
-    /// Projects that differ from the genesis.
-    pub fn projects(&self) -> Result<BTreeMap<ProjectId, Project>, ReadError> {
-        let pair = |(key, value): Pair| Ok((ProjectId(number(&key[1..])?), Project::decode(value)?));
-        self.load(keys::PROJECT)?.into_iter().map(pair).collect()
-    }
-
-    /// Rules of projects, by the hash of their bundle.
-    ///
-    /// # Errors
-    /// Also where this program cannot use what others could.
-    pub fn rules(&self) -> Result<BTreeMap<Hash32, Arc<Rules>>, ReadError> {
-        let compiled = |(_, bundle): Pair| compile_rules(&bundle).map_err(ReadError::Rules);
-        self.load(keys::RULES)?.into_iter().map(compiled).collect()
-    }
-
-    /// The encoded bundle of rules with a hash.
-    pub fn bundle(&self, hash: &Hash32) -> Result<Option<Bytes>, ReadError> {
-        Ok(self.storage().get(Table::Index, &keys::rules(hash))?)
-    }
-
-    /// What rules took and refused, by project.
-    pub fn rules_states(&self) -> Result<BTreeMap<ProjectId, RulesState>, ReadError> {
-        let pair = |(key, value): Pair| Ok((ProjectId(number(&key[1..])?), RulesState::decode(value)?));
-        self.load(keys::RULES_STATE)?.into_iter().map(pair).collect()
-    }
-
-    /// What a project's rules took and refused; `None` where it never had any.
-    pub fn rules_state(&self, project: ProjectId) -> Result<Option<RulesState>, ReadError> {
-        let record = self.storage().get(Table::Index, &keys::rules_state(project))?;
-        Ok(record.map(RulesState::decode).transpose()?)
-    }
-
-    /// Words with which rules marked a message.
-    pub fn flags(&self, sequence: Sequence) -> Result<Vec<String>, ReadError> {
-        let Some(words) = self.storage().get(Table::Index, &keys::flags(sequence))? else { return Ok(Vec::new()) };
-        let words = std::str::from_utf8(&words).map_err(|e| DecodeError::malformed("flags", e))?;
-        Ok(words.split(' ').map(str::to_owned).collect())
-    }
-
-    /// How far the chain was read.
-    pub fn chain(&self) -> Result<Option<ChainCursor>, ReadError> {
-        Ok(self.storage().get(Table::Index, keys::CHAIN)?.map(ChainCursor::decode).transpose()?)
     }
 
     /// Devices that somebody let submit to a project, from an address on.

@@ -1,7 +1,7 @@
 //! Projects as the log has them: those of the genesis, those that were registered since, and what their owners
 //! ordered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -111,9 +111,15 @@ impl Projects {
         Arc::make_mut(&mut self.rules).insert(hash, compiled);
     }
 
-    /// Forgets rules that no project has any more; their hashes.
-    pub(crate) fn forget_rules(&mut self) -> Vec<Hash32> {
-        let used = |hash: &Hash32| self.known.values().flat_map(|p| &p.rules).any(|rules| rules.hash == Some(*hash));
+    /// Forgets rules that hold for no batch from the `next` on; their hashes.
+    pub(crate) fn forget_rules(&mut self, next: Height) -> Vec<Hash32> {
+        let can_hold = |project: &Project| {
+            let holds = rules::at(&project.rules, next);
+            let later = project.rules.iter().filter(|rules| rules.from > next).filter_map(|rules| rules.hash);
+            holds.into_iter().chain(later).collect::<Vec<_>>()
+        };
+        let used: BTreeSet<Hash32> = self.known.values().flat_map(can_hold).collect();
+        let used = |hash: &Hash32| used.contains(hash);
         let unused: Vec<Hash32> = self.rules.keys().filter(|hash| !used(hash)).copied().collect();
         for hash in &unused {
             Arc::make_mut(&mut self.rules).remove(hash);

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use lockstep_api::views::{DeviceView, DevicesView, ProjectView, ProjectsView, RulesFigures, RulesView};
 use lockstep_api::{OrderProblem, ReadError, Registry};
 use lockstep_consensus::{Consensus, ProposeError, Role, StateStore};
-use lockstep_ledger::{Command, Document, History as _, OrderError, Project};
+use lockstep_ledger::{Command, Document, History as _, OrderError, Project, compile_rules};
 use lockstep_network::{Channel, Handle};
-use lockstep_types::{Address, Digest, Epoch, Height, NetworkId, OrderKind, ProjectId, SignedOrder};
+use lockstep_types::{Address, Digest, Epoch, Height, NetworkId, OrderKind, ProjectId, RulesOrder, SignedOrder};
 
 use crate::control::{ControlError, forward_order};
 use crate::limits::APPROVAL_TIMEOUT;
@@ -134,8 +134,11 @@ fn refused(reason: OrderError) -> OrderProblem {
     OrderProblem::Refused(reason.to_string())
 }
 
-/// Whether each document in an order is its device's own.
-fn check_documents(signed: &SignedOrder) -> Result<(), OrderProblem> {
+/// Whether each document in an order is its device's own, and whether rules can be used.
+fn check_content(signed: &SignedOrder) -> Result<(), OrderProblem> {
+    if let OrderKind::Rules(RulesOrder { bundle: Some(bundle), .. }) = &signed.order.kind {
+        return compile_rules(bundle).map(drop).map_err(|error| refused(OrderError::ProjectRules(error)));
+    }
     let OrderKind::AddDevices(entries) = &signed.order.kind else { return Ok(()) };
     for entry in entries {
         let Some(text) = &entry.document else { continue };
@@ -158,8 +161,8 @@ impl Registry for Orders {
             Ok(()) | Err(OrderError::Stale { .. }) => {}
             Err(reason) => return Err(refused(reason)),
         }
-        // Documents are read after the signature was checked, and where reading them holds up nobody.
-        let signed = self.state.blocking().run(move || check_documents(&signed).map(|()| signed));
+        // Documents and rules are read after the signature was checked, and where reading them holds up nobody.
+        let signed = self.state.blocking().run(move || check_content(&signed).map(|()| signed));
         let signed = signed.await.map_err(|e| OrderProblem::Unavailable(e.to_string()))??;
         self.carry_out(signed).await
     }

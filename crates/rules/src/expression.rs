@@ -19,7 +19,7 @@ pub(crate) use evaluation::{Fuel, Scope, Value};
 use functions::Function;
 
 use crate::error::RulesError;
-use crate::limits::{EXPRESSION_BYTES_MAX, EXPRESSION_DEPTH_MAX, PATTERN_BYTES_MAX};
+use crate::limits::{EXPRESSION_BYTES_MAX, EXPRESSION_DEPTH_MAX, PATTERN_BYTES_MAX, PATTERNS_MAX};
 
 /// Names that an expression can use.
 pub(crate) const VARIABLES: [&str; 7] = ["message", "last", "device", "time", "data", "version", "nonce"];
@@ -109,11 +109,13 @@ pub(crate) struct Expression {
     root: Node,
     /// Whether it looks at the device's last accepted message.
     pub uses_last: bool,
+    /// Whether it looks at the time of the message's batch.
+    pub uses_time: bool,
 }
 
 impl Expression {
-    /// Reads an expression; `place` says where it stands.
-    pub fn compile(place: &str, text: &str) -> Result<Self, RulesError> {
+    /// Reads an expression; `place` says where it stands. It may have so many `patterns`, and leaves the rest.
+    pub fn compile(place: &str, text: &str, patterns: &mut usize) -> Result<Self, RulesError> {
         let wrong = |error: String| RulesError::Expression {
             place: place.to_owned(),
             error,
@@ -140,9 +142,9 @@ impl Expression {
             let first = errors.errors.first().map(|error| error.msg.clone());
             wrong(first.unwrap_or_else(|| "it cannot be read".into()))
         })?;
-        let mut compiler = Compiler { bound: Vec::new(), uses_last: false };
+        let mut compiler = Compiler { bound: Vec::new(), uses_last: false, uses_time: false, patterns };
         let root = compiler.node(&parsed, 0).map_err(wrong)?;
-        Ok(Self { root, uses_last: compiler.uses_last })
+        Ok(Self { root, uses_last: compiler.uses_last, uses_time: compiler.uses_time })
     }
 
     /// The value for one message.
@@ -159,15 +161,18 @@ impl Expression {
     }
 }
 
-struct Compiler {
+struct Compiler<'a> {
     bound: Vec<String>,
     uses_last: bool,
+    uses_time: bool,
+    /// Patterns that are left.
+    patterns: &'a mut usize,
 }
 
 /// Levels of an expression after macros became what they stand for.
 const NODE_DEPTH_MAX: usize = 4 * EXPRESSION_DEPTH_MAX;
 
-impl Compiler {
+impl Compiler<'_> {
     fn node(&mut self, parsed: &Parsed, depth: usize) -> Result<Node, String> {
         if depth > NODE_DEPTH_MAX {
             return Err(format!("it has more than {NODE_DEPTH_MAX} levels"));
@@ -213,6 +218,7 @@ impl Compiler {
             return Ok(Node::Bound(place));
         }
         self.uses_last |= name == "last";
+        self.uses_time |= name == "time";
         let found = VARIABLES.iter().position(|known| *known == name);
         found.map(Node::Variable).ok_or_else(|| format!("there is no {name}; there are {}", VARIABLES.join(", ")))
     }
@@ -252,7 +258,11 @@ impl Compiler {
             ("matches", 2) => {
                 let text = next()?;
                 let Node::Text(pattern) = *next()? else { return Err("the pattern of matches is a literal".into()) };
-                let built = regex::RegexBuilder::new(&pattern).size_limit(PATTERN_BYTES_MAX).nest_limit(32).build();
+                let left = self.patterns.checked_sub(1);
+                *self.patterns = left.ok_or_else(|| format!("there are more than {PATTERNS_MAX} patterns"))?;
+                let mut builder = regex::RegexBuilder::new(&pattern);
+                let built =
+                    builder.size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX).nest_limit(32).build();
                 Node::Matches(text, built.map_err(|e| format!("the pattern cannot be used: {e}"))?)
             }
             (_, 2) if let Some(binary) = binary => Node::Operate(binary, Box::new([*next()?, *next()?])),

@@ -14,7 +14,7 @@ use crate::decode::{Decoded, Decoder, Unreadable};
 use crate::document::{Action, Document, Reduction, Sort};
 use crate::error::RulesError;
 use crate::expression::{Expression, ExpressionError, Fuel, Scope, Value};
-use crate::limits::{EXPRESSION_FUEL, FLAGS_MAX, GROUP_NAME_BYTES_MAX};
+use crate::limits::{EXPRESSION_FUEL, FLAGS_MAX, GROUP_NAME_BYTES_MAX, PATTERNS_MAX};
 use crate::schema::{Mismatch, Schema};
 
 /// A message, as rules see it.
@@ -150,18 +150,19 @@ impl Rules {
         let descriptor = document.decode.descriptor.as_deref().map(file).transpose()?;
         let decoder = Decoder::new(&document.decode, descriptor.map(|bytes| &bytes[..]))?;
         let schema = document.validate.schema.as_deref().map(file).transpose()?;
-        let schema = schema.map(|text| Schema::compile(text)).transpose()?;
+        let mut patterns = PATTERNS_MAX;
+        let schema = schema.map(|text| Schema::compile(text, &mut patterns)).transpose()?;
         let code = match &document.code {
             Some(code) => Some(Code::compile(file(&code.module)?, code.fuel)?),
             None => None,
         };
-        let expression = |place: String, text: &str| Expression::compile(&place, text);
-        let each = |name: &str, texts: Vec<&str>| {
-            let compiled = texts.into_iter().enumerate().map(|(n, text)| expression(format!("{name}[{n}]"), text));
-            compiled.collect::<Result<Vec<_>, _>>()
-        };
-        let expect = each("validate.expect", document.validate.expect.iter().map(|e| e.that.as_str()).collect())?;
-        let filter = each("filter", document.filter.iter().map(|f| f.when.as_str()).collect())?;
+        let mut expression = |place: String, text: &str| Expression::compile(&place, text, &mut patterns);
+        let expects = document.validate.expect.iter().enumerate();
+        let expect = expects.map(|(n, expect)| expression(format!("validate.expect[{n}]"), &expect.that));
+        let expect = expect.collect::<Result<Vec<_>, _>>()?;
+        let filters = document.filter.iter().enumerate();
+        let filter = filters.map(|(n, filter)| expression(format!("filter[{n}]"), &filter.when));
+        let filter = filter.collect::<Result<Vec<_>, _>>()?;
         let reduced = document.aggregate.reduce.iter();
         let reduce = reduced.map(|(name, reduce)| expression(format!("aggregate.reduce.{name}"), &reduce.of));
         let reduce = reduce.collect::<Result<Vec<_>, _>>()?;
@@ -202,8 +203,8 @@ impl Rules {
         Judgement { result, fuel }
     }
 
-    /// What can be told of a message without the device's last one and without the module: so much a node says at once, and
-    /// cheaply. [`Rules::judge`] refuses whatever this refuses.
+    /// What can be told of a message without the device's last one, the time of its batch and the module: so much a node says
+    /// at once, and cheaply. [`Rules::judge`] refuses whatever this refuses, at any time.
     ///
     /// # Errors
     /// Why the message will not be taken.
@@ -211,7 +212,10 @@ impl Rules {
         let message = self.read(input, &mut 0)?.value;
         let device = input.device.to_string();
         let scope = scope(input, &message, &device, None);
-        self.expressions(&scope, &mut Fuel::new(EXPRESSION_FUEL), |expression| !expression.uses_last).map(drop)
+        self.expressions(&scope, &mut Fuel::new(EXPRESSION_FUEL), |expression| {
+            !expression.uses_last && !expression.uses_time
+        })
+        .map(drop)
     }
 
     /// Reads a message and holds it against the schema.

@@ -44,6 +44,8 @@ pub const SCHEMA_BYTES_MAX: usize = 64 << 10;
 pub const SCHEMA_PARTS_MAX: usize = 2_048;
 /// Size of a compiled pattern in bytes.
 pub const PATTERN_BYTES_MAX: usize = 256 << 10;
+/// Patterns of a bundle, those of its schema and of its expressions: each takes time and memory when rules are made.
+pub const PATTERNS_MAX: usize = 32;
 
 /// Largest WebAssembly module in bytes.
 pub const MODULE_BYTES_MAX: usize = 256 << 10;

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::decode::Decoded;
 use crate::error::RulesError;
-use crate::limits::{PATTERN_BYTES_MAX, SCHEMA_BYTES_MAX, SCHEMA_FUEL, SCHEMA_PARTS_MAX};
+use crate::limits::{PATTERN_BYTES_MAX, PATTERNS_MAX, SCHEMA_BYTES_MAX, SCHEMA_FUEL, SCHEMA_PARTS_MAX};
 
 /// Keywords that say something about the schema only, or whose value is no schema.
 const PLAIN: [&str; 33] = [
@@ -61,6 +61,7 @@ pub(crate) struct Schema {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Weight {
     parts: u64,
+    patterns: usize,
     pattern_bytes: u64,
     uniques: u64,
 }
@@ -75,7 +76,8 @@ pub(crate) enum Mismatch {
 }
 
 impl Schema {
-    pub fn compile(text: &[u8]) -> Result<Self, RulesError> {
+    /// It may have so many `patterns`, and leaves the rest.
+    pub fn compile(text: &[u8], patterns: &mut usize) -> Result<Self, RulesError> {
         if text.len() > SCHEMA_BYTES_MAX {
             return Err(RulesError::TooLarge { what: "the schema", bytes_max: SCHEMA_BYTES_MAX });
         }
@@ -83,6 +85,10 @@ impl Schema {
         let schema: Value = serde_json::from_slice(text).map_err(|e| wrong(e.to_string()))?;
         let mut weight = Weight::default();
         weigh(&schema, &schema, &mut Vec::new(), &mut weight).map_err(wrong)?;
+        // As often as they are referred to: the library may compile them as often.
+        *patterns = patterns
+            .checked_sub(weight.patterns)
+            .ok_or_else(|| wrong(format!("there are more than {PATTERNS_MAX} patterns")))?;
         let options = jsonschema::options()
             .with_draft(Draft::Draft202012)
             .should_validate_formats(false)
@@ -96,7 +102,7 @@ impl Schema {
 
     /// Whether the message passes, and what that took.
     pub fn check(&self, message: &Decoded, bytes: usize) -> (Result<(), Mismatch>, u64) {
-        let Weight { parts, pattern_bytes, uniques } = self.weight;
+        let Weight { parts, pattern_bytes, uniques, .. } = self.weight;
         let elements = message.elements.max(1);
         let texts = (pattern_bytes * bytes as u64) / 64 + parts * bytes as u64 / 1_024;
         let fuel = parts * elements + texts + uniques * elements * elements / 8;
@@ -131,6 +137,7 @@ fn weigh<'a>(part: &'a Value, root: &'a Value, above: &mut Vec<&'a str>, weight:
         } else if OBJECTS.contains(&keyword) {
             let parts = value.as_object().ok_or_else(|| format!("{keyword} is an object of schemas"))?;
             if keyword == "patternProperties" {
+                weight.patterns += parts.len();
                 weight.pattern_bytes += parts.keys().map(|pattern| pattern.len() as u64).sum::<u64>();
             }
             parts.values().try_for_each(|part| weigh(part, root, above, weight))?;
@@ -139,7 +146,10 @@ fn weigh<'a>(part: &'a Value, root: &'a Value, above: &mut Vec<&'a str>, weight:
         }
         match keyword {
             "$ref" => follow(value, root, above, weight)?,
-            "pattern" => weight.pattern_bytes += value.as_str().map_or(0, str::len) as u64,
+            "pattern" => {
+                weight.patterns += 1;
+                weight.pattern_bytes += value.as_str().map_or(0, str::len) as u64;
+            }
             "uniqueItems" => weight.uniques += 1,
             // As many comparisons.
             "enum" | "const" | "required" | "dependentRequired" => weight.parts += size(value) / 4,

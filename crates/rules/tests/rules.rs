@@ -319,6 +319,37 @@ fn hostile_schemas_are_refused_or_cost_little() {
 }
 
 #[test]
+fn what_takes_long_to_make_is_refused_soon() {
+    // The most expensive patterns that are allowed, as many as are allowed, and one more.
+    let patterns = |count: usize| vec![r#"{"pattern":"(\\w{8}){9}x"}"#; count].join(",");
+    let schema = |count: usize| format!("{{\"anyOf\":[{}]}}", patterns(count));
+    let begun = Instant::now();
+    let made = Rules::compile(&bundle("[validate]\nschema = \"s\"", &[("s", schema(32).as_bytes())]));
+    println!("{:?} for 32 patterns: {:?}", begun.elapsed(), made.map(drop));
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    let begun = Instant::now();
+    let error = refused("[validate]\nschema = \"s\"", &[("s", schema(33).as_bytes())]);
+    assert!(error.contains("more than 32 patterns"), "{error}");
+    let many = "message.matches('a') || ".repeat(33) + "true";
+    let error = refused(&format!("[[validate.expect]]\nthat = \"{many}\"\nreason = \"x\""), &[]);
+    assert!(error.contains("more than 32 patterns"), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn the_door_says_nothing_that_the_order_could_change() {
+    let rules = rules(
+        "[[validate.expect]]\nthat = \"time < 5\"\nreason = \"late\"\n\
+         [[validate.expect]]\nthat = \"last != null\"\nreason = \"first\"\n\
+         [[validate.expect]]\nthat = \"message == 1\"\nreason = \"not_one\"\n",
+        &[],
+    );
+    assert_eq!(rules.glance(&input("1")), Ok(()));
+    assert_eq!(rules.glance(&input("2")).unwrap_err().reason, "not_one");
+    assert_eq!(rules.judge(&input("1")).result.unwrap_err().reason, "late");
+}
+
+#[test]
 fn a_document_that_cannot_be_used_says_what_is_wrong() {
     let table = [
         ("nonsense", "the document cannot be used"),

@@ -102,7 +102,8 @@ pub enum ChainRefusal {
 }
 
 impl Projects {
-    /// Whether an order would be carried out, as far as its project tells. Costs one signature recovery.
+    /// Whether an order would be carried out, as far as its project tells. Costs one signature recovery. Whether rules that
+    /// it brings can be used is for [`compile_rules`] to say, which takes longer.
     ///
     /// # Errors
     /// Says why not.
@@ -142,9 +143,6 @@ impl Projects {
                 Err(OrderError::StrictNonces)
             }
             OrderKind::Rules(_) if rules_version < RULES_WITH_PROJECT_RULES => Err(OrderError::Rules),
-            OrderKind::Rules(RulesOrder { bundle: Some(bundle), .. }) => {
-                compile_rules(bundle).map(drop).map_err(OrderError::ProjectRules)
-            }
             _ => Ok(()),
         }
     }
@@ -225,7 +223,7 @@ impl Ledger {
         project.orders += 1;
         effects.project(id, &project);
         self.projects.set(id, project);
-        for hash in self.projects.forget_rules() {
+        for hash in self.projects.forget_rules(self.head.height.next()) {
             effects.bundle(hash, None);
         }
         Ok(Ok(effects))
