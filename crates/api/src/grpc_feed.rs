@@ -56,6 +56,7 @@ fn task_to_proto(task: TaskView) -> FeedTask {
         id: message.id.0.to_vec().into(),
         data: bytes(&message.data),
     });
+    let (payload, window) = (bytes(&task.ruled.payload), task.ruled.window);
     let signature = task.signature.as_deref().and_then(|text| hex::decode(text.trim_start_matches("0x")).ok());
     FeedTask {
         number: task.number.0,
@@ -67,6 +68,9 @@ fn task_to_proto(task: TaskView) -> FeedTask {
         messages: messages.collect(),
         signature: signature.unwrap_or_default().into(),
         project_version: task.project_version,
+        group: task.ruled.group.unwrap_or_default(),
+        window,
+        payload,
     }
 }
 

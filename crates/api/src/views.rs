@@ -1,6 +1,6 @@
 //! What the doors show: JSON of `/api`. Ids are hex with `0x`, payloads standard base64, times milliseconds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::Engine as _;
 use lockstep_types::proof::Boundary;
@@ -320,6 +320,9 @@ pub struct MessageView {
     pub evidence: EvidenceView,
     /// Time of its batch; null while pending.
     pub time_ms: Option<TimeMs>,
+    /// Words with which the project's rules marked it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flags: Vec<String>,
 }
 
 /// A message in a [`TaskView`].
@@ -364,6 +367,27 @@ pub struct TaskView {
     /// Where the network's outputs have it, as far as this node knows. Only where one task is asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub receipts: Vec<ReceiptView>,
+    /// What the project's rules made of it; `Default` where they say nothing.
+    #[serde(flatten)]
+    pub ruled: RuledView,
+}
+
+/// What a project's rules made of a task.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuledView {
+    /// The name of its group; empty where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// The number of its window of the devices' time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<i64>,
+    /// What its messages came to, base64; absent where they stand for themselves, or payloads are not public. The signature
+    /// is over it then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub payload: Option<String>,
+    /// The outputs that it is for; absent: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outputs: Option<BTreeSet<OutputName>>,
 }
 
 /// Where an output of the network has a task.
@@ -528,6 +552,12 @@ pub struct RulesFigures {
     pub taken: u64,
     /// Of these, flagged ones.
     pub flagged: u64,
+    /// Of these, messages of windows that were passed.
+    #[serde(default)]
+    pub late: u64,
+    /// Tasks that were made since the project had rules first.
+    #[serde(default)]
+    pub tasks: u64,
     /// Messages that were not, by stage and reason (`filter:test`). What a node refused at its door is not among them.
     pub refused: BTreeMap<String, u64>,
 }

@@ -105,8 +105,14 @@ pub fn test(arguments: &RulesTest) -> anyhow::Result<()> {
     let bundle = read_bundle(&arguments.rules)?;
     let rules = Rules::compile(&bundle).with_context(|| arguments.rules.display().to_string())?;
     let settings = ProjectSettings::default();
-    let defaults = Defaults { messages_max: settings.group_messages_max, bytes_max: settings.group_bytes_max };
-    let mut rehearsal = Rehearsal::new(&rules, defaults, settings.group_age_max_ms);
+    let mut rehearsal = Rehearsal::new(
+        &rules,
+        Defaults {
+            messages_max: settings.group_messages_max,
+            bytes_max: settings.group_bytes_max,
+            age_max_ms: settings.group_age_max_ms,
+        },
+    );
     let file = fs::File::open(&arguments.input).with_context(|| arguments.input.display().to_string())?;
     let mut show = Show { json: arguments.json, tasks: 0, taken: 0, refused: 0 };
     let (mut now, mut reader, mut text, mut number) = (0, BufReader::new(file), String::new(), 0);

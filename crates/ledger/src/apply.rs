@@ -3,6 +3,7 @@
 
 mod building;
 mod judges;
+mod packing;
 mod permissions;
 mod registry;
 
@@ -37,7 +38,7 @@ use crate::rules::{LastTaken, RulesState};
 /// 4. An envelope is taken once, however late it comes again. Projects have reader tokens.
 /// 5. Reports of outputs say where tasks are.
 /// 6. Outputs of the network can be held up.
-/// 7. Projects have rules for their messages.
+/// 7. Projects have rules for their messages and tasks.
 pub const RULES_FIRST: u32 = 1;
 /// The newest rules that this program knows.
 pub const RULES_NEWEST: u32 = 7;
@@ -51,8 +52,8 @@ const RULES_WITH_ENVELOPES: u32 = 4;
 pub const RULES_WITH_PLACES: u32 = 5;
 /// From these rules on outputs of the network can be held up.
 pub const RULES_WITH_PAUSES: u32 = 6;
-/// From these rules on projects have rules for their messages.
-pub const RULES_WITH_PROJECT_RULES: u32 = 7;
+/// From these rules on projects have rules for their messages and tasks.
+pub const RULES_WITH_PROJECT_RULES: u32 = lockstep_types::task::RULES_WITH_PROJECT_RULES;
 
 /// Outputs that can be held up at a time.
 pub const PAUSED_OUTPUTS_MAX: usize = 256;
@@ -281,9 +282,9 @@ impl Ledger {
         self.head.knows_registry()
     }
 
-    /// Open groups with the sequence they began with.
-    pub fn open_groups(&self) -> impl Iterator<Item = (&GroupKey, Sequence)> {
-        self.groups.iter().map(|(key, group)| (key, group.first_sequence()))
+    /// Open groups.
+    pub fn open_groups(&self) -> impl Iterator<Item = (&GroupKey, &OpenGroup)> {
+        self.groups.iter()
     }
 
     /// What the rules of projects took and refused.
@@ -525,8 +526,9 @@ impl Ledger {
         let asked = Permissions::ask(view, &self.projects, envelopes, &proposal.messages).map_err(ApplyError)?;
         let judges = Judges::ask(view, self, &proposal.messages).map_err(ApplyError)?;
         let mut building = Building::new(self, proposal.time_ms, ids.len(), asked, judges);
+        building.close_due();
         for closing in proposal.closings {
-            building.close_aged(closing);
+            building.close_aged(&closing);
         }
         for ((message, id), before) in proposal.messages.into_iter().zip(ids).zip(earlier) {
             building.take(message, id, before);

@@ -17,6 +17,9 @@ mod vectors;
 #[path = "apply_tests/life.rs"]
 mod life;
 
+#[path = "apply_tests/packing.rs"]
+mod packing;
+
 #[path = "apply_tests/rules.rs"]
 mod rules;
 
@@ -365,7 +368,7 @@ proptest! {
                     prop_assert_eq!(a.batch(now, &messages), b.batch(now, &messages));
                 }
                 Step::CloseOldest => {
-                    let oldest = a.ledger.open_groups().map(|(key, first)| (first, key.clone())).min();
+                    let oldest = a.ledger.open_groups().map(|(key, group)| (group.first_sequence(), key.clone())).min();
                     if let Some((first_sequence, key)) = oldest {
                         let closing = [GroupClosing { key, first_sequence }];
                         a.propose(now, &[], &closing);

@@ -233,6 +233,8 @@ fn decode_closing(closing: proto::GroupClose) -> Result<GroupClosing, DecodeErro
             project_id: ProjectId(closing.project_id),
             project_version: closing.project_version,
             device: Address::try_from(&closing.device[..]).map_err(|e| DecodeError::malformed("log entry", e))?,
+            name: String::new(),
+            window: None,
         },
         first_sequence: Sequence(closing.first_sequence),
     })

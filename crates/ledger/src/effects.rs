@@ -194,7 +194,7 @@ impl Head {
 }
 
 /// One change to the stored state. All writes of one entry are stored together, with the applied position.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Write {
     /// The newest occurrence of a content.
     Occurrence(ContentId, Occurrence),
@@ -288,6 +288,11 @@ impl Effects {
     }
 
     pub fn group(&mut self, key: &GroupKey, group: Option<&OpenGroup>) {
+        if group.is_some_and(|group| group.ruled.is_some()) || !key.is_plain() {
+            let record = group.map(|group| group.encode(key)).unwrap_or_default();
+            self.tag(21, &[&keccak256(&[&key.encode()]), &keccak256(&[&record])]);
+            return self.writes.push(Write::Group(key.clone(), group.cloned()));
+        }
         let first = group.and_then(|g| g.messages.first()).map_or(0, |(s, _)| s.0);
         let count = group.map_or(0, |g| g.messages.len() as u64);
         let Address(device) = key.device;

@@ -1,10 +1,15 @@
 //! Groups of messages on their way to becoming tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use lockstep_types::{Address, DecodeError, Message, MessageId, ProjectId, ProjectSettings, Sequence, proto};
+use lockstep_rules::{Group, Together};
+use lockstep_types::{Address, DecodeError, Message, MessageId, ProjectId, ProjectSettings, Sequence, TimeMs, proto};
 use prost::Message as _;
+
+/// Open groups of one project whose rules say what belongs together. Beyond it the project's oldest one becomes a task, so
+/// that a project that opens many closes its own, and none of another.
+pub const RULED_GROUPS_MAX: usize = 4_096;
 
 /// Messages with the same key are packed together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -13,36 +18,75 @@ pub struct GroupKey {
     pub project_id: ProjectId,
     /// Their project version.
     pub project_version: String,
-    /// Their device; zeros where they have none.
+    /// Their device; zeros where they have none, or where the project's rules group by something else.
     pub device: Address,
+    /// The name that the project's rules give the group; else empty.
+    pub name: String,
+    /// The window of the devices' time, where the project's rules have windows.
+    pub window: Option<i64>,
 }
 
+/// Between a key's project version and what rules add to it: no byte of a text.
+const BEHIND_VERSION: u8 = 0xff;
+
 impl GroupKey {
-    /// The group that `message` belongs to.
+    /// The group that `message` belongs to where no rules say otherwise.
     pub fn of(message: &Message) -> Self {
         Self {
             project_id: message.project_id,
             project_version: message.project_version.clone(),
             device: message.device,
+            name: String::new(),
+            window: None,
         }
+    }
+
+    /// The group that `message` belongs to by its project's rules.
+    pub fn ruled(message: &Message, together: Together) -> Self {
+        let Together { device, name, window } = together;
+        let project_version = message.project_version.clone();
+        Self { project_id: message.project_id, project_version, device, name, window }
     }
 
     /// A key for the store: fixed-width parts first, so that keys cannot run into each other.
     pub fn encode(&self) -> Vec<u8> {
-        [&self.project_id.0.to_be_bytes()[..], &self.device.0, self.project_version.as_bytes()].concat()
+        let plain = [&self.project_id.0.to_be_bytes()[..], &self.device.0, self.project_version.as_bytes()].concat();
+        if self.is_plain() {
+            return plain;
+        }
+        let window = self.window.unwrap_or_default().to_be_bytes();
+        let tail = [&[BEHIND_VERSION, u8::from(self.window.is_some())][..], &window, self.name.as_bytes()].concat();
+        [plain, tail].concat()
+    }
+
+    /// Whether its messages share no more than their project, version and device.
+    pub fn is_plain(&self) -> bool {
+        self.name.is_empty() && self.window.is_none()
+    }
+
+    /// The key of another window of the same group.
+    fn family(&self, window: Option<i64>) -> Self {
+        Self { window, ..self.clone() }
     }
 }
 
 /// A group that is not yet a task.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct OpenGroup {
-    /// Its messages, in order.
+    /// Its messages, in the order of the network.
     pub messages: Vec<(Sequence, MessageId)>,
     /// Sum of their payload bytes.
     pub bytes: u64,
+    /// What the project's rules know of it; nothing where they do not say what belongs together.
+    pub ruled: Option<Box<Group>>,
 }
 
 impl OpenGroup {
+    /// A group of one message.
+    pub fn of(sequence: Sequence, id: MessageId, bytes: u64) -> Self {
+        Self { messages: vec![(sequence, id)], bytes, ruled: None }
+    }
+
     /// Sequence of the first message.
     pub fn first_sequence(&self) -> Sequence {
         self.messages.first().map_or(Sequence(0), |(sequence, _)| *sequence)
@@ -51,6 +95,11 @@ impl OpenGroup {
     /// Whether it must become a task now.
     pub fn is_full(&self, settings: &ProjectSettings) -> bool {
         self.messages.len() as u64 >= settings.group_messages_max || self.bytes >= settings.group_bytes_max
+    }
+
+    /// When the project's rules make it a task, in batch time.
+    pub fn due(&self) -> Option<TimeMs> {
+        self.ruled.as_ref().map(|group| TimeMs(group.due_ms()))
     }
 
     /// The stored record; it repeats the key, so that groups can be loaded by a scan.
@@ -62,6 +111,9 @@ impl OpenGroup {
             sequences: self.messages.iter().map(|(s, _)| s.0).collect(),
             message_ids: self.messages.iter().map(|(_, id)| Bytes::copy_from_slice(&id.0)).collect(),
             bytes: self.bytes,
+            name: key.name.clone(),
+            window: key.window,
+            ruled: self.ruled.as_ref().map(|group| group.to_proto()),
         }
         .encode_to_vec()
     }
@@ -74,13 +126,18 @@ impl OpenGroup {
             project_id: ProjectId(group.project_id),
             project_version: group.project_version,
             device: Address::try_from(&group.device[..]).map_err(|e| bad(&e))?,
+            name: group.name,
+            window: group.window,
         };
         if group.sequences.len() != group.message_ids.len() || group.sequences.is_empty() {
             return Err(bad(&"counts differ"));
         }
+        let sequences = || group.sequences.iter().copied().map(Sequence);
+        let ruled = group.ruled.map(|ruled| Group::from_proto(ruled, sequences(), group.bytes).map(Box::new));
         let ids = group.message_ids.iter().map(|id| MessageId::try_from(&id[..]).map_err(|e| bad(&e)));
-        let messages = group.sequences.into_iter().map(Sequence).zip(ids).map(|(s, id)| Ok((s, id?)));
-        Ok((key, Self { messages: messages.collect::<Result<_, DecodeError>>()?, bytes: group.bytes }))
+        let messages = sequences().zip(ids).map(|(s, id)| Ok((s, id?)));
+        let messages = messages.collect::<Result<_, DecodeError>>()?;
+        Ok((key, Self { messages, bytes: group.bytes, ruled: ruled.transpose()? }))
     }
 }
 
@@ -89,6 +146,9 @@ impl OpenGroup {
 pub enum GroupChange {
     /// A group now waits, from this sequence on.
     Opened(GroupKey, Sequence),
+    /// A group of a project's rules, which begins with this sequence, becomes a task in the first batch that is not before
+    /// this time.
+    Due(GroupKey, Sequence, TimeMs),
     /// The group that waited under this key is a task now.
     Closed(GroupKey),
 }
@@ -98,6 +158,10 @@ pub enum GroupChange {
 pub(crate) struct Groups {
     by_key: BTreeMap<GroupKey, OpenGroup>,
     by_first: BTreeMap<Sequence, GroupKey>,
+    /// Those of projects' rules, by when they become tasks.
+    by_due: BTreeSet<(TimeMs, GroupKey)>,
+    /// The same, by project and age.
+    ruled: BTreeMap<ProjectId, BTreeMap<Sequence, GroupKey>>,
 }
 
 impl Groups {
@@ -113,12 +177,56 @@ impl Groups {
         self.by_first.values().next()
     }
 
+    /// The oldest group of a project whose rules have opened more than [`RULED_GROUPS_MAX`].
+    pub fn oldest_of_too_many(&self, project: ProjectId) -> Option<&GroupKey> {
+        self.ruled.get(&project).filter(|groups| groups.len() > RULED_GROUPS_MAX)?.values().next()
+    }
+
+    /// The group that is due first, if that is not after `now`.
+    pub fn first_due(&self, now: TimeMs) -> Option<&GroupKey> {
+        self.by_due.first().filter(|(due, _)| *due <= now).map(|(_, key)| key)
+    }
+
+    /// All groups of a project, the oldest first.
+    pub fn of_project(&self, project: ProjectId) -> Vec<GroupKey> {
+        let first = GroupKey {
+            project_id: project,
+            project_version: String::new(),
+            device: Address::ZERO,
+            name: String::new(),
+            window: None,
+        };
+        let groups = self.by_key.range(first..).take_while(|(key, _)| key.project_id == project);
+        let mut found: Vec<_> = groups.map(|(key, group)| (group.first_sequence(), key)).collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, key)| key.clone()).collect()
+    }
+
+    /// Since when a later window of the same group is open, in batch time: the next one, or the last.
+    pub fn later_since_ms(&self, key: &GroupKey) -> Option<u64> {
+        let behind = key.window?.checked_add(1)?;
+        let mut later = self.by_key.range(key.family(Some(behind))..=key.family(Some(i64::MAX)));
+        let ends = [later.next(), later.next_back()];
+        ends.into_iter().flatten().filter_map(|(_, group)| Some(group.ruled.as_ref()?.since_ms())).min()
+    }
+
+    /// The window of the same group before this one. Those before it were passed when it began.
+    pub fn window_before(&self, key: &GroupKey) -> Option<GroupKey> {
+        key.window?;
+        // None is before all.
+        self.by_key.range(key.family(Some(i64::MIN))..key.clone()).next_back().map(|(key, _)| key.clone())
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&GroupKey, &OpenGroup)> {
         self.by_key.iter()
     }
 
     pub fn insert(&mut self, key: GroupKey, group: OpenGroup) {
         self.by_first.insert(group.first_sequence(), key.clone());
+        if let Some(due) = group.due() {
+            self.by_due.insert((due, key.clone()));
+            self.ruled.entry(key.project_id).or_default().insert(group.first_sequence(), key.clone());
+        }
         self.by_key.insert(key, group);
     }
 
@@ -129,13 +237,39 @@ impl Groups {
             group.bytes += bytes;
             return false;
         }
-        self.insert(key.clone(), OpenGroup { messages: vec![(sequence, id)], bytes });
+        self.insert(key.clone(), OpenGroup::of(sequence, id, bytes));
         true
+    }
+
+    /// Changes a group, and with it perhaps when it is due.
+    pub fn change<T>(&mut self, key: &GroupKey, change: impl FnOnce(&mut OpenGroup) -> T) -> Option<T> {
+        let group = self.by_key.get_mut(key)?;
+        let before = group.due();
+        let done = change(group);
+        let after = group.due();
+        if before != after {
+            if let Some(before) = before {
+                self.by_due.remove(&(before, key.clone()));
+            }
+            if let Some(after) = after {
+                self.by_due.insert((after, key.clone()));
+            }
+        }
+        Some(done)
     }
 
     pub fn take(&mut self, key: &GroupKey) -> Option<OpenGroup> {
         let group = self.by_key.remove(key)?;
         self.by_first.remove(&group.first_sequence());
+        if let Some(due) = group.due() {
+            self.by_due.remove(&(due, key.clone()));
+            if let Some(groups) = self.ruled.get_mut(&key.project_id) {
+                groups.remove(&group.first_sequence());
+                if groups.is_empty() {
+                    self.ruled.remove(&key.project_id);
+                }
+            }
+        }
         Some(group)
     }
 }

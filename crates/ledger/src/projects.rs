@@ -69,6 +69,8 @@ pub struct Projects {
     known: Arc<BTreeMap<ProjectId, Project>>,
     /// Rules that can be applied, by the hash of their bundle.
     rules: Arc<BTreeMap<Hash32, Arc<Rules>>>,
+    /// Projects whose rules change with a batch, or would have.
+    changes: Arc<BTreeMap<Height, BTreeSet<ProjectId>>>,
 }
 
 impl Projects {
@@ -92,7 +94,12 @@ impl Projects {
             // Nobody owns an unknown project, so nobody could let a device submit to it.
             params.default_project.devices.get_or_insert(DevicePolicy::Any);
         }
-        Self { params: Arc::new(params), known: Arc::new(known), rules: Arc::default() }
+        let mut projects =
+            Self { params: Arc::new(params), known: Arc::default(), rules: Arc::default(), changes: Arc::default() };
+        for (id, project) in known {
+            projects.set(id, project);
+        }
+        projects
     }
 
     /// The rules that hold for a project's messages in a batch; `None` where there are none.
@@ -111,11 +118,11 @@ impl Projects {
         Arc::make_mut(&mut self.rules).insert(hash, compiled);
     }
 
-    /// Forgets rules that hold for no batch from the `next` on; their hashes.
-    pub(crate) fn forget_rules(&mut self, next: Height) -> Vec<Hash32> {
+    /// Forgets rules that hold for no batch from this one on; their hashes.
+    pub(crate) fn forget_rules(&mut self, from: Height) -> Vec<Hash32> {
         let can_hold = |project: &Project| {
-            let holds = rules::at(&project.rules, next);
-            let later = project.rules.iter().filter(|rules| rules.from > next).filter_map(|rules| rules.hash);
+            let holds = rules::at(&project.rules, from);
+            let later = project.rules.iter().filter(|rules| rules.from > from).filter_map(|rules| rules.hash);
             holds.into_iter().chain(later).collect::<Vec<_>>()
         };
         let used: BTreeSet<Hash32> = self.known.values().flat_map(can_hold).collect();
@@ -172,7 +179,28 @@ impl Projects {
         Arc::ptr_eq(&self.known, &other.known)
     }
 
+    /// Projects whose rules are others from this batch on.
+    pub(crate) fn changing_at(&self, height: Height) -> Vec<ProjectId> {
+        let changes = |id: &&ProjectId| {
+            let rules = self.known.get(id).map_or(&[][..], |project| &project.rules);
+            let before = Height(height.0.saturating_sub(1));
+            rules::at(rules, height) != rules::at(rules, before)
+        };
+        self.changes.get(&height).into_iter().flatten().filter(changes).copied().collect()
+    }
+
+    /// What was to change up to a batch has changed.
+    pub(crate) fn changed(&mut self, height: Height) {
+        if self.changes.first_key_value().is_some_and(|(first, _)| *first <= height) {
+            let changes = Arc::make_mut(&mut self.changes);
+            *changes = changes.split_off(&height.next());
+        }
+    }
+
     pub(crate) fn set(&mut self, id: ProjectId, project: Project) {
+        for rules in &project.rules {
+            Arc::make_mut(&mut self.changes).entry(rules.from).or_default().insert(id);
+        }
         Arc::make_mut(&mut self.known).insert(id, project);
     }
 }

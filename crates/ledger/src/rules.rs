@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_rules::{Bundle, Refusal, Rules, RulesError};
+use lockstep_rules::{Bundle, Reached, Refusal, Rules, RulesError};
 use lockstep_types::{DecodeError, Hash32, Height, Sequence, TimeMs, proto};
 use prost::Message as _;
 
@@ -12,9 +12,9 @@ use prost::Message as _;
 pub const RULES_STATE_VERSION: u32 = 1;
 /// Rules of a project that are remembered, those that will hold included; older ones are forgotten.
 pub const RULES_KEPT_MAX: usize = 32;
-/// Fuel that the rules of one project may take in a second of batch time: about one hundredth of a core. What they take
+/// Fuel that the rules of one project may take in a second of batch time: about three hundredths of a core. What they take
 /// more, its devices wait for, and nobody else.
-pub const FUEL_PER_SECOND: i64 = 2_000_000;
+pub const FUEL_PER_SECOND: i64 = 1_000_000;
 /// Fuel that a project may save up.
 pub const FUEL_SAVED_MAX: i64 = 2 * FUEL_PER_SECOND;
 /// Reasons that are counted by name; beyond them there is [`OTHER_REASONS`].
@@ -54,13 +54,19 @@ pub(crate) fn at(rules: &[RulesFrom], height: Height) -> Option<Hash32> {
     rules.iter().rev().find(|rules| rules.from <= height)?.hash
 }
 
-/// Adds rules to those of a project, instead of any that would hold from the same batch or a later one.
-pub(crate) fn add(rules: &mut Vec<RulesFrom>, new: RulesFrom) {
-    rules.retain(|known| known.from < new.from);
-    rules.push(new);
-    if rules.len() > RULES_KEPT_MAX {
-        rules.remove(0);
+/// Adds rules to those of a project, instead of any that would hold from the same batch or a later one. `newest` is the
+/// newest batch; what holds for it is not forgotten. `false`: there are too many that will hold later.
+pub(crate) fn add(rules: &mut Vec<RulesFrom>, new: RulesFrom, newest: Height) -> bool {
+    let mut added: Vec<_> = rules.iter().filter(|known| known.from < new.from).copied().collect();
+    added.push(new);
+    if added.len() > RULES_KEPT_MAX {
+        if added.get(1).is_some_and(|second| second.from > newest) {
+            return false;
+        }
+        added.remove(0);
     }
+    *rules = added;
+    true
 }
 
 /// Makes rules of an encoded bundle.
@@ -81,13 +87,22 @@ pub struct LastTaken {
     pub time_ms: TimeMs,
     /// Its place.
     pub sequence: Sequence,
+    /// How far the device's own time has come, where the rules have windows of it.
+    pub reached: Option<Reached>,
 }
 
+/// First byte of the stored time, where [`LastTaken::reached`] follows it: no time is as late as that.
+const WITH_REACHED: u8 = 1;
+
 impl LastTaken {
-    /// The stored record: sequence and time, big endian, and the data. The sequence comes first, for the filter that drops
-    /// old records.
+    /// The stored record: sequence and time, big endian, how far the device's time has come, and the data. The sequence comes
+    /// first, for the filter that drops old records.
     pub fn encode(&self) -> Vec<u8> {
-        [&self.sequence.0.to_be_bytes()[..], &self.time_ms.0.to_be_bytes(), &self.data].concat()
+        let mut time = self.time_ms.0.to_be_bytes();
+        time[0] = u8::from(self.reached.is_some()) * WITH_REACHED;
+        let reached = self.reached.map(|reached| [reached.length_ms.to_be_bytes(), reached.window.to_be_bytes()]);
+        let reached = reached.as_ref().map(|reached| reached.as_flattened()).unwrap_or_default();
+        [&self.sequence.0.to_be_bytes()[..], &time, reached, &self.data].concat()
     }
 
     /// Reads a stored record.
@@ -96,49 +111,70 @@ impl LastTaken {
     /// It is damaged.
     pub fn decode(record: Bytes) -> Result<Self, DecodeError> {
         let number = |at: usize| record.get(at..).and_then(|rest| rest.first_chunk::<8>()).copied();
-        let (Some(sequence), Some(time_ms)) = (number(0), number(8)) else {
-            return Err(DecodeError::malformed("last message", "too short"));
+        let short = || DecodeError::malformed("last message", "too short");
+        let sequence = u64::from_be_bytes(number(0).ok_or_else(short)?);
+        let mut time = number(8).ok_or_else(short)?;
+        let has_reached = std::mem::take(&mut time[0]) == WITH_REACHED;
+        let reached = if has_reached {
+            let (length, window) = number(16).zip(number(24)).ok_or_else(short)?;
+            Some(Reached { length_ms: u64::from_be_bytes(length), window: i64::from_be_bytes(window) })
+        } else {
+            None
         };
-        let (sequence, time_ms) = (u64::from_be_bytes(sequence), u64::from_be_bytes(time_ms));
-        Ok(Self { data: record.slice(16..), time_ms: TimeMs(time_ms), sequence: Sequence(sequence) })
+        let data = record.slice(if has_reached { 32 } else { 16 }..);
+        Ok(Self { data, time_ms: TimeMs(u64::from_be_bytes(time)), sequence: Sequence(sequence), reached })
+    }
+}
+
+/// Fuel that a project has, and as of when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProjectFuel {
+    left: i64,
+    as_of: TimeMs,
+}
+
+impl Default for ProjectFuel {
+    fn default() -> Self {
+        Self { left: FUEL_SAVED_MAX, as_of: TimeMs(0) }
+    }
+}
+
+impl ProjectFuel {
+    /// Whether anything may be spent.
+    pub fn has_any(&mut self, now: TimeMs) -> bool {
+        let passed = i64::try_from(now.0.saturating_sub(self.as_of.0)).unwrap_or(i64::MAX);
+        self.left = self.left.saturating_add(passed.saturating_mul(FUEL_PER_SECOND / 1_000)).min(FUEL_SAVED_MAX);
+        self.as_of = self.as_of.max(now);
+        self.left > 0
+    }
+
+    /// Spends, also more than there is: who owes waits.
+    pub fn spend(&mut self, fuel: u64) {
+        self.left = self.left.saturating_sub(i64::try_from(fuel).unwrap_or(i64::MAX));
     }
 }
 
 /// What the state keeps of a project that has or had rules.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RulesState {
-    fuel: i64,
-    fuel_ms: TimeMs,
+    pub(crate) fuel: ProjectFuel,
     /// Messages that the rules took.
     pub taken: u64,
     /// Of these, flagged ones.
     pub flagged: u64,
+    /// Of these, messages of windows that were passed.
+    pub late: u64,
+    /// Tasks that were made since the project had rules first.
+    pub tasks: u64,
     /// Messages that they did not take, by stage and reason (`filter:test`).
     pub refused: BTreeMap<String, u64>,
 }
 
-impl Default for RulesState {
-    fn default() -> Self {
-        Self { fuel: FUEL_SAVED_MAX, fuel_ms: TimeMs(0), taken: 0, flagged: 0, refused: BTreeMap::new() }
-    }
-}
-
 impl RulesState {
-    /// Whether anything may be spent, at a batch's time.
-    pub(crate) fn has_fuel(&mut self, now: TimeMs) -> bool {
-        let passed = i64::try_from(now.0.saturating_sub(self.fuel_ms.0)).unwrap_or(i64::MAX);
-        self.fuel = self.fuel.saturating_add(passed.saturating_mul(FUEL_PER_SECOND / 1_000)).min(FUEL_SAVED_MAX);
-        self.fuel_ms = self.fuel_ms.max(now);
-        self.fuel > 0
-    }
-
-    pub(crate) fn spend(&mut self, fuel: u64) {
-        self.fuel = self.fuel.saturating_sub(i64::try_from(fuel).unwrap_or(i64::MAX));
-    }
-
-    pub(crate) fn took(&mut self, is_flagged: bool) {
+    pub(crate) fn took(&mut self, is_flagged: bool, is_late: bool) {
         self.taken += 1;
         self.flagged += u64::from(is_flagged);
+        self.late += u64::from(is_late);
     }
 
     pub(crate) fn refuse(&mut self, refusal: &Refusal) {
@@ -152,10 +188,12 @@ impl RulesState {
         let tally = |(what, count): (&String, &u64)| proto::RulesTally { what: what.clone(), count: *count };
         proto::RulesState {
             version: RULES_STATE_VERSION,
-            fuel: self.fuel,
-            fuel_ms: self.fuel_ms.0,
+            fuel: self.fuel.left,
+            fuel_ms: self.fuel.as_of.0,
             taken: self.taken,
             flagged: self.flagged,
+            late: self.late,
+            tasks: self.tasks,
             refused: self.refused.iter().map(tally).collect(),
         }
         .encode_to_vec()
@@ -172,10 +210,11 @@ impl RulesState {
             return Err(DecodeError::Newer { what, found: state.version, known: RULES_STATE_VERSION });
         }
         Ok(Self {
-            fuel: state.fuel,
-            fuel_ms: TimeMs(state.fuel_ms),
+            fuel: ProjectFuel { left: state.fuel, as_of: TimeMs(state.fuel_ms) },
             taken: state.taken,
             flagged: state.flagged,
+            late: state.late,
+            tasks: state.tasks,
             refused: state.refused.into_iter().map(|tally| (tally.what, tally.count)).collect(),
         })
     }

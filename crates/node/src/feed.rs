@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use lockstep_api::views::{Progress, TaskChainView, TaskMessageView, TaskView, TasksView, to_base64};
+use lockstep_api::views::{Progress, RuledView, TaskChainView, TaskMessageView, TaskView, TasksView, to_base64};
 use lockstep_api::{Feed, ReadError, TasksQuery, Viewer};
 use lockstep_consensus::{ReadError as StateError, StateStore};
 use lockstep_ledger::Projects;
+use lockstep_outputs::FinalMessage;
 use lockstep_types::{
-    Batch, ExportPage, Height, ProjectId, Sequence, SigningKey, Task, TaskId, TaskNumber, TimeMs, w3bstream,
+    Batch, ExportPage, Height, ProjectId, Ruled, Sequence, SigningKey, Task, TaskId, TaskNumber, TimeMs, w3bstream,
 };
 
 use tokio::sync::Semaphore;
@@ -42,18 +43,18 @@ impl TaskViews {
         (batch, task): (&Batch, &Task),
         viewer: Viewer,
     ) -> Result<TaskView, StateError> {
-        let mut ids = Vec::with_capacity(task.sequences.len());
-        let task = reader.read(batch, task, |ordered| ids.push(ordered.id))?;
+        let task = reader.read(batch, task, |_| {})?;
         let shown = self.projects.may_read(task.project_id, viewer.token.as_ref());
         let signature = shown.then(|| {
-            let payloads = task.messages.iter().map(|message| &message.data[..]);
+            let rows = FinalMessage::rows(&task.id, task.ruled.as_deref(), task.messages.clone());
+            let payloads = rows.iter().map(|row| &row.data[..]);
             let digest =
                 w3bstream::task_digest(&task.id, task.project_id, &task.project_version, &task.device, payloads);
             self.signer.sign(&digest).to_string()
         });
-        let messages = task.messages.iter().zip(ids).map(|(message, id)| TaskMessageView {
+        let messages = task.messages.iter().map(|message| TaskMessageView {
             sequence: message.sequence,
-            id,
+            id: message.id,
             data: shown.then(|| to_base64(&message.data)),
         });
         let is_published = self.published.is_some_and(|last| last >= task.number);
@@ -69,6 +70,7 @@ impl TaskViews {
             height: batch.header.height,
             chain: self.chain(task.project_id, &task.id),
             receipts: Vec::new(),
+            ruled: task.ruled.as_deref().map(|ruled| ruled_view(ruled, shown)).unwrap_or_default(),
             project_version: task.project_version,
         })
     }
@@ -76,6 +78,15 @@ impl TaskViews {
     fn chain(&self, project: ProjectId, id: &TaskId) -> Vec<TaskChainView> {
         let view = |(state, time_ms): (&str, TimeMs)| TaskChainView { state: state.to_owned(), time_ms };
         self.task_states.of(project, id).into_iter().map(view).collect()
+    }
+}
+
+fn ruled_view(ruled: &Ruled, shown: bool) -> RuledView {
+    RuledView {
+        group: Some(ruled.group.clone()),
+        window: ruled.window,
+        payload: ruled.payload.as_ref().filter(|_| shown).map(|payload| to_base64(payload)),
+        outputs: ruled.outputs.clone(),
     }
 }
 

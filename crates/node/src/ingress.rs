@@ -19,7 +19,7 @@ use crate::rates::Rates;
 use crate::verify::{Job, Submission, Verdict, Verifier};
 
 /// When a full pool or an election is worth another try.
-const RETRY_AFTER_MS: u64 = 1_000;
+pub(crate) const RETRY_AFTER_MS: u64 = 1_000;
 
 fn busy() -> SubmitError {
     SubmitError::Busy { retry_after_ms: RETRY_AFTER_MS }

@@ -71,6 +71,7 @@ impl Whole {
             path: self.path.clone(),
             signature: Signature([0; 65]),
             messages: self.messages.clone(),
+            ruled: self.task.ruled.as_deref().cloned().map(Box::new),
         };
         blob.encoded_bytes()
     }
@@ -80,7 +81,8 @@ impl Whole {
     }
 
     fn of(self, part: &Arc<Part>) -> UnsignedTask {
-        let origin = Origin { part: Arc::clone(part), path: self.path, messages: self.messages };
+        let ruled = self.task.ruled.clone();
+        let origin = Origin { part: Arc::clone(part), path: self.path, messages: self.messages, ruled };
         UnsignedTask { origin: Some(Arc::new(origin)), ..self.task }
     }
 }
@@ -154,8 +156,8 @@ impl<'a> PartReader<'a> {
     /// The last task of a batch of which messages were forgotten.
     fn last_torn(&self, batch: &Batch) -> Result<Option<TaskNumber>, PartError> {
         for task in batch.tasks.iter().rev() {
-            // They are in order, so the first one is the oldest. It may still be on this disk.
-            let first = task.sequences.first().copied().unwrap_or_default();
+            // It may still be on this disk.
+            let first = task.first_sequence();
             let reaches_back = first < self.oldest && first < batch.header.first_sequence;
             if reaches_back && self.state.batch_of_message(first)?.is_none() {
                 return Ok(Some(task.number));

@@ -117,8 +117,8 @@ fn read_tasks(
                 if tasks.len() >= max_tasks || (bytes >= max_bytes && !tasks.is_empty()) {
                     return Ok((tasks, None));
                 }
-                // They are in order, so the first one is the oldest. It may still be on this disk.
-                let reaches_back = task.sequences.first().copied().filter(|sequence| *sequence < oldest);
+                // It may still be on this disk.
+                let reaches_back = Some(task.first_sequence()).filter(|sequence| *sequence < oldest);
                 if let Some(sequence) = reaches_back.filter(|sequence| *sequence < batch.header.first_sequence)
                     && state.batch_of_message(sequence)?.is_none()
                 {
@@ -175,6 +175,7 @@ impl<F: FnMut(Sequence) -> Result<Option<Batch>, ReadError>> TaskReader<F> {
             device: task.device,
             time_ms: batch.header.time_ms,
             messages,
+            ruled: task.ruled.as_deref().cloned().map(Arc::new),
             origin: None,
         })
     }

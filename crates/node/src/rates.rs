@@ -2,21 +2,27 @@
 //! and both are counted once the message's evidence holds: so nobody can use up what belongs to others with messages
 //! that prove nothing.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use lockstep_api::rate::{Buckets, TooFast};
 use lockstep_api::{Sender, SubmitError};
-use lockstep_types::{Address, Message, ProjectId};
+use lockstep_ledger::ProjectFuel;
+use lockstep_types::{Address, Message, ProjectId, TimeMs};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::doors::LimitsConfig;
+use crate::ingress::RETRY_AFTER_MS;
 use crate::limits::{RATED_DEVICES_MAX, RATED_PROJECTS_MAX};
 
 /// Shared by ingress and the verification threads. The locks are held for look-ups only.
 pub(crate) struct Rates {
     devices: Mutex<Buckets<Address>>,
     projects: Mutex<Buckets<ProjectId>>,
+    /// What projects' rules may still cost at this door: as much as in the log. Only registered projects have rules, so
+    /// there are no more than those.
+    fuel: Mutex<HashMap<ProjectId, ProjectFuel>>,
     started: Instant,
 }
 
@@ -25,6 +31,7 @@ impl Rates {
         Self {
             devices: Mutex::new(Buckets::new(limits.device, RATED_DEVICES_MAX)),
             projects: Mutex::new(Buckets::new(limits.project, RATED_PROJECTS_MAX)),
+            fuel: Mutex::default(),
             started: Instant::now(),
         }
     }
@@ -41,6 +48,17 @@ impl Rates {
             self.devices.lock().take(message.device, now).map_err(|e| refused(Sender::Device, e))?;
         }
         self.projects.lock().take(message.project_id, now).map_err(|e| refused(Sender::Project, e))
+    }
+
+    /// Whether the project's rules may cost anything at this door.
+    pub fn check_fuel(&self, project: ProjectId, now: TimeMs) -> Result<(), SubmitError> {
+        let has_any = self.fuel.lock().entry(project).or_default().has_any(now);
+        if has_any { Ok(()) } else { Err(SubmitError::RulesFuel { retry_after_ms: RETRY_AFTER_MS }) }
+    }
+
+    /// Counts what they have cost.
+    pub fn spend_fuel(&self, project: ProjectId, fuel: u64) {
+        self.fuel.lock().entry(project).or_default().spend(fuel);
     }
 
     fn now(&self) -> Duration {

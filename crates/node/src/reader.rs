@@ -16,7 +16,7 @@ use lockstep_network::{Handle, peer_id_of};
 use lockstep_outputs::publisher::State;
 use lockstep_types::{
     Address, Batch, ContentId, Digest, Epochs, Evidence, ExportPage, Genesis, Height, Message, MessageId, NodeId,
-    OutputName, ProjectId, Proof, PublicKey, Sequence, SigningKey, TaskId, TaskNumber,
+    OutputName, Proof, PublicKey, Sequence, SigningKey, Task, TaskId, TaskNumber,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
@@ -230,6 +230,7 @@ impl Reader {
             signature: shown.then(|| signature.to_string()),
             evidence,
             time_ms: None,
+            flags: Vec::new(),
         }
     }
 
@@ -253,6 +254,7 @@ impl Reader {
             index: Some(sequence.0 - batch.header.first_sequence.0),
             task_id: task.map(|task| task.id),
             time_ms: Some(batch.header.time_ms),
+            flags: self.state.flags(sequence)?,
             ..self.pending_view(id, &ordered.message, viewer)
         }))
     }
@@ -281,21 +283,22 @@ impl Reader {
         let Some(batch) = self.state.batch_of_task(number)? else { return Ok(None) };
         let Some(task) = batch.task_at(number) else { return Ok(None) };
         let mut reader = TaskReader::new(|sequence| self.state.batch_of_message(sequence));
-        let receipts = self.receipts(number, task.project_id)?;
+        let receipts = self.receipts(task)?;
         let view = self.task_views().view(&mut reader, (&batch, task), viewer)?;
         Ok(Some(TaskView { receipts, ..view }))
     }
 
     /// Where outputs have a task, as was reported to the log. Reports speak of runs of numbers; that an output takes some
     /// projects only is known where it is configured.
-    fn receipts(&self, task: TaskNumber, project: ProjectId) -> Result<Vec<ReceiptView>, StateError> {
+    fn receipts(&self, task: &Task) -> Result<Vec<ReceiptView>, StateError> {
         let mut receipts = Vec::new();
         let takes = |name: &OutputName| {
             let ours = self.outputs.iter().find(|output| output.name == *name);
-            ours.and_then(|output| output.projects.as_ref()).is_none_or(|projects| projects.contains(&project))
+            let projects = ours.and_then(|output| output.projects.as_ref());
+            task.is_for(name) && projects.is_none_or(|projects| projects.contains(&task.project_id))
         };
         for output in self.tracker.progress().into_keys().filter(takes) {
-            if let Some(place) = self.state.place_of(&output, task)? {
+            if let Some(place) = self.state.place_of(&output, task.number)? {
                 let commitment = Some(place.commitment).filter(|bytes| !bytes.is_empty());
                 receipts.push(ReceiptView {
                     output,

@@ -181,6 +181,8 @@ impl Registry for Orders {
         let figures = self.state.rules_state(project).ok().flatten().map(|state| RulesFigures {
             taken: state.taken,
             flagged: state.flagged,
+            late: state.late,
+            tasks: state.tasks,
             refused: state.refused,
         });
         Some(ProjectView { figures, ..view })

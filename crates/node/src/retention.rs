@@ -164,7 +164,7 @@ impl Retention {
         let height = batch.header.height;
         let following = self.state.batches(height, BATCHES_LOOKED_AT, READ_BYTES_MAX)?;
         let tasks = following.iter().flat_map(|batch| &batch.tasks).filter(|other| other.number >= task);
-        let oldest = tasks.filter_map(|task| task.sequences.first().copied()).min();
+        let oldest = tasks.map(lockstep_types::Task::first_sequence).min();
         let reached = oldest.map(|sequence| self.height_of(sequence)).transpose()?.flatten();
         Ok(reached.map_or(height, |reached| reached.min(height)))
     }

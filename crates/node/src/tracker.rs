@@ -8,7 +8,7 @@ use std::time::Duration;
 use lockstep_consensus::Observer;
 use lockstep_consensus::StateStore;
 use lockstep_ledger::{
-    Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, OrderError, Outcome, Projects,
+    Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, OpenGroup, OrderError, Outcome, Projects,
 };
 use lockstep_types::{Height, OutputName, ProjectId, Sequence, TaskNumber, TimeMs};
 use parking_lot::Mutex;
@@ -25,6 +25,8 @@ use crate::metrics;
 struct OpenSince {
     first_sequence: Sequence,
     since: Instant,
+    /// When it becomes a task by its project's rules, in batch time. Any batch that is not before will do.
+    due: Option<TimeMs>,
     /// Asked to be closed already, and when.
     asked: Option<Instant>,
 }
@@ -187,10 +189,13 @@ impl Tracker {
 
     /// Groups that are older than their project allows, and when the next one will be.
     pub fn due_closings(&self, age_max: impl Fn(&GroupKey) -> Duration) -> (Vec<GroupClosing>, Option<Instant>) {
-        let now = Instant::now();
+        let (now, clock) = (Instant::now(), self.now());
         let (mut due, mut next) = (Vec::new(), None::<Instant>);
         for (key, open) in self.groups.lock().iter_mut() {
-            let mut at = open.since + age_max(key);
+            let mut at = match open.due {
+                Some(due) => now + Duration::from_millis(due.0.saturating_sub(clock.0)),
+                None => open.since + age_max(key),
+            };
             if let Some(asked) = open.asked {
                 at = at.max(asked + CLOSING_RETRY);
             }
@@ -208,8 +213,9 @@ impl Tracker {
 
     fn load_groups(&self, ledger: &Ledger) {
         let since = Instant::now();
-        let open = |(key, first_sequence): (&GroupKey, Sequence)| {
-            (key.clone(), OpenSince { first_sequence, since, asked: None })
+        let open = |(key, group): (&GroupKey, &OpenGroup)| {
+            let open = OpenSince { first_sequence: group.first_sequence(), since, due: group.due(), asked: None };
+            (key.clone(), open)
         };
         *self.groups.lock() = ledger.open_groups().map(open).collect();
     }
@@ -222,8 +228,12 @@ impl Tracker {
         for change in changes {
             match change {
                 GroupChange::Opened(key, first_sequence) => {
-                    let open = OpenSince { first_sequence: *first_sequence, since: Instant::now(), asked: None };
-                    groups.insert(key.clone(), open);
+                    let (first_sequence, since) = (*first_sequence, Instant::now());
+                    groups.insert(key.clone(), OpenSince { first_sequence, since, due: None, asked: None });
+                }
+                GroupChange::Due(key, first_sequence, due) => {
+                    let (first_sequence, since) = (*first_sequence, Instant::now());
+                    groups.insert(key.clone(), OpenSince { first_sequence, since, due: Some(*due), asked: None });
                 }
                 GroupChange::Closed(key) => {
                     groups.remove(key);

@@ -250,8 +250,8 @@ impl Worker {
         }
         let proved = self.prove(request).and_then(|message| {
             self.check_device(message.message())?;
-            self.check_rules(message.message())?;
             self.rates.take(message.message())?;
+            self.check_rules(message.message())?;
             Ok(message)
         });
         match proved {
@@ -333,8 +333,11 @@ impl Worker {
             projects.rules_at(message.project_id, head.next()).cloned()
         };
         let Some(rules) = rules else { return Ok(()) };
-        let input = rules_input(message, self.mempool.now(), None);
-        rules.glance(&input).map_err(|refusal| refused(&refusal))
+        let now = self.mempool.now();
+        self.rates.check_fuel(message.project_id, now)?;
+        let (said, spent) = rules.glance(&rules_input(message, now, None));
+        self.rates.spend_fuel(message.project_id, spent);
+        said.map_err(|refusal| refused(&refusal))
     }
 
     fn take_requests(&self, requests: Vec<(Arc<VerifiedMessage>, oneshot::Sender<Verdict>)>) {

@@ -81,7 +81,8 @@ fn task(number: u64, anchor: &Anchor) -> UnsignedTask {
         device,
         time_ms: anchor.header.time_ms,
         messages: vec![FinalMessage { sequence, id, data: message.data }],
-        origin: Some(Arc::new(Origin { part, path: vec![Digest([9; 32]); 10], messages })),
+        ruled: None,
+        origin: Some(Arc::new(Origin { part, path: vec![Digest([9; 32]); 10], messages, ruled: None })),
     }
 }
 

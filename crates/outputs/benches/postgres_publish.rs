@@ -39,6 +39,7 @@ fn task(number: u64) -> UnsignedTask {
             id: MessageId(keccak256(&[b"message", &number.to_be_bytes()])),
             data: Bytes::from_static(&[b'x'; 256]),
         }],
+        ruled: None,
         origin: None,
     }
 }

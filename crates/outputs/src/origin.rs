@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lockstep_types::blob::{Anchor, Blob, BlobMessage, BlobTask};
-use lockstep_types::{BlobError, Digest, Epochs, Genesis};
+use lockstep_types::{BlobError, Digest, Epochs, Genesis, Ruled};
 
 use crate::output::{FinalMessage, FinalTask};
 
@@ -27,10 +27,12 @@ pub struct Origin {
     pub path: Vec<Digest>,
     /// Its messages, whole.
     pub messages: Vec<BlobMessage>,
+    /// What the project's rules made of it.
+    pub ruled: Option<Arc<Ruled>>,
 }
 
 impl Origin {
-    /// Messages as every store gets them; payloads are shared.
+    /// Messages in the task's order; payloads are shared.
     pub fn payloads(messages: &[BlobMessage]) -> Vec<FinalMessage> {
         let plain = |m: &BlobMessage| FinalMessage { sequence: m.sequence, id: m.id, data: m.message.data.clone() };
         messages.iter().map(plain).collect()
@@ -39,7 +41,8 @@ impl Origin {
 
 /// The task of a blob; its origin shares `part`.
 pub(crate) fn task_of(task: BlobTask, part: &Arc<Part>) -> FinalTask {
-    let BlobTask { number, id, project_id, project_version, device, path, signature, messages } = task;
+    let BlobTask { number, id, project_id, project_version, device, path, signature, messages, ruled } = task;
+    let ruled = ruled.map(|ruled| Arc::new(*ruled));
     FinalTask {
         number,
         id,
@@ -47,9 +50,9 @@ pub(crate) fn task_of(task: BlobTask, part: &Arc<Part>) -> FinalTask {
         project_version,
         device,
         time_ms: part.anchor.header.time_ms,
-        messages: Origin::payloads(&messages),
+        messages: FinalMessage::rows(&id, ruled.as_deref(), Origin::payloads(&messages)),
         signature,
-        origin: Some(Arc::new(Origin { part: Arc::clone(part), path, messages })),
+        origin: Some(Arc::new(Origin { part: Arc::clone(part), path, messages, ruled })),
     }
 }
 
@@ -65,6 +68,7 @@ pub(crate) fn blob_task(task: &FinalTask) -> Option<BlobTask> {
         path: origin.path.clone(),
         signature: task.signature,
         messages: origin.messages.clone(),
+        ruled: origin.ruled.as_deref().cloned().map(Box::new),
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use lockstep_types::{
-    Address, Epoch, MessageId, NetworkId, ProjectId, Sequence, Signature, TaskId, TaskNumber, TimeMs,
+    Address, Epoch, MessageId, NetworkId, ProjectId, Ruled, Sequence, Signature, TaskId, TaskNumber, TimeMs,
 };
 
 use crate::aside::SetAside;
@@ -26,6 +26,18 @@ pub struct FinalMessage {
     pub data: Bytes,
 }
 
+impl FinalMessage {
+    /// A task's messages as readers get them: see [`lockstep_types::task::rows`].
+    pub fn rows(id: &TaskId, ruled: Option<&Ruled>, messages: Vec<Self>) -> Vec<Self> {
+        if ruled.is_none() {
+            return messages;
+        }
+        let messages = messages.into_iter().map(|message| (message.sequence, message.id, message.data)).collect();
+        let rows = lockstep_types::task::rows(id, ruled, messages).into_iter();
+        rows.map(|(sequence, id, data)| Self { sequence, id, data }).collect()
+    }
+}
+
 /// A task of a final batch, with its payloads, signed for the readers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FinalTask {
@@ -41,7 +53,8 @@ pub struct FinalTask {
     pub device: Address,
     /// Time of the batch that closed it, so that every node writes the same.
     pub time_ms: TimeMs,
-    /// Its messages, by ascending sequence, at least one. Sequences of different tasks may interleave.
+    /// Its messages as readers get them, by ascending sequence, at least one: see [`FinalMessage::rows`]. Sequences of
+    /// different tasks may interleave.
     pub messages: Vec<FinalMessage>,
     /// Signature of the task key over [`FinalTask::digest`] in the store's layout.
     pub signature: Signature,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use lockstep_types::{Address, OutputName, ProjectId, Signature, SigningKey, TaskId, TaskNumber, TimeMs};
+use lockstep_types::{Address, OutputName, ProjectId, Ruled, Signature, SigningKey, TaskId, TaskNumber, TimeMs};
 
 use crate::layout::Layout;
 use crate::origin::Origin;
@@ -24,10 +24,20 @@ pub struct UnsignedTask {
     pub device: Address,
     /// Time of the batch that closed it.
     pub time_ms: TimeMs,
-    /// Its messages, by ascending sequence, at least one.
+    /// Its messages in its order, at least one.
     pub messages: Vec<FinalMessage>,
+    /// What the project's rules made of it.
+    pub ruled: Option<Arc<Ruled>>,
     /// Where it comes from, where that was asked for.
     pub origin: Option<Arc<Origin>>,
+}
+
+impl UnsignedTask {
+    /// Whether it is for an output.
+    pub fn is_for(&self, output: &OutputName) -> bool {
+        let outputs = self.ruled.as_ref().and_then(|ruled| ruled.outputs.as_ref());
+        outputs.is_none_or(|outputs| outputs.contains(output))
+    }
 }
 
 /// Why a source has no answer.
@@ -114,7 +124,8 @@ impl TaskSigner {
     /// Signs a task as the readers of `layout` want it. Every node that holds the key makes the same signature. Costs about
     /// 25 µs.
     pub fn sign(&self, task: UnsignedTask, layout: Layout) -> FinalTask {
-        let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages, origin } = task;
+        let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages, ruled, origin } = task;
+        let messages = FinalMessage::rows(&id, ruled.as_deref(), messages);
         let signature = Signature([0; 65]);
         let mut task =
             FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature, origin };

@@ -26,7 +26,7 @@ const IMPORTS: &str = "lockstep";
 const INSTANCE_FUEL: u64 = 2_000;
 const PAGE_FUEL: u64 = 100;
 /// Fuel of one call of an import, and bytes that one more pays for.
-const CALL_FUEL: u64 = 50;
+const CALL_FUEL: u64 = 100;
 const BYTES_FOR_FUEL: u64 = 8;
 const PATH_BYTES_MAX: usize = 256;
 const DECIMALS_MAX: i32 = 18;
@@ -255,11 +255,13 @@ fn define(linker: &mut Linker<Host>) -> Result<(), Error> {
     let text = |mut c: Context<'_>, of: i32, path: u32, length: u32, out: u32, room: u32| -> Result<i32, Error> {
         pay(&mut c, length as usize)?;
         let path = read_text(&c, path, length, PATH_BYTES_MAX)?;
-        let found = c.data().values(of).and_then(|value| find(value, &path)).and_then(Value::as_str).map(str::to_owned);
-        match found {
-            Some(text) => give(&mut c, text.as_bytes(), out, room),
-            None => Ok(-1),
-        }
+        let found = |c: &Context<'_>| {
+            let text = c.data().values(of).and_then(|value| find(value, &path)).and_then(Value::as_str);
+            text.map(|text| (text.len(), text.as_bytes()[..text.len().min(room as usize)].to_vec()))
+        };
+        let Some((length, text)) = found(&c) else { return Ok(-1) };
+        give(&mut c, &text, out, room)?;
+        Ok(i32::try_from(length).unwrap_or(i32::MAX))
     };
     // data(out, room) -> bytes that there are
     let data = |mut c: Context<'_>, out: u32, room: u32| -> Result<i32, Error> {

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use lockstep_types::OutputName;
 use serde::{Deserialize, Serialize};
 
 use crate::error::RulesError;
 use crate::limits::{
-    DOCUMENT_BYTES_MAX, EXPRESSIONS_MAX, FUEL_DEFAULT, FUEL_MAX, NAME_BYTES_MAX, OUTPUTS_MAX, REASON_BYTES_MAX,
-    REDUCED_MAX, SPAN_MS_MAX,
+    DOCUMENT_BYTES_MAX, EXPRESSIONS_MAX, FUEL_DEFAULT, FUEL_MAX, GROUP_BYTES_MAX, GROUP_MESSAGES_MAX, NAME_BYTES_MAX,
+    OUTPUTS_MAX, REASON_BYTES_MAX, REDUCED_MAX, SPAN_MS_MAX,
 };
 
 /// The version of the document that this program reads.
@@ -294,6 +295,9 @@ impl Document {
         if outputs.len() > OUTPUTS_MAX || self.route.outputs.as_ref().is_some_and(Vec::is_empty) {
             return wrong(format!("route.outputs names 1 to {OUTPUTS_MAX} outputs"));
         }
+        if let Some((name, error)) = outputs.iter().find_map(|name| Some((name, name.parse::<OutputName>().err()?))) {
+            return wrong(format!("route.outputs: {name:?}: {error}"));
+        }
         Ok(())
     }
 
@@ -315,6 +319,13 @@ impl Document {
         }
         if [aggregate.count, aggregate.bytes, aggregate.age_ms, aggregate.window_ms].contains(&Some(0)) {
             return wrong("aggregate: count, bytes, age_ms and window_ms must be at least 1");
+        }
+        if aggregate.count.is_some_and(|count| count > GROUP_MESSAGES_MAX)
+            || aggregate.bytes.is_some_and(|bytes| bytes > GROUP_BYTES_MAX)
+        {
+            return Err(RulesError::Document(format!(
+                "aggregate: count is at most {GROUP_MESSAGES_MAX}, and bytes at most {GROUP_BYTES_MAX}"
+            )));
         }
         let name_ok = |name: &String| (1..=NAME_BYTES_MAX).contains(&name.len());
         if aggregate.reduce.len() > REDUCED_MAX || !aggregate.reduce.keys().all(name_ok) {

@@ -19,7 +19,8 @@ pub(crate) use evaluation::{Fuel, Scope, Value};
 use functions::Function;
 
 use crate::error::RulesError;
-use crate::limits::{EXPRESSION_BYTES_MAX, EXPRESSION_DEPTH_MAX, PATTERN_BYTES_MAX, PATTERNS_MAX};
+use crate::limits::{EXPRESSION_BYTES_MAX, EXPRESSION_DEPTH_MAX, PATTERN_CACHE_BYTES};
+use crate::pattern::{Patterns, with_ascii_classes};
 
 /// Names that an expression can use.
 pub(crate) const VARIABLES: [&str; 7] = ["message", "last", "device", "time", "data", "version", "nonce"];
@@ -115,7 +116,7 @@ pub(crate) struct Expression {
 
 impl Expression {
     /// Reads an expression; `place` says where it stands. It may have so many `patterns`, and leaves the rest.
-    pub fn compile(place: &str, text: &str, patterns: &mut usize) -> Result<Self, RulesError> {
+    pub fn compile(place: &str, text: &str, patterns: &mut Patterns) -> Result<Self, RulesError> {
         let wrong = |error: String| RulesError::Expression {
             place: place.to_owned(),
             error,
@@ -166,7 +167,7 @@ struct Compiler<'a> {
     uses_last: bool,
     uses_time: bool,
     /// Patterns that are left.
-    patterns: &'a mut usize,
+    patterns: &'a mut Patterns,
 }
 
 /// Levels of an expression after macros became what they stand for.
@@ -257,12 +258,11 @@ impl Compiler<'_> {
             (op::CONDITIONAL, 3) => Node::Choose(Box::new([*next()?, *next()?, *next()?])),
             ("matches", 2) => {
                 let text = next()?;
-                let Node::Text(pattern) = *next()? else { return Err("the pattern of matches is a literal".into()) };
-                let left = self.patterns.checked_sub(1);
-                *self.patterns = left.ok_or_else(|| format!("there are more than {PATTERNS_MAX} patterns"))?;
-                let mut builder = regex::RegexBuilder::new(&pattern);
-                let built =
-                    builder.size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX).nest_limit(32).build();
+                let Node::Text(literal) = *next()? else { return Err("the pattern of matches is a literal".into()) };
+                let literal = with_ascii_classes(&literal);
+                self.patterns.take(&literal)?;
+                let mut builder = regex::RegexBuilder::new(&literal);
+                let built = builder.size_limit(PATTERN_CACHE_BYTES).dfa_size_limit(PATTERN_CACHE_BYTES).build();
                 Node::Matches(text, built.map_err(|e| format!("the pattern cannot be used: {e}"))?)
             }
             (_, 2) if let Some(binary) = binary => Node::Operate(binary, Box::new([*next()?, *next()?])),

@@ -1,12 +1,16 @@
 //! Messages on their way to becoming one task: which belong together, when they are complete, in which order they stand and
 //! what they come to. Pure: batch time and places in the order are arguments.
 
-use lockstep_types::{Address, Sequence};
+use lockstep_types::{Address, DecodeError, Sequence, proto};
 use serde_json::Value;
 
-use crate::document::{GroupBy, SortBy};
-use crate::judge::{Accepted, Input, Rules};
+use crate::document::{Aggregate, GroupBy, Reduction, Sort, SortBy};
+use crate::judge::{Accepted, Rules};
+use crate::limits::{GROUP_BYTES_MAX, GROUP_MESSAGES_MAX, MERGE_FUEL};
 use crate::reduce::{Reduced, payload};
+
+/// A flag for what comes after its window was passed.
+pub const LATE: &str = "late";
 
 /// What the messages of a group share, beside their project and its version.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,25 +30,53 @@ pub struct Defaults {
     pub messages_max: u64,
     /// Bytes that close a group.
     pub bytes_max: u64,
+    /// Age that closes a group, in milliseconds.
+    pub age_max_ms: u64,
 }
 
-/// Whether a group becomes a task.
+/// How far a device's own time has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Closing {
-    /// It waits for more.
-    Open,
-    /// It is complete.
-    Now,
-    /// It is complete, and waits so many milliseconds for what comes late.
-    After(u64),
+pub struct Reached {
+    /// Length of the windows, in milliseconds.
+    pub length_ms: u64,
+    /// Number of the latest window that a message of the device was in.
+    pub window: i64,
+}
+
+/// What is known of a window when a message of it comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// Whether its group is open.
+    pub is_open: bool,
+    /// Since when a later window of the same group is open, the next one or the last, in milliseconds of batch time.
+    pub later_since_ms: Option<u64>,
+    /// How far the device had come before this message.
+    pub reached: Option<Reached>,
+}
+
+/// A message that joins a group.
+#[derive(Debug, Clone, Copy)]
+pub struct Joining<'a> {
+    /// What the rules know of it.
+    pub accepted: &'a Accepted,
+    /// Its place.
+    pub sequence: Sequence,
+    /// Its nonce, where it has one.
+    pub nonce: Option<u64>,
+    /// Bytes of its data.
+    pub bytes: u64,
+    /// The time of its batch.
+    pub time_ms: u64,
 }
 
 /// A group.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Group {
     messages: Vec<(i64, Sequence)>,
     bytes: u64,
     reduced: Vec<Reduced>,
+    since_ms: u64,
+    due_ms: u64,
 }
 
 /// What becomes of a group.
@@ -57,48 +89,114 @@ pub struct Packed {
 }
 
 impl Rules {
+    /// Whether they say anything about groups and tasks. Where they do not, messages are packed as without rules.
+    pub fn packs(&self) -> bool {
+        let document = self.document();
+        let plain = document.sort == Sort::default() && document.aggregate == Aggregate::default();
+        // A module may name groups.
+        !plain || document.route.outputs.is_some() || document.code.is_some()
+    }
+
+    /// Whether it matters how far a device's own time has come.
+    pub fn needs_reached(&self) -> bool {
+        self.document().aggregate.window_ms.is_some()
+    }
+
+    /// Fuel that a message takes on its way into its group.
+    pub fn joining_fuel(&self) -> u64 {
+        self.reductions().map(|(_, with)| if with == Reduction::Merge { MERGE_FUEL } else { 1 }).sum()
+    }
+
     /// Which group a message belongs to.
-    pub fn together(&self, input: &Input, accepted: &Accepted) -> Together {
+    pub fn together(&self, device: Address, accepted: &Accepted) -> Together {
         let by_device = self.document().aggregate.by == GroupBy::Device && accepted.group.is_none();
         Together {
-            device: if by_device { input.device } else { Address::ZERO },
+            device: if by_device { device } else { Address::ZERO },
             name: accepted.group.clone().unwrap_or_default(),
             window: accepted.window,
         }
     }
+
+    /// How far a device has come with a message.
+    pub fn reached(&self, accepted: &Accepted, before: Option<Reached>) -> Option<Reached> {
+        let (length_ms, window) = (self.document().aggregate.window_ms?, accepted.window?);
+        let before = before.filter(|before| before.length_ms == length_ms);
+        Some(Reached { length_ms, window: before.map_or(window, |before| before.window.max(window)) })
+    }
+
+    /// Whether a message comes late: its window was passed longer ago than the rules wait, and has no open group.
+    pub fn is_late(&self, accepted: &Accepted, seen: &Seen, now_ms: u64) -> bool {
+        let (Some(window), Some(length_ms)) = (accepted.window, self.document().aggregate.window_ms) else {
+            return false;
+        };
+        if seen.is_open {
+            return false;
+        }
+        let passed = |since_ms: u64| since_ms.saturating_add(self.sort().hold_ms) <= now_ms;
+        let went_on = |reached: Reached| reached.length_ms == length_ms && reached.window > window;
+        // Where a later window is open, it says since when; else only the device says that there was one.
+        seen.later_since_ms.map_or_else(|| seen.reached.is_some_and(went_on), passed)
+    }
+
+    /// The age at which a group becomes a task, in milliseconds.
+    fn age_ms(&self, defaults: Defaults) -> u64 {
+        let aggregate = &self.document().aggregate;
+        // A window ends with the next one; where none comes, it has had its length in any case.
+        let window = aggregate.window_ms.map_or(0, |length| length.saturating_add(self.sort().hold_ms));
+        aggregate.age_ms.unwrap_or_else(|| window.saturating_add(defaults.age_max_ms))
+    }
 }
 
 impl Group {
-    /// Adds a message of `bytes` bytes, and says whether the group is complete with it.
-    pub fn add(
-        &mut self,
-        rules: &Rules,
-        defaults: Defaults,
-        (input, accepted): (&Input, &Accepted),
-        sequence: Sequence,
-    ) -> Closing {
+    /// A group that begins with a message, which is not in it yet.
+    pub fn begin(rules: &Rules, defaults: Defaults, seen: &Seen, late: bool, now_ms: u64) -> Self {
+        let mut due_ms = now_ms.saturating_add(rules.age_ms(defaults));
+        // It is passed already, and waits for others as any does.
+        let passed_ms = if late { Some(now_ms) } else { seen.later_since_ms };
+        if let Some(passed_ms) = passed_ms {
+            due_ms = due_ms.min(passed_ms.saturating_add(rules.sort().hold_ms));
+        }
+        Self { messages: Vec::new(), bytes: 0, reduced: Vec::new(), since_ms: now_ms, due_ms }
+    }
+
+    /// Adds a message, and says whether the group is complete with it and waits for nothing.
+    pub fn add(&mut self, rules: &Rules, defaults: Defaults, joining: &Joining<'_>) -> bool {
+        let Joining { accepted, sequence, .. } = *joining;
         let order = match rules.sort().by {
             SortBy::Arrival => 0,
             SortBy::Time => accepted.time_ms.unwrap_or_default(),
-            SortBy::Nonce => input.nonce.and_then(|nonce| i64::try_from(nonce).ok()).unwrap_or_default(),
+            SortBy::Nonce => joining.nonce.and_then(|nonce| i64::try_from(nonce).ok()).unwrap_or_default(),
         };
         self.messages.push((order, sequence));
-        self.bytes = self.bytes.saturating_add(input.data.len() as u64);
+        self.bytes = self.bytes.saturating_add(joining.bytes);
         self.reduced.resize_with(accepted.values.len(), Reduced::default);
         for ((reduced, value), (_, with)) in self.reduced.iter_mut().zip(&accepted.values).zip(rules.reductions()) {
             reduced.take(with, value, order, sequence);
         }
         let aggregate = &rules.document().aggregate;
-        let count = aggregate.count.unwrap_or(defaults.messages_max);
-        let bytes = aggregate.bytes.unwrap_or(defaults.bytes_max);
-        let full = self.messages.len() as u64 >= count || self.bytes >= bytes;
-        match rules.sort().hold_ms {
-            // Who has reached a limit does not wait.
-            _ if full => Closing::Now,
-            0 if accepted.closes => Closing::Now,
-            hold if accepted.closes => Closing::After(hold),
-            _ => Closing::Open,
+        let count = aggregate.count.unwrap_or(defaults.messages_max).min(GROUP_MESSAGES_MAX);
+        let bytes = aggregate.bytes.unwrap_or(defaults.bytes_max).min(GROUP_BYTES_MAX);
+        if accepted.closes {
+            self.pass(rules, joining.time_ms);
         }
+        // Who has reached a limit does not wait.
+        let full = self.messages.len() as u64 >= count || self.bytes >= bytes;
+        full || self.due_ms <= joining.time_ms
+    }
+
+    /// It is complete, and waits only for what comes late.
+    pub fn pass(&mut self, rules: &Rules, now_ms: u64) {
+        self.due_ms = self.due_ms.min(now_ms.saturating_add(rules.sort().hold_ms));
+    }
+
+    /// When it becomes a task, in milliseconds of batch time, unless it is complete before.
+    pub fn due_ms(&self) -> u64 {
+        self.due_ms
+    }
+
+    /// The time of the batch that it began in.
+    pub fn since_ms(&self) -> u64 {
+        self.since_ms
     }
 
     /// How many messages it has.
@@ -111,6 +209,11 @@ impl Group {
         self.messages.is_empty()
     }
 
+    /// Bytes of their data.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Makes what becomes a task.
     pub fn pack(mut self, rules: &Rules) -> Packed {
         self.messages.sort_unstable();
@@ -118,5 +221,41 @@ impl Group {
             rules.reductions().zip(&self.reduced).map(|((name, with), reduced)| (name, reduced.result(with))).collect();
         let payload = (!values.is_empty()).then(|| payload(values.into_iter()));
         Packed { sequences: self.messages.into_iter().map(|(_, sequence)| sequence).collect(), payload }
+    }
+
+    /// The stored form, without sequences and bytes.
+    pub fn to_proto(&self) -> proto::RuledGroup {
+        let is_sorted = self.messages.iter().any(|(order, _)| *order != 0);
+        proto::RuledGroup {
+            since_ms: self.since_ms,
+            due_ms: self.due_ms,
+            orders: if is_sorted { self.messages.iter().map(|(order, _)| *order).collect() } else { Vec::new() },
+            reduced: self.reduced.iter().map(Reduced::to_proto).collect(),
+        }
+    }
+
+    /// Reads the stored form, given its messages' sequences and bytes.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn from_proto(
+        group: proto::RuledGroup,
+        sequences: impl ExactSizeIterator<Item = Sequence>,
+        bytes: u64,
+    ) -> Result<Self, DecodeError> {
+        let mut orders = group.orders;
+        if orders.is_empty() {
+            orders.resize(sequences.len(), 0);
+        }
+        if orders.len() != sequences.len() {
+            return Err(DecodeError::malformed("open group", "counts differ"));
+        }
+        Ok(Self {
+            messages: orders.into_iter().zip(sequences).collect(),
+            bytes,
+            reduced: group.reduced.into_iter().map(Reduced::from_proto).collect::<Result<_, _>>()?,
+            since_ms: group.since_ms,
+            due_ms: group.due_ms,
+        })
     }
 }

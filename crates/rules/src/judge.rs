@@ -14,7 +14,8 @@ use crate::decode::{Decoded, Decoder, Unreadable};
 use crate::document::{Action, Document, Reduction, Sort};
 use crate::error::RulesError;
 use crate::expression::{Expression, ExpressionError, Fuel, Scope, Value};
-use crate::limits::{EXPRESSION_FUEL, FLAGS_MAX, GROUP_NAME_BYTES_MAX, PATTERNS_MAX};
+use crate::limits::{EXPRESSION_FUEL, FLAGS_MAX, GROUP_NAME_BYTES_MAX, INSTRUCTIONS_FOR_FUEL};
+use crate::pattern::Patterns;
 use crate::schema::{Mismatch, Schema};
 
 /// A message, as rules see it.
@@ -150,7 +151,7 @@ impl Rules {
         let descriptor = document.decode.descriptor.as_deref().map(file).transpose()?;
         let decoder = Decoder::new(&document.decode, descriptor.map(|bytes| &bytes[..]))?;
         let schema = document.validate.schema.as_deref().map(file).transpose()?;
-        let mut patterns = PATTERNS_MAX;
+        let mut patterns = Patterns::default();
         let schema = schema.map(|text| Schema::compile(text, &mut patterns)).transpose()?;
         let code = match &document.code {
             Some(code) => Some(Code::compile(file(&code.module)?, code.fuel)?),
@@ -206,16 +207,22 @@ impl Rules {
     /// What can be told of a message without the device's last one, the time of its batch and the module: so much a node says
     /// at once, and cheaply. [`Rules::judge`] refuses whatever this refuses, at any time.
     ///
-    /// # Errors
-    /// Why the message will not be taken.
-    pub fn glance(&self, input: &Input) -> Result<(), Refusal> {
-        let message = self.read(input, &mut 0)?.value;
+    /// With it the fuel that it took.
+    pub fn glance(&self, input: &Input) -> (Result<(), Refusal>, u64) {
+        let mut fuel = MESSAGE_FUEL + input.data.len() as u64 / DATA_BYTES_FOR_FUEL;
+        let result = self.first_stages(input, &mut fuel);
+        (result, fuel)
+    }
+
+    fn first_stages(&self, input: &Input, spent: &mut u64) -> Result<(), Refusal> {
+        let message = self.read(input, spent)?.value;
         let device = input.device.to_string();
         let scope = scope(input, &message, &device, None);
-        self.expressions(&scope, &mut Fuel::new(EXPRESSION_FUEL), |expression| {
-            !expression.uses_last && !expression.uses_time
-        })
-        .map(drop)
+        let mut fuel = Fuel::new(EXPRESSION_FUEL);
+        let can_be_told = |expression: &Expression| !expression.uses_last && !expression.uses_time;
+        let accepted = self.expressions(&scope, &mut fuel, can_be_told);
+        *spent += EXPRESSION_FUEL - fuel.left();
+        accepted.map(drop)
     }
 
     /// Reads a message and holds it against the schema.
@@ -265,7 +272,7 @@ impl Rules {
                 last.clone(),
             );
             let (decided, taken) = code.run(host);
-            *spent += taken;
+            *spent += taken.div_ceil(INSTRUCTIONS_FOR_FUEL);
             let (decision, said) = decided.map_err(|error| {
                 let reason = if error == CodeError::Fuel { "fuel" } else { "failed" };
                 Refusal { stage: Stage::Code, reason: reason.into(), detail: error.to_string(), dropped: false }

@@ -13,6 +13,7 @@ mod expression;
 mod group;
 mod judge;
 pub mod limits;
+mod pattern;
 mod reduce;
 mod rehearsal;
 mod schema;
@@ -23,7 +24,7 @@ pub use document::{
     Route, Sort, SortBy, Validate,
 };
 pub use error::RulesError;
-pub use group::{Closing, Defaults, Group, Packed, Together};
+pub use group::{Defaults, Group, Joining, LATE, Packed, Reached, Seen, Together};
 pub use judge::{Accepted, Input, Judgement, Last, Refusal, Rules, Stage};
 pub use reduce::{Reduced, payload};
-pub use rehearsal::{Cause, LATE, Made, Outcome, Rehearsal};
+pub use rehearsal::{Cause, Made, Outcome, Rehearsal};

@@ -24,6 +24,12 @@ pub const REDUCED_MAX: usize = 32;
 pub const REDUCED_BYTES_MAX: usize = 4 << 10;
 /// Longest name of a group in bytes.
 pub const GROUP_NAME_BYTES_MAX: usize = 128;
+/// Most messages of a group.
+pub const GROUP_MESSAGES_MAX: u64 = lockstep_types::task::GROUP_MESSAGES_MAX;
+/// Most bytes of data of a group, but for its last message.
+pub const GROUP_BYTES_MAX: u64 = 4 << 20;
+/// Fuel of a `merge`, which takes what is there apart and together again.
+pub const MERGE_FUEL: u64 = 500;
 /// Outputs that a document names.
 pub const OUTPUTS_MAX: usize = 16;
 /// Longest hold, age or window: 31 days.
@@ -42,8 +48,16 @@ pub const SCHEMA_FUEL: u64 = 200_000;
 pub const SCHEMA_BYTES_MAX: usize = 64 << 10;
 /// Parts of a schema, those behind references counted as often as they are referred to.
 pub const SCHEMA_PARTS_MAX: usize = 2_048;
-/// Size of a compiled pattern in bytes.
+/// Size of the automaton of a pattern in bytes.
 pub const PATTERN_BYTES_MAX: usize = 256 << 10;
+/// The same, of all patterns of a bundle.
+pub const PATTERNS_BYTES_MAX: usize = 1 << 20;
+/// Memory that a matcher may take for what it has met of a pattern's automaton: more than all of it.
+pub const PATTERN_CACHE_BYTES: usize = 4 * PATTERN_BYTES_MAX;
+/// Bytes of text that one fuel pays for where a pattern meets them.
+pub const PATTERN_BYTES_FOR_FUEL: u64 = 8;
+/// Instructions of a module that one fuel of its project pays for: they are faster than steps of an expression.
+pub const INSTRUCTIONS_FOR_FUEL: u64 = 8;
 /// Patterns of a bundle, those of its schema and of its expressions: each takes time and memory when rules are made.
 pub const PATTERNS_MAX: usize = 32;
 

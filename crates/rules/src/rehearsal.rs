@@ -4,11 +4,8 @@ use std::collections::BTreeMap;
 
 use lockstep_types::{Address, Sequence};
 
-use crate::group::{Closing, Defaults, Group, Packed, Together};
+use crate::group::{Defaults, Group, Joining, LATE, Packed, Reached, Seen, Together};
 use crate::judge::{Accepted, Input, Last, Refusal, Rules};
-
-/// A flag for what comes after its window's task was made.
-pub const LATE: &str = "late";
 
 /// Why a group became a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,41 +48,30 @@ pub struct Outcome {
 
 struct Open {
     group: Group,
-    since_ms: u64,
-    due: Option<(u64, Cause)>,
+    /// Why it waits for its end, where more than its age makes it one.
+    cause: Option<Cause>,
 }
 
 /// A rehearsal. Time is that of the messages' batches.
 pub struct Rehearsal<'a> {
     rules: &'a Rules,
     defaults: Defaults,
-    age_max_ms: u64,
     open: BTreeMap<Together, Open>,
-    /// Of each group without its window: the last window of which a task was made.
-    closed: BTreeMap<Together, i64>,
+    reached: BTreeMap<Address, Reached>,
     lasts: BTreeMap<Address, Last>,
     taken: u64,
 }
 
 impl<'a> Rehearsal<'a> {
-    /// Begins one. `age_max_ms` is the age at which a group becomes a task where the rules say nothing.
-    pub fn new(rules: &'a Rules, defaults: Defaults, age_max_ms: u64) -> Self {
-        let age_max_ms = rules.document().aggregate.age_ms.unwrap_or(age_max_ms);
-        Self {
-            rules,
-            defaults,
-            age_max_ms,
-            open: BTreeMap::new(),
-            closed: BTreeMap::new(),
-            lasts: BTreeMap::new(),
-            taken: 0,
-        }
+    /// Begins one.
+    pub fn new(rules: &'a Rules, defaults: Defaults) -> Self {
+        Self { rules, defaults, open: BTreeMap::new(), reached: BTreeMap::new(), lasts: BTreeMap::new(), taken: 0 }
     }
 
     /// The next message. Its `last` is filled in.
     pub fn take(&mut self, mut input: Input) -> Outcome {
         let now = input.time_ms;
-        let before = self.due(now);
+        let mut before = self.due(now);
         input.last = self.lasts.get(&input.device).cloned();
         let judgement = self.rules.judge(&input);
         let mut accepted = match judgement.result {
@@ -94,24 +80,29 @@ impl<'a> Rehearsal<'a> {
         };
         self.lasts.insert(input.device, Last { data: input.data.clone(), time_ms: now });
         self.taken += 1;
-        let (sequence, key) = (Sequence(self.taken), self.rules.together(&input, &accepted));
-        let family = Together { window: None, ..key.clone() };
-        if key.window.is_some_and(|window| self.closed.get(&family).is_some_and(|closed| window <= *closed)) {
+        let (sequence, key) = (Sequence(self.taken), self.rules.together(input.device, &accepted));
+        let seen = self.seen(&key, input.device);
+        let late = self.rules.is_late(&accepted, &seen, now);
+        if late {
             accepted.flags.push(LATE.into());
         }
-        self.end_windows(&key, now);
-        let open =
-            self.open.entry(key.clone()).or_insert_with(|| Open { group: Group::default(), since_ms: now, due: None });
-        let closing = open.group.add(self.rules, self.defaults, (&input, &accepted), sequence);
-        let with = match closing {
-            Closing::Now => self.make(&key, if accepted.closes { Cause::Closed } else { Cause::Full }),
-            Closing::After(hold) => {
-                open.due.get_or_insert((now + hold, Cause::Closed));
-                None
-            }
-            Closing::Open => None,
-        };
-        let mut before = before;
+        if let Some(reached) = self.rules.reached(&accepted, seen.reached) {
+            self.reached.insert(input.device, reached);
+        }
+        self.pass_windows(&key, now);
+        let (rules, defaults) = (self.rules, self.defaults);
+        let open = self.open.entry(key.clone()).or_insert_with(|| Open {
+            group: Group::begin(rules, defaults, &seen, late, now),
+            cause: (late || seen.later_since_ms.is_some()).then_some(Cause::Window),
+        });
+        let (nonce, bytes) = (input.nonce, input.data.len() as u64);
+        let joining = Joining { accepted: &accepted, sequence, nonce, bytes, time_ms: now };
+        let is_complete = open.group.add(rules, defaults, &joining);
+        if accepted.closes {
+            open.cause.get_or_insert(Cause::Closed);
+        }
+        let cause = open.cause.filter(|_| open.group.due_ms() <= now).unwrap_or(Cause::Full);
+        let with = if is_complete { self.make(&key, cause) } else { None };
         before.extend(self.due(now));
         Outcome { result: Ok((sequence, accepted)), fuel: judgement.fuel, before, with }
     }
@@ -122,37 +113,39 @@ impl<'a> Rehearsal<'a> {
         keys.iter().filter_map(|key| self.make(key, Cause::End)).collect()
     }
 
-    /// A message of a window ends the earlier ones of its group, when they have waited for what is late.
-    fn end_windows(&mut self, key: &Together, now: u64) {
-        let Some(window) = key.window else { return };
-        let hold = self.rules.sort().hold_ms;
-        let earlier = |other: &Together| {
-            (&other.device, &other.name) == (&key.device, &key.name) && other.window.is_some_and(|w| w < window)
-        };
-        for (_, open) in self.open.iter_mut().filter(|(other, _)| earlier(other)) {
-            open.due.get_or_insert((now + hold, Cause::Window));
+    fn seen(&self, key: &Together, device: Address) -> Seen {
+        let mut later = self.open.iter().filter(|(other, _)| is_of_family(key, other) && other.window > key.window);
+        let ends = [later.next(), later.next_back()];
+        Seen {
+            is_open: self.open.contains_key(key),
+            later_since_ms: ends.into_iter().flatten().map(|(_, open)| open.group.since_ms()).min(),
+            reached: self.reached.get(&device).copied(),
+        }
+    }
+
+    /// A message of a window passes the earlier ones of its group: they end when they have waited for what is late.
+    fn pass_windows(&mut self, key: &Together, now: u64) {
+        for (_, open) in self.open.iter_mut().filter(|(other, _)| is_of_family(key, other) && other.window < key.window)
+        {
+            open.group.pass(self.rules, now);
+            open.cause.get_or_insert(Cause::Window);
         }
     }
 
     /// Tasks whose time has come.
     fn due(&mut self, now: u64) -> Vec<Made> {
-        // A window may be open for long: it ends with the next one.
-        let ages = self.rules.document().aggregate.window_ms.is_none();
-        let cause = |open: &Open| match open.due {
-            Some((due, cause)) if due <= now => Some(cause),
-            None if ages && open.since_ms + self.age_max_ms <= now => Some(Cause::Age),
-            _ => None,
-        };
-        let due: Vec<_> = self.open.iter().filter_map(|(key, open)| Some((key.clone(), cause(open)?))).collect();
+        let due = self.open.iter().filter(|(_, open)| open.group.due_ms() <= now);
+        let due: Vec<_> = due.map(|(key, open)| (key.clone(), open.cause.unwrap_or(Cause::Age))).collect();
         due.iter().filter_map(|(key, cause)| self.make(key, *cause)).collect()
     }
 
     fn make(&mut self, key: &Together, cause: Cause) -> Option<Made> {
         let open = self.open.remove(key)?;
-        if let Some(window) = key.window {
-            let closed = self.closed.entry(Together { window: None, ..key.clone() }).or_insert(window);
-            *closed = window.max(*closed);
-        }
         Some(Made { together: key.clone(), packed: open.group.pack(self.rules), cause })
     }
+}
+
+/// Whether both are windows of one group.
+fn is_of_family(one: &Together, other: &Together) -> bool {
+    (one.device, &one.name) == (other.device, &other.name) && one.window.is_some() && other.window.is_some()
 }

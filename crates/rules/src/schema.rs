@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use crate::decode::Decoded;
 use crate::error::RulesError;
-use crate::limits::{PATTERN_BYTES_MAX, PATTERNS_MAX, SCHEMA_BYTES_MAX, SCHEMA_FUEL, SCHEMA_PARTS_MAX};
+use crate::limits::{PATTERN_BYTES_FOR_FUEL, PATTERN_CACHE_BYTES, SCHEMA_BYTES_MAX, SCHEMA_FUEL, SCHEMA_PARTS_MAX};
+use crate::pattern::{Patterns, with_ascii_classes};
 
 /// Keywords that say something about the schema only, or whose value is no schema.
 const PLAIN: [&str; 33] = [
@@ -61,8 +62,7 @@ pub(crate) struct Schema {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Weight {
     parts: u64,
-    patterns: usize,
-    pattern_bytes: u64,
+    patterns: u64,
     uniques: u64,
 }
 
@@ -77,23 +77,19 @@ pub(crate) enum Mismatch {
 
 impl Schema {
     /// It may have so many `patterns`, and leaves the rest.
-    pub fn compile(text: &[u8], patterns: &mut usize) -> Result<Self, RulesError> {
+    pub fn compile(text: &[u8], patterns: &mut Patterns) -> Result<Self, RulesError> {
         if text.len() > SCHEMA_BYTES_MAX {
             return Err(RulesError::TooLarge { what: "the schema", bytes_max: SCHEMA_BYTES_MAX });
         }
         let wrong = |error: String| RulesError::Schema(error);
         let schema: Value = serde_json::from_slice(text).map_err(|e| wrong(e.to_string()))?;
         let mut weight = Weight::default();
-        weigh(&schema, &schema, &mut Vec::new(), &mut weight).map_err(wrong)?;
-        // As often as they are referred to: the library may compile them as often.
-        *patterns = patterns
-            .checked_sub(weight.patterns)
-            .ok_or_else(|| wrong(format!("there are more than {PATTERNS_MAX} patterns")))?;
+        weigh(&schema, &schema, &mut Vec::new(), &mut (&mut weight, patterns)).map_err(wrong)?;
         let options = jsonschema::options()
             .with_draft(Draft::Draft202012)
             .should_validate_formats(false)
             .with_pattern_options(
-                PatternOptions::regex().size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX),
+                PatternOptions::regex().size_limit(PATTERN_CACHE_BYTES).dfa_size_limit(PATTERN_CACHE_BYTES),
             )
             .offline();
         let validator = options.build(&schema).map_err(|e| wrong(format!("{e}, at {}", e.instance_path())))?;
@@ -102,12 +98,12 @@ impl Schema {
 
     /// Whether the message passes, and what that took.
     pub fn check(&self, message: &Decoded, bytes: usize) -> (Result<(), Mismatch>, u64) {
-        let Weight { parts, pattern_bytes, uniques, .. } = self.weight;
+        let Weight { parts, patterns, uniques } = self.weight;
         let elements = message.elements.max(1);
-        let texts = (pattern_bytes * bytes as u64) / 64 + parts * bytes as u64 / 1_024;
+        let texts = patterns * bytes as u64 / PATTERN_BYTES_FOR_FUEL + parts * bytes as u64 / 1_024;
         let fuel = parts * elements + texts + uniques * elements * elements / 8;
         if fuel > SCHEMA_FUEL {
-            return (Err(Mismatch::Fuel), 0);
+            return (Err(Mismatch::Fuel), 1);
         }
         let checked = self.validator.validate(&message.value).map_err(|error| {
             let text: String = error.to_string().chars().take(200).collect();
@@ -117,9 +113,23 @@ impl Schema {
     }
 }
 
-fn weigh<'a>(part: &'a Value, root: &'a Value, above: &mut Vec<&'a str>, weight: &mut Weight) -> Result<(), String> {
-    weight.parts += 1;
-    if weight.parts > SCHEMA_PARTS_MAX as u64 {
+/// What is counted on the way: what it weighs, and the patterns, as often as they are referred to, because the library may
+/// compile them as often.
+type Counted<'a> = (&'a mut Weight, &'a mut Patterns);
+
+fn add_pattern(pattern: &str, (weight, patterns): &mut Counted<'_>) -> Result<(), String> {
+    weight.patterns += 1;
+    patterns.take(&with_ascii_classes(pattern))
+}
+
+fn weigh<'a>(
+    part: &'a Value,
+    root: &'a Value,
+    above: &mut Vec<&'a str>,
+    counted: &mut Counted<'_>,
+) -> Result<(), String> {
+    counted.0.parts += 1;
+    if counted.0.parts > SCHEMA_PARTS_MAX as u64 {
         return Err(format!("it has more than {SCHEMA_PARTS_MAX} parts, with those behind references"));
     }
     let members = match part {
@@ -130,36 +140,41 @@ fn weigh<'a>(part: &'a Value, root: &'a Value, above: &mut Vec<&'a str>, weight:
     for (name, value) in members {
         let keyword = name.as_str();
         if ONE.contains(&keyword) {
-            weigh(value, root, above, weight)?;
+            weigh(value, root, above, counted)?;
         } else if LISTS.contains(&keyword) {
             let parts = value.as_array().ok_or_else(|| format!("{keyword} is a list of schemas"))?;
-            parts.iter().try_for_each(|part| weigh(part, root, above, weight))?;
+            parts.iter().try_for_each(|part| weigh(part, root, above, counted))?;
         } else if OBJECTS.contains(&keyword) {
             let parts = value.as_object().ok_or_else(|| format!("{keyword} is an object of schemas"))?;
             if keyword == "patternProperties" {
-                weight.patterns += parts.len();
-                weight.pattern_bytes += parts.keys().map(|pattern| pattern.len() as u64).sum::<u64>();
+                for pattern in parts.keys() {
+                    add_pattern(pattern, counted)?;
+                }
             }
-            parts.values().try_for_each(|part| weigh(part, root, above, weight))?;
+            parts.values().try_for_each(|part| weigh(part, root, above, counted))?;
         } else if !PLAIN.contains(&keyword) {
             return Err(format!("the keyword {keyword:?} is not supported"));
         }
         match keyword {
-            "$ref" => follow(value, root, above, weight)?,
+            "$ref" => follow(value, root, above, counted)?,
             "pattern" => {
-                weight.patterns += 1;
-                weight.pattern_bytes += value.as_str().map_or(0, str::len) as u64;
+                add_pattern(value.as_str().unwrap_or_default(), counted)?;
             }
-            "uniqueItems" => weight.uniques += 1,
+            "uniqueItems" => counted.0.uniques += 1,
             // As many comparisons.
-            "enum" | "const" | "required" | "dependentRequired" => weight.parts += size(value) / 4,
+            "enum" | "const" | "required" | "dependentRequired" => counted.0.parts += size(value) / 4,
             _ => {}
         }
     }
     Ok(())
 }
 
-fn follow<'a>(target: &'a Value, root: &'a Value, above: &mut Vec<&'a str>, weight: &mut Weight) -> Result<(), String> {
+fn follow<'a>(
+    target: &'a Value,
+    root: &'a Value,
+    above: &mut Vec<&'a str>,
+    counted: &mut Counted<'_>,
+) -> Result<(), String> {
     let target = target.as_str().unwrap_or_default();
     let Some(path) = target.strip_prefix('#').filter(|path| !path.contains('%')) else {
         return Err(format!("$ref leads within the schema (\"#/$defs/name\"), not to {target:?}"));
@@ -169,7 +184,7 @@ fn follow<'a>(target: &'a Value, root: &'a Value, above: &mut Vec<&'a str>, weig
     }
     let part = root.pointer(path).ok_or_else(|| format!("there is nothing at {target:?}"))?;
     above.push(target);
-    weigh(part, root, above, weight)?;
+    weigh(part, root, above, counted)?;
     above.pop();
     Ok(())
 }

@@ -41,8 +41,7 @@ fn rehearse(example: &str) -> (Vec<Outcome>, Vec<Made>) {
     };
     let bundle = Bundle::collect(document, read).unwrap().unwrap();
     let rules = Rules::compile(&bundle).unwrap();
-    let defaults = Defaults { messages_max: 1, bytes_max: 1 << 20 };
-    let mut rehearsal = Rehearsal::new(&rules, defaults, 5_000);
+    let mut rehearsal = Rehearsal::new(&rules, Defaults { messages_max: 1, bytes_max: 1 << 20, age_max_ms: 5_000 });
     let messages = std::fs::read_to_string(directory.join("messages.jsonl")).unwrap();
     let mut outcomes = Vec::new();
     for (n, line) in (0..).zip(messages.lines()) {

@@ -339,7 +339,7 @@ pub fn from_base64(text: &str) -> Option<Vec<u8>> {
 mod tests {
     use std::time::Instant;
 
-    use lockstep_api::views::{Progress, TaskMessageView, to_base64};
+    use lockstep_api::views::{Progress, RuledView, TaskMessageView, to_base64};
     use lockstep_types::{BatchHash, ProjectId, Signature, SigningKey, TimeMs, w3bstream};
 
     use super::*;
@@ -402,6 +402,7 @@ mod tests {
             height: Height(n),
             chain: Vec::new(),
             receipts: vec![],
+            ruled: RuledView::default(),
         });
     }
 

@@ -485,7 +485,7 @@ fn check_store(tasks: &Tasks<'_>, store: &Store, sightings: &[Sighting], violati
         if height > newest_final {
             wrong(format!("task {} came before its batch {height} was final", row.number));
         }
-        if !tasks.is(row.number, row.id, &row.messages) {
+        if !tasks.is_stored(row.number, row.id, &row.messages) {
             wrong(format!("task {} is another one", row.number));
         }
         let next = last.map_or_else(|| tasks.first(), |last: TaskNumber| Some(last.next()));

@@ -40,6 +40,7 @@ fn task(n: u64) -> Task {
         project_version: "1".into(),
         device: Address([1; 20]),
         sequences: vec![Sequence(n)],
+        ruled: None,
     }
 }
 

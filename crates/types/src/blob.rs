@@ -12,6 +12,8 @@ pub use encoding::{BLOB_BYTES_MAX, BLOB_ELEMENTS_MAX, BLOB_MAGIC, BLOB_VERSION, 
 pub use error::{BlobError, BlobFault};
 pub use parts::{PART_TASKS_MAX, cut};
 
+use std::collections::BTreeSet;
+
 use crate::batch::BatchHeader;
 use crate::certificate::Certificate;
 use crate::epoch::Epochs;
@@ -24,7 +26,7 @@ use crate::merkle;
 use crate::message::Message;
 use crate::proof::{Boundary, PATH_MAX, Way};
 use crate::signature::{Signature, recover_address};
-use crate::task::{Task, task_leaf};
+use crate::task::{Ruled, Task, task_leaf};
 use crate::verify::Checkpoint;
 use crate::w3bstream;
 
@@ -69,14 +71,16 @@ pub struct BlobTask {
     pub project_id: ProjectId,
     /// Project version of all its messages.
     pub project_version: String,
-    /// Device of all its messages; zeros where they have none.
+    /// Device of all its messages; zeros where they have none, or where the project's rules group by something else.
     pub device: Address,
     /// Siblings from its leaf up to the header's `tasks_root`.
     pub path: Vec<Digest>,
     /// Signature of the task key over the task text.
     pub signature: Signature,
-    /// Its messages, by sequence.
+    /// Its messages, in the task's order.
     pub messages: Vec<BlobMessage>,
+    /// Where the project's rules say how messages are packed.
+    pub ruled: Option<Box<Ruled>>,
 }
 
 /// See the module's documentation.
@@ -140,7 +144,7 @@ impl BlobMessage {
         let message = &self.message;
         let same = message.project_id == task.project_id
             && message.project_version == task.project_version
-            && message.device == task.device;
+            && (message.device == task.device || task.mixes_devices());
         if !same {
             return Err(BlobFault::Group(self.sequence));
         }
@@ -158,27 +162,42 @@ impl BlobMessage {
 impl BlobTask {
     /// The text's digest that the task key signs.
     fn digest(&self) -> crate::Hash32 {
-        let payloads = self.messages.iter().map(|m| &m.message.data[..]);
+        let whole = self.ruled.as_ref().and_then(|ruled| ruled.payload.as_ref());
+        let payloads: Vec<&[u8]> = match whole {
+            Some(payload) => vec![payload],
+            None => self.messages.iter().map(|m| &m.message.data[..]).collect(),
+        };
         w3bstream::task_digest(&self.id, self.project_id, &self.project_version, &self.device, payloads)
+    }
+
+    fn mixes_devices(&self) -> bool {
+        self.ruled.is_some() && self.device == Address::ZERO
+    }
+
+    /// Whether its sequences can be those of a task: ascending, or each once where the project's rules sort.
+    fn in_order(&self) -> bool {
+        let sequences = || self.messages.iter().map(|message| message.sequence);
+        match self.ruled {
+            Some(_) => sequences().collect::<BTreeSet<_>>().len() == self.messages.len(),
+            None => sequences().is_sorted_by(|a, b| a < b),
+        }
     }
 
     /// Checks all but its number, and says who signed it.
     fn check(&self, header: &BatchHeader, members: &Checkpoint) -> Result<Address, BlobFault> {
-        let (Some(first), Some(last)) = (self.messages.first(), self.messages.last()) else {
+        let sequences = || self.messages.iter().map(|message| message.sequence);
+        let (Some(first), Some(last)) = (sequences().min(), sequences().max()) else {
             return Err(BlobFault::Sequences);
         };
         let end = header.first_sequence.0.saturating_add(header.message_count);
-        if first.sequence.0 == 0
-            || last.sequence.0 >= end
-            || !self.messages.is_sorted_by(|a, b| a.sequence < b.sequence)
-        {
+        if first.0 == 0 || last.0 >= end || !self.in_order() {
             return Err(BlobFault::Sequences);
         }
         for message in &self.messages {
             message.check(self, members)?;
         }
         let ids = self.messages.iter().map(|message| &message.id);
-        if Task::id_of(&header.network, self.project_id, first.sequence, ids) != self.id {
+        if Task::id_of(&header.network, self.project_id, first, ids, self.ruled.as_deref()) != self.id {
             return Err(BlobFault::Id);
         }
         let path: Vec<_> = self.path.iter().map(|sibling| sibling.0).collect();

@@ -21,7 +21,10 @@ pub const EXPORT_VERSION: u32 = 1;
 
 /// What is repeated in a page: batches, their messages, tasks and members, signed values, certificates, signatures.
 const REPEATED: [&[u32]; 7] = [&[8], &[8, 2], &[8, 3], &[8, 4, 1], &[8, 2, 1, 2, 11, 2], &[9], &[9, 4]];
-/// Each of them has at least this many bytes in a true page, counting what it is part of: an id, an address or a
+/// Outputs of tasks: a few letters each may be true.
+const OUTPUTS: &[u32] = &[8, 3, 7, 5];
+const OUTPUT_BYTES_MIN: usize = 3;
+/// Each of those has at least this many bytes in a true page, counting what it is part of: an id, an address or a
 /// signature. A page with more of them is refused before it is read, because they take hundreds in memory.
 const ELEMENT_BYTES_MIN: usize = 16;
 
@@ -242,7 +245,9 @@ impl ExportPage {
     /// Reads a page; payloads share `page`'s buffer.
     pub fn decode(page: Bytes) -> Result<Self, DecodeError> {
         let count_max = page.len() / ELEMENT_BYTES_MIN;
+        let outputs = Bound { path: OUTPUTS, count_max: page.len() / OUTPUT_BYTES_MIN };
         elements::check("export", &page, &REPEATED.map(|path| Bound { path, count_max }))?;
+        elements::check("export", &page, &[outputs])?;
         let page = proto::ExportPage::decode(page).map_err(|e| DecodeError::malformed("export", e))?;
         if page.version > EXPORT_VERSION {
             return Err(DecodeError::Newer { what: "export", found: page.version, known: EXPORT_VERSION });

@@ -51,4 +51,4 @@ pub use place::{Place, Stage};
 pub use proof::{Proof, ProofError, Proven, verify_proof, verify_proof_in};
 pub use registry::{ChainEvent, ChainUpdate, DeviceEntry, DevicePolicy, Order, OrderKind, RulesOrder, SignedOrder};
 pub use signature::{PublicKey, Signature, SignatureError, SigningKey};
-pub use task::Task;
+pub use task::{Ruled, Task};

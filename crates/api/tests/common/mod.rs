@@ -178,6 +178,7 @@ fn task(id: TaskId, number: u64, viewer: Viewer) -> TaskView {
         height: Height(5),
         chain: vec![],
         receipts: receipts(number),
+        ruled: RuledView::default(),
     }
 }
 
@@ -294,6 +295,7 @@ impl Read for Fake {
             signature: None,
             evidence: EvidenceView::Ingress { node: Address([1; 20]) },
             time_ms: Some(TimeMs(5)),
+            flags: vec![],
         }))
     }
 

@@ -31,6 +31,8 @@ mod refills;
 mod rogue;
 mod rolling;
 mod rounds;
+mod rules_examples;
+mod rules_hostile;
 mod sealed;
 mod semantics;
 mod snapshots;

@@ -56,7 +56,7 @@ fn judge(rules: &Rules, input: &Input) -> Judgement {
     let code = rules.document().code.as_ref().map_or(0, |code| code.fuel + 10_000);
     let most = EXPRESSION_FUEL + SCHEMA_FUEL + 2 * ELEMENTS_MAX as u64 + code + input.data.len() as u64 + 1_000;
     assert!(judged.fuel <= most, "{} of {most}", judged.fuel);
-    if let Err(refusal) = rules.glance(input) {
+    if let Err(refusal) = rules.glance(input).0 {
         let reason = judged.result.as_ref().err().map(|refusal| refusal.reason.clone());
         assert!(reason.is_some(), "the door refuses what is taken: {refusal}");
     }

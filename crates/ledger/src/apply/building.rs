@@ -5,34 +5,36 @@ use std::collections::{BTreeMap, BTreeSet};
 use lockstep_rules::Accepted;
 use lockstep_types::message::PROJECT_VERSION_BYTES_MAX;
 use lockstep_types::{
-    Api, Batch, BatchHash, BatchHeader, ContentId, Hash32, Height, MemberSet, Message, MessageId, OrderedMessage,
-    ProjectId, Sequence, Task, TaskId, TaskNumber, TimeMs,
+    Api, Batch, BatchHash, BatchHeader, ContentId, Hash32, Height, MemberSet, Message, OrderedMessage, ProjectId,
+    Sequence, Task, TaskNumber, TimeMs,
 };
 
 use super::judges::Judges;
+use super::packing::Placed;
 use super::permissions::Permissions;
 use super::{Applied, Ledger, Outcome, Rejection};
-use crate::command::GroupClosing;
 use crate::effects::{Effects, Head, Occurrence, Write};
-use crate::groups::{GroupChange, GroupKey, OpenGroup};
+use crate::groups::{GroupChange, GroupKey};
 use crate::rules::LastTaken;
 
 /// A batch in the making.
 pub(super) struct Building<'a> {
-    ledger: &'a mut Ledger,
-    height: Height,
-    time_ms: TimeMs,
-    first_sequence: Sequence,
+    pub(super) ledger: &'a mut Ledger,
+    pub(super) height: Height,
+    pub(super) time_ms: TimeMs,
+    pub(super) first_sequence: Sequence,
     first_task_number: TaskNumber,
-    effects: Effects,
+    pub(super) effects: Effects,
     messages: Vec<OrderedMessage>,
-    tasks: Vec<Task>,
+    pub(super) tasks: Vec<Task>,
     outcomes: Vec<(ContentId, Outcome)>,
     /// Contents ordered by this very batch, which `view` does not know yet.
     fresh: BTreeMap<ContentId, Occurrence>,
-    groups: Vec<GroupChange>,
+    pub(super) groups: Vec<GroupChange>,
     /// Groups whose stored form is out of date.
-    touched: BTreeMap<GroupKey, ()>,
+    pub(super) touched: BTreeSet<GroupKey>,
+    /// Groups that were closed because their time had come.
+    pub(super) due_closed: usize,
     /// Hash of the members who certify this batch.
     members_before: Hash32,
     /// The members from the next batch on, where they change.
@@ -40,9 +42,9 @@ pub(super) struct Building<'a> {
     /// What the state says about devices and nonces.
     asked: Permissions,
     /// The rules of projects.
-    judges: Judges,
+    pub(super) judges: Judges,
     /// Projects whose rules' stored state is out of date.
-    judged: BTreeSet<ProjectId>,
+    pub(super) judged: BTreeSet<ProjectId>,
 }
 
 impl<'a> Building<'a> {
@@ -54,7 +56,7 @@ impl<'a> Building<'a> {
         judges: Judges,
     ) -> Self {
         let head = &ledger.head;
-        Self {
+        let mut building = Self {
             height: head.height.next(),
             time_ms: proposed_time.max(head.time_ms),
             first_sequence: head.next_sequence,
@@ -65,14 +67,17 @@ impl<'a> Building<'a> {
             outcomes: Vec::with_capacity(capacity),
             fresh: BTreeMap::new(),
             groups: Vec::new(),
-            touched: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            due_closed: 0,
             members_before: ledger.members.hash(),
             next_set: None,
             asked,
             judges,
             judged: BTreeSet::new(),
             ledger,
-        }
+        };
+        building.close_changing();
+        building
     }
 
     /// Whether the message can be ordered, by everything but its nonce; the time within which the same content is a
@@ -137,10 +142,8 @@ impl<'a> Building<'a> {
         if let Err(rejection) = self.use_nonce(&message) {
             return self.outcomes.push((id, Outcome::Rejected(rejection)));
         }
-        if let Some(accepted) = accepted {
-            self.note(&message, accepted);
-        }
-        self.order(message, id, before);
+        let placed = accepted.and_then(|accepted| self.note(&message, &accepted));
+        self.order(message, id, before, placed);
     }
 
     /// What the project's rules make of a message; nothing where it has none.
@@ -150,24 +153,34 @@ impl<'a> Building<'a> {
             return Ok(None);
         }
         self.judged.insert(project);
+        let joining_fuel = self.joining_fuel(project);
         let state = self.ledger.rules.entry(project).or_default();
-        self.judges.judge(message, self.time_ms, state).transpose()
+        let judged = self.judges.judge(message, self.time_ms, state).transpose()?;
+        if judged.is_some() {
+            state.fuel.spend(joining_fuel);
+        }
+        Ok(judged)
     }
 
-    /// Keeps what is known of a message that the rules took and that is about to be ordered.
-    fn note(&mut self, message: &Message, accepted: Accepted) {
+    /// Keeps what is known of a message that the rules took and that is about to be ordered; says where they put it.
+    fn note(&mut self, message: &Message, accepted: &Accepted) -> Option<Placed> {
         let (project, sequence) = (message.project_id, self.ledger.head.next_sequence);
-        self.ledger.rules.entry(project).or_default().took(!accepted.flags.is_empty());
-        let last = LastTaken { data: message.data.clone(), time_ms: self.time_ms, sequence };
+        let placed = self.place(message, accepted);
+        let flags = placed.as_ref().map_or(&accepted.flags[..], Placed::flags);
+        let late = placed.as_ref().is_some_and(|placed| placed.late);
+        self.ledger.rules.entry(project).or_default().took(!flags.is_empty(), late);
+        let reached = placed.as_ref().and_then(Placed::reached);
+        let last = LastTaken { data: message.data.clone(), time_ms: self.time_ms, sequence, reached };
+        if !flags.is_empty() {
+            self.effects.flags(sequence, flags.to_vec());
+        }
         if self.judges.note(message, &last) {
             self.effects.last(project, message.device, last);
         }
-        if !accepted.flags.is_empty() {
-            self.effects.flags(sequence, accepted.flags);
-        }
+        placed
     }
 
-    fn order(&mut self, message: Message, id: ContentId, before: Option<Occurrence>) {
+    fn order(&mut self, message: Message, id: ContentId, before: Option<Occurrence>, placed: Option<Placed>) {
         let sequence = self.ledger.head.next_sequence;
         self.ledger.head.next_sequence = sequence.next();
         let (count, since) = match before {
@@ -189,81 +202,13 @@ impl<'a> Building<'a> {
             self.effects.task_alias(alias, sequence);
         }
         self.fresh.insert(id, occurrence);
-        let (task_id, via) = (self.pack(&message, sequence, message_id), message.via);
+        let (task_id, via) = (self.pack(&message, (sequence, message_id), placed), message.via);
         self.messages.push(OrderedMessage { id: message_id, message });
         self.outcomes.push((id, Outcome::Ordered { message_id, sequence, height: self.height, task_id, via }));
     }
 
-    /// Adds a message to its group; returns the task if that closed the group.
-    fn pack(&mut self, message: &Message, sequence: Sequence, id: MessageId) -> Option<TaskId> {
-        let key = GroupKey::of(message);
-        let settings = self.ledger.projects.settings(message.project_id)?.clone();
-        if message.api == Api::TaskV1 {
-            // That API promises one task for each request.
-            return Some(
-                self.close(key, OpenGroup { messages: vec![(sequence, id)], bytes: message.data.len() as u64 }),
-            );
-        }
-        let bytes = message.data.len() as u64;
-        let alone = OpenGroup { messages: vec![(sequence, id)], bytes };
-        if self.ledger.groups.get(&key).is_none() && alone.is_full(&settings) {
-            return Some(self.close(key, alone));
-        }
-        if self.ledger.groups.add(&key, sequence, id, bytes) {
-            self.groups.push(GroupChange::Opened(key.clone(), sequence));
-        }
-        self.touched.insert(key.clone(), ());
-        if self.ledger.groups.get(&key).is_some_and(|group| group.is_full(&settings)) {
-            let group = self.ledger.groups.take(&key)?;
-            self.groups.push(GroupChange::Closed(key.clone()));
-            return Some(self.close(key, group));
-        }
-        if self.ledger.groups.len() as u64 > self.ledger.params().open_groups_max {
-            let oldest = self.ledger.groups.oldest().cloned();
-            if let Some((key, group)) = oldest.and_then(|key| Some((key.clone(), self.ledger.groups.take(&key)?))) {
-                self.groups.push(GroupChange::Closed(key.clone()));
-                self.touched.insert(key.clone(), ());
-                self.close(key, group);
-            }
-        }
-        None
-    }
-
-    pub(super) fn close_aged(&mut self, closing: GroupClosing) {
-        let same = |group: &OpenGroup| group.first_sequence() == closing.first_sequence;
-        if !self.ledger.groups.get(&closing.key).is_some_and(same) {
-            return;
-        }
-        if let Some(group) = self.ledger.groups.take(&closing.key) {
-            self.groups.push(GroupChange::Closed(closing.key.clone()));
-            self.touched.insert(closing.key.clone(), ());
-            self.close(closing.key, group);
-        }
-    }
-
-    fn close(&mut self, key: GroupKey, group: OpenGroup) -> TaskId {
-        let number = self.ledger.head.next_task_number;
-        self.ledger.head.next_task_number = number.next();
-        let ids = group.messages.iter().map(|(_, id)| id);
-        let id = Task::id_of(&self.ledger.network, key.project_id, group.first_sequence(), ids);
-        self.effects.task_place(id, number);
-        for (sequence, _) in &group.messages {
-            if *sequence < self.first_sequence {
-                self.effects.packed(*sequence, number);
-            }
-        }
-        self.tasks.push(Task {
-            number,
-            id,
-            project_id: key.project_id,
-            project_version: key.project_version,
-            device: key.device,
-            sequences: group.messages.into_iter().map(|(sequence, _)| sequence).collect(),
-        });
-        id
-    }
-
     pub(super) fn finish(mut self) -> Applied {
+        self.pay_for_groups();
         let Self { ledger, .. } = self;
         for project in &self.judged {
             if let Some(state) = ledger.rules.get(project) {
@@ -275,7 +220,7 @@ impl<'a> Building<'a> {
             let kept = if self.judged.is_empty() { Applied::default() } else { ledger.roll(self.effects) };
             return Applied { outcomes: self.outcomes, ..kept };
         }
-        for key in self.touched.keys() {
+        for key in &self.touched {
             self.effects.group(key, ledger.groups.get(key));
         }
         let effects = self.effects.roll(&ledger.head.effects);
@@ -296,6 +241,7 @@ impl<'a> Building<'a> {
             next_members: ledger.members.hash(),
             effects,
         };
+        ledger.projects.changed(self.height);
         let hash: BatchHash = header.hash();
         let batch = Batch { header, messages: self.messages, tasks: self.tasks, next_set: self.next_set };
         ledger.head = Head { height: self.height, hash, time_ms: self.time_ms, effects, ..ledger.head.clone() };

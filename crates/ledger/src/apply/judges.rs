@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lockstep_rules::{Accepted, Input, Last, Rules};
+use lockstep_rules::{Accepted, Input, Last, Reached, Rules};
 use lockstep_types::{Address, Message, ProjectId, TimeMs};
 
 use super::{History, Ledger, RULES_WITH_PROJECT_RULES, Rejection};
@@ -39,8 +39,8 @@ impl Judges {
         let projects: BTreeSet<ProjectId> = messages.iter().map(|message| message.project_id).collect();
         let rules = projects.into_iter().filter_map(|id| Some((id, Arc::clone(ledger.projects.rules_at(id, height)?))));
         judges.rules = rules.collect();
-        let needs_last = |id: &ProjectId| judges.rules.get(id).is_some_and(|rules| rules.needs_last());
-        let wanted = messages.iter().filter(|message| needs_last(&message.project_id));
+        let needs = |rules: &Arc<Rules>| rules.needs_last() || rules.needs_reached();
+        let wanted = messages.iter().filter(|message| judges.rules.get(&message.project_id).is_some_and(needs));
         let wanted: BTreeSet<_> = wanted.map(|message| (message.project_id, message.device)).collect();
         if !wanted.is_empty() {
             let wanted: Vec<_> = wanted.into_iter().collect();
@@ -55,12 +55,12 @@ impl Judges {
     /// What a project's rules make of a message; nothing where it has none.
     pub fn judge(&self, message: &Message, now: TimeMs, state: &mut RulesState) -> Option<Result<Accepted, Rejection>> {
         let rules = self.rules.get(&message.project_id)?;
-        if !state.has_fuel(now) {
+        if !state.fuel.has_any(now) {
             return Some(Err(Rejection::Fuel));
         }
         let last = self.lasts.get(&(message.project_id, message.device)).and_then(Option::as_ref);
         let judgement = rules.judge(&rules_input(message, now, last));
-        state.spend(judgement.fuel);
+        state.fuel.spend(judgement.fuel);
         Some(match judgement.result {
             Ok(accepted) => Ok(accepted),
             Err(refusal) => {
@@ -68,6 +68,16 @@ impl Judges {
                 Err(Rejection::Rules(Box::new(refusal)))
             }
         })
+    }
+
+    /// The rules of a project that say what belongs together.
+    pub fn packing(&self, project: ProjectId) -> Option<Arc<Rules>> {
+        self.rules.get(&project).filter(|rules| rules.packs()).cloned()
+    }
+
+    /// How far a device's own time has come.
+    pub fn reached(&self, message: &Message) -> Option<Reached> {
+        self.lasts.get(&(message.project_id, message.device))?.as_ref()?.reached
     }
 
     /// Whether a project has rules in this batch.

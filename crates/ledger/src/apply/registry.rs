@@ -69,6 +69,9 @@ pub enum OrderError {
     /// The rules that it brings cannot be used.
     #[error("{0}")]
     ProjectRules(RulesError),
+    /// Too many of the project's rules wait for their batches.
+    #[error("32 rules of this project hold or wait for their batches already: let some of them begin first")]
+    RulesAhead,
     /// Nonces that were not kept would pass again.
     #[error("strict_nonces cannot be switched off")]
     StrictNonces,
@@ -205,14 +208,17 @@ impl Ledger {
             OrderKind::RevokeTokens(devices) => changes.revoke(id, owner, devices)?,
             OrderKind::Rules(RulesOrder { bundle, from }) => {
                 let compiled = bundle.map(|bundle| compile_rules(&bundle).map(|(hash, rules)| (hash, rules, bundle)));
-                compiled.transpose().map_err(OrderError::ProjectRules).map(|compiled| {
+                compiled.transpose().map_err(OrderError::ProjectRules).and_then(|compiled| {
                     let from = from.max(self.head.height.next());
                     let hash = compiled.as_ref().map(|(hash, ..)| *hash);
-                    rules::add(&mut project.rules, RulesFrom { from, hash });
+                    if !rules::add(&mut project.rules, RulesFrom { from, hash }, self.head.height) {
+                        return Err(OrderError::RulesAhead);
+                    }
                     if let Some((hash, compiled, bundle)) = compiled {
                         changes.effects.bundle(hash, Some(bundle));
                         self.projects.keep_rules(hash, compiled);
                     }
+                    Ok(())
                 })
             }
         };
@@ -223,7 +229,8 @@ impl Ledger {
         project.orders += 1;
         effects.project(id, &project);
         self.projects.set(id, project);
-        for hash in self.projects.forget_rules(self.head.height.next()) {
+        // Those of the newest batch too: its open groups become tasks by them.
+        for hash in self.projects.forget_rules(self.head.height) {
             effects.bundle(hash, None);
         }
         Ok(Ok(effects))

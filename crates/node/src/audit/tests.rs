@@ -50,6 +50,7 @@ fn unsigned(number: u64) -> UnsignedTask {
             id: MessageId(keccak256(&[b"m", &number.to_be_bytes()])),
             data: Bytes::from(number.to_string()),
         }],
+        ruled: None,
         origin: None,
     }
 }

@@ -185,12 +185,14 @@ impl<'a> Walk<'a> {
                 continue;
             };
             let (number, project) = (task.number, task.project_id);
-            let is_ours = self.parts.config.projects.as_ref().is_none_or(|projects| projects.contains(&project));
+            let config = &self.parts.config;
+            let is_ours = config.projects.as_ref().is_none_or(|projects| projects.contains(&project))
+                && task.is_for(&config.name);
             let found = stored.pop_front_if(|found| found.number == number);
             match found {
                 Some(found) if is_ours => self.judge(&found, task),
                 Some(_) => {
-                    let what = format!("it is of project {project}, which the output does not take");
+                    let what = format!("it is of project {project}, and not for this output");
                     self.note(|progress| progress.findings.add(FindingKind::Surplus, Some((number, number)), what));
                 }
                 None if is_damaged(number) => {}

@@ -276,8 +276,8 @@ impl Chain {
         if header.message_count > 0 {
             self.places.push((header.first_sequence, header.height));
         }
-        let first = batch.tasks.iter().filter_map(|task| task.sequences.first()).min();
-        self.lowest = self.lowest.into_iter().chain(first.copied()).min();
+        let first = batch.tasks.iter().map(Task::first_sequence).min();
+        self.lowest = self.lowest.into_iter().chain(first).min();
         self.members = header.members;
         self.next_task = TaskNumber(header.first_task_number.0 + header.task_count);
     }
@@ -300,7 +300,7 @@ impl<'a> Packed<'a> {
         let (task, message) = (self.task, &ordered.message);
         let same = message.project_id == task.project_id
             && message.project_version == task.project_version
-            && message.device == task.device;
+            && (message.device == task.device || task.mixes_devices());
         if !same {
             self.wrong = Some("a message in it is of another project, version or device");
         }
@@ -316,8 +316,8 @@ impl<'a> Packed<'a> {
 
     fn check(self) -> Result<(), HistoryError> {
         let task = self.task;
-        let first = task.sequences.first().copied().unwrap_or_default();
-        let id = Task::id_of(&self.known.network, task.project_id, first, self.ids.iter());
+        let (first, ruled) = (task.first_sequence(), task.ruled.as_deref());
+        let id = Task::id_of(&self.known.network, task.project_id, first, self.ids.iter(), ruled);
         let other = (id != task.id).then_some("its messages are not those that its id names");
         match self.wrong.or(other) {
             Some(reason) => Err(foreign(format!("task {}: {reason}", task.number))),

@@ -10,6 +10,7 @@ mod history;
 mod parts;
 mod plan;
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -17,7 +18,7 @@ use lockstep_consensus::StateStore;
 use lockstep_outputs::publisher::{BYTES_PER_PUBLISH_MAX, TASKS_PER_PUBLISH_MAX};
 use lockstep_outputs::{FinalTask, Output, OutputError, Owner, TaskSigner};
 use lockstep_store::home::StoreHome;
-use lockstep_types::{Epochs, Genesis, OutputName, ProjectId, TaskNumber};
+use lockstep_types::{Epochs, Genesis, OutputName, ProjectId, Ruled, TaskNumber};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
@@ -174,14 +175,21 @@ impl Refills {
 /// An output that is written from a thread of its own.
 struct Filled<'a> {
     output: Arc<dyn Output>,
+    name: &'a OutputName,
     /// Projects whose tasks it takes; `None`: all.
     projects: Option<&'a BTreeSet<ProjectId>>,
+    /// Whether there were tasks that are not for it.
+    passed_over: Cell<bool>,
     calls: StoreCalls,
 }
 
 impl Filled<'_> {
-    fn takes(&self, project: ProjectId) -> bool {
-        self.projects.is_none_or(|projects| projects.contains(&project))
+    fn takes(&self, project: ProjectId, ruled: Option<&Ruled>) -> bool {
+        let routed = ruled.and_then(|ruled| ruled.outputs.as_ref());
+        let takes = self.projects.is_none_or(|projects| projects.contains(&project))
+            && routed.is_none_or(|outputs| outputs.contains(self.name));
+        self.passed_over.set(self.passed_over.get() || !takes);
+        takes
     }
 
     fn call<T, F: Future<Output = Result<T, OutputError>>>(&self, call: impl Fn() -> F) -> Result<T, OutputError> {
@@ -213,7 +221,8 @@ impl Inner {
         let said = |error: &dyn std::fmt::Display| error.to_string();
         let output = open_store::open(config, parts.home.path(), parts.owner).map_err(|e| said(&e))?;
         let calls = StoreCalls { runtime: runtime.clone(), stop: parts.stop.clone() };
-        let filled = Filled { output, projects: config.projects.as_ref(), calls };
+        let (name, projects) = (&config.name, config.projects.as_ref());
+        let filled = Filled { output, name, projects, passed_over: Cell::new(projects.is_some()), calls };
         let first = parts.owner.first_task_number;
         let mut missing = filled.missing(first).map_err(|e| said(&e))?;
         self.note(|progress| progress.tasks_missing = gaps::count(&missing));
@@ -280,7 +289,7 @@ impl Inner {
                     None => self.fill_stretch(&history, &stretch, (next, end), filled)?,
                 };
                 // Only the node knows that the others are not missing.
-                if filled.projects.is_some() && seen == gaps::count(&[(next, end)]) {
+                if filled.passed_over.get() && seen == gaps::count(&[(next, end)]) {
                     filled.call(|| filled.output.complete(next, end))?;
                 }
                 next = end.next();
@@ -300,7 +309,7 @@ impl Inner {
         let (mut chunk, mut seen, layout) = (Chunk::default(), 0, filled.output.layout());
         history.tasks(stretch, range, |task| -> Result<(), RefillError> {
             seen += 1;
-            if !filled.takes(task.project_id) {
+            if !filled.takes(task.project_id, task.ruled.as_deref()) {
                 return Ok(());
             }
             chunk.add(self.parts.signer.sign(task, layout));
@@ -323,7 +332,10 @@ impl Inner {
         let mut seen = 0;
         parts::parts(state, &known, range, &making, |mut tasks| {
             seen += tasks.len() as u64;
-            tasks.retain(|task| filled.takes(task.project_id));
+            tasks.retain(|task| {
+                let ruled = task.origin.as_ref().and_then(|origin| origin.ruled.as_deref());
+                filled.takes(task.project_id, ruled)
+            });
             self.fill(filled, &mut Chunk { tasks, bytes: 0 })
         })?;
         Ok(seen)

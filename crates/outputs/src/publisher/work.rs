@@ -287,8 +287,10 @@ impl Work {
             expected = expected.next();
         }
         let Some(mut end) = tasks.last().map(|task| task.number) else { return Ok(None) };
-        if let Some(projects) = &self.options.projects {
-            tasks.retain(|task| projects.contains(&task.project_id));
+        let all = tasks.len();
+        let ours = |project| self.options.projects.as_ref().is_none_or(|projects| projects.contains(&project));
+        tasks.retain(|task| ours(task.project_id) && task.is_for(&self.options.name));
+        if tasks.len() < all {
             // What is passed over at the end is so with the next chunk, unless there is nothing else.
             end = tasks.last().map_or(end, |task| task.number);
         }

@@ -72,14 +72,14 @@ pub fn unsigned_with_origin(number: u64) -> UnsignedTask {
     let part = Arc::new(Part { anchor: anchor(height), part, parts: 2 });
     let messages = task.messages.iter().map(message).collect();
     let time_ms = part.anchor.header.time_ms;
-    let origin = Origin { part, path: vec![Digest([9; 32]); 3], messages };
+    let origin = Origin { part, path: vec![Digest([9; 32]); 3], messages, ruled: None };
     UnsignedTask { time_ms, origin: Some(Arc::new(origin)), ..task }
 }
 
 /// Tasks with a signature that only looks like one.
 pub fn blob_tasks(numbers: RangeInclusive<u64>) -> Vec<FinalTask> {
     let task = |number| {
-        let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages, origin } =
+        let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages, origin, .. } =
             unsigned_with_origin(number);
         let signature = Signature([number.0 as u8; 65]);
         FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature, origin }

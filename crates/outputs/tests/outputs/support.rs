@@ -51,6 +51,7 @@ pub fn unsigned(number: u64) -> UnsignedTask {
         device: Address([0xd1; 20]),
         time_ms: TimeMs(1_790_000_000_123 + number),
         messages: vec![message(4 * pair + 1 + place), message(4 * pair + 3 + place)],
+        ruled: None,
         origin: None,
     }
 }
@@ -59,7 +60,7 @@ pub fn unsigned(number: u64) -> UnsignedTask {
 pub fn tasks(numbers: RangeInclusive<u64>) -> Vec<FinalTask> {
     numbers
         .map(|number| {
-            let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages, origin } =
+            let UnsignedTask { number, id, project_id, project_version, device, time_ms, messages, origin, .. } =
                 unsigned(number);
             let signature = Signature([number.0 as u8; 65]);
             FinalTask { number, id, project_id, project_version, device, time_ms, messages, signature, origin }

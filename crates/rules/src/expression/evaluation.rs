@@ -7,6 +7,7 @@ use std::rc::Rc;
 use serde_json::{Map, Number, Value as Json};
 
 use super::{Binary, ExpressionError, Fold, Members, Node};
+use crate::limits::PATTERN_BYTES_FOR_FUEL;
 
 /// What is left to be spent.
 #[derive(Debug, Clone, Copy)]
@@ -244,8 +245,8 @@ pub(super) fn evaluate<'a>(
         }
         Node::Matches(of, pattern) => match evaluate(of, scope, bound, fuel)? {
             Value::Text(text) => {
-                // Time grows with the text and the pattern, and with nothing else.
-                fuel.take(text.len() as u64 * (1 + pattern.as_str().len() as u64 / 16))?;
+                // Time grows with the text, and with nothing else: see [`crate::pattern`].
+                fuel.take(1 + text.len() as u64 / PATTERN_BYTES_FOR_FUEL)?;
                 Value::Bool(pattern.is_match(&text))
             }
             _ => return Err(ExpressionError::Types("matches")),

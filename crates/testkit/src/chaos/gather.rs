@@ -200,7 +200,9 @@ pub fn blobs(name: &str, blobs: Vec<Bytes>, at: At) -> Result<Store> {
         let blob = Blob::decode(bytes.clone()).with_context(|| name.to_owned())?;
         let first = blob.tasks.first().with_context(|| format!("{name}: a blob without tasks"))?.number;
         let row = |task: lockstep_types::blob::BlobTask| {
-            let messages = task.messages.into_iter().map(|m| (m.sequence, m.message.data.to_vec())).collect();
+            let messages = task.messages.into_iter().map(|m| (m.sequence, m.id, m.message.data)).collect();
+            let rows = lockstep_types::task::rows(&task.id, task.ruled.as_deref(), messages);
+            let messages = rows.into_iter().map(|(sequence, _, data)| (sequence, data.to_vec())).collect();
             Row { at, number: task.number, id: task.id, messages }
         };
         tasks.insert((first, bytes), blob.tasks.into_iter().map(row).collect());

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use lockstep_types::{Height, NodeId, Sequence, Task, TaskId, TaskNumber};
+use bytes::Bytes;
+use lockstep_types::{Height, MessageId, NodeId, Sequence, Task, TaskId, TaskNumber};
 
 use super::{At, Chain, Promise, Sighting, Violations};
 
@@ -53,6 +54,20 @@ impl<'a> Tasks<'a> {
         task.id == id
             && task.sequences.iter().eq(messages.iter().map(|(sequence, _)| sequence))
             && messages.iter().all(same)
+    }
+
+    /// Whether a task is the chain's, as stores have it.
+    pub fn is_stored(&self, number: TaskNumber, id: TaskId, messages: &[(Sequence, Vec<u8>)]) -> bool {
+        let Some((task, _)) = self.by_number.get(&number) else { return false };
+        let Some(ruled) = task.ruled.as_deref() else { return self.is(number, id, messages) };
+        let message = |sequence: &Sequence| {
+            // Ids are no part of what is compared.
+            Some((*sequence, MessageId::ZERO, Bytes::copy_from_slice(self.payload(*sequence)?)))
+        };
+        let Some(whole) = task.sequences.iter().map(message).collect::<Option<Vec<_>>>() else { return false };
+        let expected = lockstep_types::task::rows(&task.id, Some(ruled), whole);
+        let given = messages.iter().map(|(sequence, data)| (*sequence, &data[..]));
+        task.id == id && expected.iter().map(|(sequence, _, data)| (*sequence, &data[..])).eq(given)
     }
 
     fn payload(&self, sequence: Sequence) -> Option<&[u8]> {

@@ -161,6 +161,7 @@ fn unsigned(batch: &Batch, task: &lockstep_types::Task) -> lockstep_outputs::Fin
         let found = batch.message_at(*sequence)?;
         Some(lockstep_outputs::FinalMessage { sequence: *sequence, id: found.id, data: found.message.data.clone() })
     };
+    let messages = task.sequences.iter().filter_map(message).collect();
     lockstep_outputs::FinalTask {
         number: task.number,
         id: task.id,
@@ -168,7 +169,7 @@ fn unsigned(batch: &Batch, task: &lockstep_types::Task) -> lockstep_outputs::Fin
         project_version: task.project_version.clone(),
         device: task.device,
         time_ms: batch.header.time_ms,
-        messages: task.sequences.iter().filter_map(message).collect(),
+        messages: lockstep_outputs::FinalMessage::rows(&task.id, task.ruled.as_deref(), messages),
         signature: lockstep_types::Signature([0; 65]),
         origin: None,
     }

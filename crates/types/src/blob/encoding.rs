@@ -13,6 +13,7 @@ use crate::message::{DecodeError, Message};
 use crate::proof::{Boundary, PROOF_BOUNDARIES_MAX, PROOF_HEADERS_MAX};
 use crate::proto;
 use crate::signature::Signature;
+use crate::task::Ruled;
 
 /// What every blob begins with, so that it can be told from whatever else is in a store.
 pub const BLOB_MAGIC: &[u8] = b"lockstep/blob\n";
@@ -109,6 +110,7 @@ impl BlobTask {
             path: self.path.iter().map(|sibling| copy(&sibling.0)).collect(),
             signature: copy(&self.signature.0),
             messages: self.messages.iter().map(BlobMessage::to_proto).collect(),
+            ruled: self.ruled.as_ref().map(|ruled| ruled.to_proto()),
         }
     }
 
@@ -123,6 +125,7 @@ impl BlobTask {
             path: t.path.iter().map(sibling).collect::<Result<_, DecodeError>>()?,
             signature: Signature::try_from(&t.signature[..]).map_err(|_| bad("a signature is not 65 bytes"))?,
             messages: t.messages.into_iter().map(BlobMessage::from_proto).collect::<Result<_, _>>()?,
+            ruled: t.ruled.map(|ruled| Ruled::from_proto(ruled).map(Box::new)).transpose()?,
         })
     }
 
@@ -212,7 +215,7 @@ enum Place {
     Blob,
     Boundary,
     Task,
-    /// Certificate or member set: what is in it counts, and has nothing in it that would.
+    /// Certificate, member set or what rules made of a task: what is in it counts, and has nothing in it that would.
     Flat,
 }
 
@@ -249,7 +252,7 @@ fn count(mut body: &[u8], place: Place, counts: &mut Counts) -> Result<(), Decod
                 counts.boundaries += 1;
                 Some(Place::Boundary)
             }
-            (Place::Blob, 6 | 7) | (Place::Boundary, 2 | 3) => Some(Place::Flat),
+            (Place::Blob, 6 | 7) | (Place::Boundary, 2 | 3) | (Place::Task, 9) => Some(Place::Flat),
             (Place::Blob, 11) => Some(Place::Task),
             _ => None,
         };

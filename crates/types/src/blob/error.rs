@@ -7,7 +7,7 @@ use crate::proof::ProofError;
 /// What is wrong with a task of a blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BlobFault {
-    /// No messages, not in ascending order, or not before the end of the batch.
+    /// No messages, not in ascending order where no rules sort them, or not before the end of the batch.
     #[error("its sequences do not ascend, are not of before the end of the batch, or there are none")]
     Sequences,
     /// A message of another project, version or device.

@@ -9,6 +9,7 @@ use crate::epoch::{EpochRecord, Epochs};
 use crate::genesis::{Genesis, GenesisError};
 use crate::ids::{Address, BatchHash, Height, MessageId, Sequence, TaskNumber};
 use crate::members::MemberSet;
+use crate::task::{GROUP_MESSAGES_MAX, RULES_WITH_PROJECT_RULES};
 use crate::verify::checkpoint::{Checkpoint, check_certificate};
 use crate::verify::error::{Fault, VerifyError};
 use crate::verify::identity::{IdCheck, Identities};
@@ -225,7 +226,10 @@ impl ChainVerifier {
                 Err(fault) => return Err(Fault::Task { number: task.number, fault }.at(height)),
             }
         }
-        let (found, allowed) = (self.packing.open(), self.open_groups_max);
+        // What is in one group of a project's rules waits under the keys of all its devices.
+        let may_rule = outline.header.rules_version >= RULES_WITH_PROJECT_RULES;
+        let each = if may_rule { GROUP_MESSAGES_MAX } else { 1 };
+        let (found, allowed) = (self.packing.open(), self.open_groups_max.saturating_mul(each));
         if found as u64 > allowed {
             return Err(Fault::OpenGroups { found, allowed }.at(height));
         }

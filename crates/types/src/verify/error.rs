@@ -20,7 +20,7 @@ pub enum TaskFault {
     /// Task numbers have no gap.
     #[error("its number should be {0}")]
     Number(TaskNumber),
-    /// No messages, or not in ascending order.
+    /// No messages, or not in ascending order where no rules sort them.
     #[error("its sequences do not ascend, or there are none")]
     Sequences,
     /// A message that is not the oldest one of its project, version and device that is in no task yet.

@@ -126,8 +126,9 @@ fn wrong_task(header: &BatchHeader, tasks: &[Task]) -> Option<Fault> {
         if task.number != number {
             return Some(Fault::Task { number: task.number, fault: TaskFault::Number(number) });
         }
-        let ascend = !task.sequences.is_empty() && task.sequences.is_sorted_by(|a, b| a < b);
-        (!ascend).then_some(Fault::Task { number, fault: TaskFault::Sequences })
+        // Rules of projects may sort; that no message is there twice is found where messages are taken away.
+        let ascend = task.ruled.is_some() || task.sequences.is_sorted_by(|a, b| a < b);
+        (!ascend || task.sequences.is_empty()).then_some(Fault::Task { number, fault: TaskFault::Sequences })
     })
 }
 

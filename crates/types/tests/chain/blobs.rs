@@ -45,6 +45,7 @@ pub fn blob_of(net: &Net, height: u64) -> Option<Blob> {
             path: merkle::proof(&leaves, index).unwrap().into_iter().map(Digest).collect(),
             signature: Signature([0; 65]),
             messages: task.sequences.iter().map(|sequence| message_at(net, *sequence)).collect(),
+            ruled: task.ruled.clone(),
         };
         sign(&mut made);
         made

@@ -115,11 +115,12 @@ impl Net {
         self.next_task += 1;
         tasks.push(Task {
             number,
-            id: Task::id_of(&network, project_id, messages[0].0, messages.iter().map(|(_, id)| id)),
+            id: Task::id_of(&network, project_id, messages[0].0, messages.iter().map(|(_, id)| id), None),
             project_id,
             project_version: group.1.clone(),
             device: group.2,
             sequences: messages.iter().map(|(sequence, _)| *sequence).collect(),
+            ruled: None,
         });
     }
 

@@ -105,11 +105,12 @@ fn the_first_batch_and_its_certificate() {
     documented("message leaf, messages root", &leaf);
     let task = Task {
         number: TaskNumber(1),
-        id: Task::id_of(&network, ProjectId(7), Sequence(1), [id].iter()),
+        id: Task::id_of(&network, ProjectId(7), Sequence(1), [id].iter(), None),
         project_id: ProjectId(7),
         project_version: "0.1".into(),
         device: device().address(),
         sequences: vec![Sequence(1)],
+        ruled: None,
     };
     documented("task id", &task.id.0);
     documented("task leaf, tasks root", &task.leaf());
@@ -173,6 +174,7 @@ fn the_blob(
         path: Vec::new(),
         signature,
         messages: vec![BlobMessage::new(Sequence(1), id, (1, Height(0)), &message)],
+        ruled: None,
     };
     let blob = Blob { anchor, part: 0, parts: 1, tasks: vec![task] };
     let bytes = blob.encode();

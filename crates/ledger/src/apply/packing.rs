@@ -1,0 +1,280 @@
+//! Groups of messages on their way to becoming tasks: when they begin, what joins them, and when they are closed.
+
+use std::sync::Arc;
+
+use lockstep_rules::{Accepted, Defaults, Group, Joining, LATE, Rules, Seen};
+use lockstep_types::{
+    Api, Height, Message, MessageId, OutputName, ProjectId, ProjectSettings, Ruled, Sequence, Task, TaskId,
+};
+
+use super::building::Building;
+use crate::command::GroupClosing;
+use crate::groups::{GroupChange, GroupKey, OpenGroup};
+
+/// Groups that one batch closes because their time has come; the rest waits for the next one.
+const DUE_MAX: usize = 4_096;
+/// Bytes of a group's record, which is stored anew with every batch that adds to it, for which one fuel is taken.
+const RECORD_BYTES_FOR_FUEL: u64 = 8;
+
+/// A message that its project's rules put into a group.
+pub(super) struct Placed {
+    rules: Arc<Rules>,
+    accepted: Accepted,
+    key: GroupKey,
+    seen: Seen,
+    /// Its window was passed.
+    pub late: bool,
+}
+
+fn defaults(settings: &ProjectSettings) -> Defaults {
+    Defaults {
+        messages_max: settings.group_messages_max,
+        bytes_max: settings.group_bytes_max,
+        age_max_ms: settings.group_age_max_ms,
+    }
+}
+
+impl Building<'_> {
+    /// Groups of projects whose rules change with this batch become tasks, by the rules that they began with.
+    pub(super) fn close_changing(&mut self) {
+        let changing = self.ledger.projects.changing_at(self.height);
+        let before = Height(self.height.0.saturating_sub(1));
+        for project in changing {
+            for key in self.ledger.groups.of_project(project) {
+                self.close_open(&key, before);
+            }
+        }
+    }
+
+    /// Groups whose time has come become tasks.
+    pub(super) fn close_due(&mut self) {
+        while self.due_closed < DUE_MAX {
+            let Some(key) = self.ledger.groups.first_due(self.time_ms).cloned() else { return };
+            self.due_closed += 1;
+            self.close_open(&key, self.height);
+        }
+    }
+
+    /// A leader finds that a group is too old. Those of projects' rules know by themselves.
+    pub(super) fn close_aged(&mut self, closing: &GroupClosing) {
+        let same = |group: &OpenGroup| group.ruled.is_none() && group.first_sequence() == closing.first_sequence;
+        if self.ledger.groups.get(&closing.key).is_some_and(same) {
+            self.close_open(&closing.key, self.height);
+        }
+    }
+
+    fn close_open(&mut self, key: &GroupKey, rules_of: Height) -> Option<TaskId> {
+        let group = self.ledger.groups.take(key)?;
+        self.groups.push(GroupChange::Closed(key.clone()));
+        self.touched.insert(key.clone());
+        Some(self.close(key.clone(), group, rules_of))
+    }
+
+    /// Where the project's rules put a message; nothing where they do not say.
+    pub(super) fn place(&self, message: &Message, accepted: &Accepted) -> Option<Placed> {
+        let rules = self.judges.packing(message.project_id)?;
+        let key = GroupKey::ruled(message, rules.together(message.device, accepted));
+        let groups = &self.ledger.groups;
+        let seen = Seen {
+            is_open: groups.get(&key).is_some(),
+            later_since_ms: groups.later_since_ms(&key),
+            reached: self.judges.reached(message),
+        };
+        let late = rules.is_late(accepted, &seen, self.time_ms.0);
+        let mut accepted = accepted.clone();
+        if late {
+            accepted.flags.push(LATE.to_owned());
+        }
+        Some(Placed { rules, accepted, key, seen, late })
+    }
+
+    /// Adds a message to its group; returns the task if that closed the group.
+    pub(super) fn pack(
+        &mut self,
+        message: &Message,
+        (sequence, id): (Sequence, MessageId),
+        placed: Option<Placed>,
+    ) -> Option<TaskId> {
+        let settings = self.ledger.projects.settings(message.project_id)?.clone();
+        let task = match placed {
+            Some(placed) => self.join(message, (sequence, id), placed, defaults(&settings)),
+            None => self.join_plain(message, (sequence, id), &settings),
+        };
+        if task.is_none() && self.ledger.groups.len() as u64 > self.ledger.params().open_groups_max {
+            let oldest = self.ledger.groups.oldest().cloned();
+            oldest.and_then(|key| self.close_open(&key, self.height));
+        }
+        task
+    }
+
+    fn join_plain(
+        &mut self,
+        message: &Message,
+        (sequence, id): (Sequence, MessageId),
+        settings: &ProjectSettings,
+    ) -> Option<TaskId> {
+        let key = GroupKey::of(message);
+        let bytes = message.data.len() as u64;
+        let alone = OpenGroup::of(sequence, id, bytes);
+        // The API of 2025 promises one task for each request.
+        let begins = self.ledger.groups.get(&key).is_none();
+        if message.api == Api::TaskV1 || (begins && alone.is_full(settings)) {
+            return Some(self.close(key, alone, self.height));
+        }
+        if self.ledger.groups.add(&key, sequence, id, bytes) {
+            self.groups.push(GroupChange::Opened(key.clone(), sequence));
+        }
+        self.touched.insert(key.clone());
+        if self.ledger.groups.get(&key).is_some_and(|group| group.is_full(settings)) {
+            return self.close_open(&key, self.height);
+        }
+        None
+    }
+
+    fn join(
+        &mut self,
+        message: &Message,
+        (sequence, id): (Sequence, MessageId),
+        placed: Placed,
+        defaults: Defaults,
+    ) -> Option<TaskId> {
+        let Placed { rules, accepted, key, seen, late } = placed;
+        let now = self.time_ms.0;
+        let bytes = message.data.len() as u64;
+        let joining = Joining { accepted: &accepted, sequence, nonce: message.task_nonce(), bytes, time_ms: now };
+        self.pass_window_before(&rules, &key);
+        let alone = message.api == Api::TaskV1;
+        let task = if alone || !seen.is_open {
+            let mut group = Group::begin(&rules, defaults, &seen, late, now);
+            let is_complete = group.add(&rules, defaults, &joining);
+            let opened = OpenGroup { ruled: Some(Box::new(group)), ..OpenGroup::of(sequence, id, bytes) };
+            if alone || is_complete {
+                Some(self.close(key.clone(), opened, self.height))
+            } else {
+                self.groups.extend(opened.due().map(|due| GroupChange::Due(key.clone(), sequence, due)));
+                self.ledger.groups.insert(key.clone(), opened);
+                self.touched.insert(key.clone());
+                None
+            }
+        } else {
+            self.touched.insert(key.clone());
+            let is_complete = self.change(&key, |open| {
+                open.messages.push((sequence, id));
+                open.bytes = open.bytes.saturating_add(bytes);
+                open.ruled.as_mut().is_none_or(|group| group.add(&rules, defaults, &joining))
+            });
+            if is_complete == Some(true) { self.close_open(&key, self.height) } else { None }
+        };
+        self.close_due();
+        if let Some(key) = self.ledger.groups.oldest_of_too_many(message.project_id).cloned() {
+            self.close_open(&key, self.height);
+        }
+        task
+    }
+
+    /// A message of a window passes the one before it, which passed those before it when it began.
+    fn pass_window_before(&mut self, rules: &Rules, key: &GroupKey) {
+        let Some(before) = self.ledger.groups.window_before(key) else { return };
+        let now = self.time_ms.0;
+        let due = |open: &OpenGroup| open.due();
+        let known = self.ledger.groups.get(&before).and_then(due);
+        self.change(&before, |open| {
+            if let Some(group) = &mut open.ruled {
+                group.pass(rules, now);
+            }
+        });
+        if self.ledger.groups.get(&before).and_then(due) != known {
+            self.touched.insert(before);
+        }
+    }
+
+    /// Changes a group, and tells who watches its age.
+    fn change<T>(&mut self, key: &GroupKey, change: impl FnOnce(&mut OpenGroup) -> T) -> Option<T> {
+        let before = self.ledger.groups.get(key)?.due();
+        let done = self.ledger.groups.change(key, change);
+        let group = self.ledger.groups.get(key)?;
+        if let Some(due) = group.due().filter(|due| Some(*due) != before) {
+            self.groups.push(GroupChange::Due(key.clone(), group.first_sequence(), due));
+        }
+        done
+    }
+
+    /// Makes a task of a group, by the rules that hold for the batch `rules_of`.
+    fn close(&mut self, key: GroupKey, group: OpenGroup, rules_of: Height) -> TaskId {
+        let number = self.ledger.head.next_task_number;
+        self.ledger.head.next_task_number = number.next();
+        let first = group.first_sequence();
+        for (sequence, _) in group.messages.iter().filter(|(sequence, _)| *sequence < self.first_sequence) {
+            self.effects.packed(*sequence, number);
+        }
+        let (messages, ruled) = self.in_task_order(&key, group, rules_of);
+        let ids = messages.iter().map(|(_, id)| id);
+        let id = Task::id_of(&self.ledger.network, key.project_id, first, ids, ruled.as_deref());
+        self.effects.task_place(id, number);
+        if let Some(state) = self.ledger.rules.get_mut(&key.project_id) {
+            state.tasks += 1;
+            self.judged.insert(key.project_id);
+        }
+        self.tasks.push(Task {
+            number,
+            id,
+            project_id: key.project_id,
+            project_version: key.project_version,
+            device: key.device,
+            sequences: messages.into_iter().map(|(sequence, _)| sequence).collect(),
+            ruled,
+        });
+        id
+    }
+
+    /// The messages of a group as its task has them, and what the rules make of them.
+    fn in_task_order(
+        &self,
+        key: &GroupKey,
+        group: OpenGroup,
+        rules_of: Height,
+    ) -> (Vec<(Sequence, MessageId)>, Option<Box<Ruled>>) {
+        let Some(state) = group.ruled else { return (group.messages, None) };
+        let mut ruled = Ruled { group: key.name.clone(), window: key.window, ..Ruled::default() };
+        let Some(rules) = self.ledger.projects.rules_at(key.project_id, rules_of) else {
+            // Cannot be: rules are kept for as long as groups of theirs are open.
+            return (group.messages, Some(Box::new(ruled)));
+        };
+        let packed = state.pack(rules);
+        let named = |name: &String| name.parse::<OutputName>().ok();
+        ruled.outputs = rules.document().route.outputs.as_ref().map(|names| names.iter().filter_map(named).collect());
+        ruled.payload = packed.payload.map(Into::into);
+        let id_of = |sequence: &Sequence| {
+            let place = group.messages.binary_search_by_key(sequence, |(sequence, _)| *sequence).ok()?;
+            group.messages.get(place).copied()
+        };
+        (packed.sequences.iter().filter_map(id_of).collect(), Some(Box::new(ruled)))
+    }
+
+    /// What the records of groups cost that are stored with this batch: their projects pay.
+    pub(super) fn pay_for_groups(&mut self) {
+        for key in &self.touched {
+            let Some(group) = self.ledger.groups.get(key).filter(|group| group.ruled.is_some()) else { continue };
+            let Some(state) = self.ledger.rules.get_mut(&key.project_id) else { continue };
+            state.fuel.spend(group.encode(key).len() as u64 / RECORD_BYTES_FOR_FUEL);
+            self.judged.insert(key.project_id);
+        }
+    }
+
+    /// Fuel of a message on its way into a group.
+    pub(super) fn joining_fuel(&self, project: ProjectId) -> u64 {
+        self.judges.packing(project).map_or(0, |rules| rules.joining_fuel())
+    }
+}
+
+impl Placed {
+    /// What marks the message.
+    pub(super) fn flags(&self) -> &[String] {
+        &self.accepted.flags
+    }
+
+    /// How far the device's own time has come with it.
+    pub(super) fn reached(&self) -> Option<lockstep_rules::Reached> {
+        self.rules.reached(&self.accepted, self.seen.reached)
+    }
+}

@@ -1,0 +1,201 @@
+//! Rules that say what belongs together: groups, windows, order within tasks, what tasks come to, and when.
+
+use std::collections::BTreeSet;
+
+use super::rules::{PROJECT, bundle, n, node, set, words};
+use lockstep_types::Task;
+
+use super::*;
+
+const NOW: u64 = 100_000;
+
+const HOURLY: &str = "version = 1\ntime = \"message.ts\"\n\
+    [sort]\nby = \"time\"\nhold_ms = 1000\n\
+    [aggregate]\nby = \"field\"\nfield = \"message.station\"\ncount = 100\nwindow_ms = 3600000\n\
+    [aggregate.reduce]\nmean = { of = \"message.n\", with = \"mean\" }\nlast = { of = \"message.n\", with = \"last\" }\n\
+    [route]\noutputs = [\"weather\"]\n";
+
+fn reading(device: u8, station: &str, ts: u64, n: u64) -> Message {
+    super::rules::of(PROJECT, device, &format!("{{\"station\":\"{station}\",\"ts\":{ts},\"n\":{n}}}"))
+}
+
+fn with(document: &str) -> Node {
+    let mut node = node();
+    set(&mut node, Some(bundle(document, &[])), 0).unwrap();
+    node
+}
+
+/// Group, window, sequences and payload of all tasks.
+fn tasks(node: &Node) -> Vec<(String, Option<i64>, Vec<u64>, String)> {
+    let of = |task: &Task| {
+        let ruled = task.ruled.as_deref().cloned().unwrap_or_default();
+        let payload = String::from_utf8(ruled.payload.unwrap_or_default().to_vec()).unwrap();
+        (ruled.group, ruled.window, task.sequences.iter().map(|sequence| sequence.0).collect(), payload)
+    };
+    node.batches.iter().flat_map(|batch| &batch.tasks).map(of).collect()
+}
+
+fn task(group: &str, window: Option<i64>, sequences: &[u64], payload: &str) -> (String, Option<i64>, Vec<u64>, String) {
+    (group.into(), window, sequences.to_vec(), payload.into())
+}
+
+const HOUR: u64 = 3_600_000;
+
+#[test]
+fn windows_wait_for_what_comes_late_and_flag_what_comes_later() {
+    let mut node = with(HOURLY);
+    let first = [reading(1, "a", HOUR + 20, 1), reading(2, "a", HOUR + 10, 2), reading(2, "b", HOUR, 7)];
+    assert_eq!(words(&node.batch(NOW, &first)), ["ok"; 3]);
+    // A later window has begun; for a second its group is waited for.
+    node.batch(NOW + 10, &[reading(1, "a", 2 * HOUR, 4)]);
+    node.batch(NOW + 1_009, &[reading(2, "a", HOUR + 15, 6)]);
+    assert!(tasks(&node).is_empty());
+    node.restart();
+    // An empty proposal is enough, and nothing but its time counts.
+    node.propose(NOW + 1_010, &[], &[]);
+    // In the order of the devices' time: 2, 5, 1; the mean of 1, 2 and 6, and the last is 1.
+    assert_eq!(tasks(&node), [task("a", Some(1), &[2, 5, 1], "{\"last\":1,\"mean\":3.0}")]);
+    let made = node.batches.last().unwrap().tasks[0].clone();
+    assert_eq!(made.device, Address::ZERO);
+    assert!(made.is_for(&"weather".parse().unwrap()) && !made.is_for(&"other".parse().unwrap()));
+    // Too late: it is ordered, marked, and makes a task of its own.
+    node.batch(NOW + 2_000, &[reading(1, "a", HOUR + 30, 9)]);
+    node.propose(NOW + 3_000, &[], &[]);
+    assert_eq!(tasks(&node)[1..], [task("a", Some(1), &[6], "{\"last\":9,\"mean\":9.0}")]);
+    assert_eq!(node.view.2.flags.get(&Sequence(6)).unwrap(), &["late"]);
+    assert_eq!(node.view.2.flags.len(), 1);
+    let state = &node.ledger.rules_states()[&PROJECT];
+    assert_eq!((state.taken, state.flagged, state.late, state.tasks), (6, 1, 1, 2));
+    // Windows that no later one ends have an age.
+    let age = HOUR + 1_000 + node.ledger.params().default_project.group_age_max_ms;
+    node.propose(NOW + age - 1, &[], &[]);
+    assert_eq!(node.ledger.open_groups().count(), 2);
+    node.propose(NOW + age + 10, &[], &[]);
+    assert_eq!(node.ledger.open_groups().count(), 0);
+    assert_eq!(tasks(&node)[2..].iter().map(|task| task.2.clone()).collect::<Vec<_>>(), [[3], [4]]);
+    // Nothing is open: the device's own time tells that this is late.
+    node.batch(NOW + age + 20, &[reading(1, "a", HOUR + 40, 1), reading(1, "a", 3 * HOUR, 1)]);
+    assert_eq!(node.view.2.flags.keys().copied().collect::<Vec<_>>(), [Sequence(6), Sequence(7)]);
+}
+
+#[test]
+fn groups_close_by_count_bytes_age_and_expression() {
+    let by = |more: &str| with(&format!("version = 1\n[aggregate]\nby = \"project\"\n{more}"));
+    let five = [n(1, 1), n(2, 2), n(1, 3), n(2, 4), n(1, 5)];
+    let mut node = by("count = 2\n");
+    node.batch(NOW, &five);
+    assert_eq!(tasks(&node), [task("", None, &[1, 2], ""), task("", None, &[3, 4], "")]);
+    let mut node = by("count = 100\nbytes = 14\n");
+    node.batch(NOW, &five);
+    assert_eq!(tasks(&node), [task("", None, &[1, 2], ""), task("", None, &[3, 4], "")]);
+    let mut node = by("count = 100\nage_ms = 50\n");
+    node.batch(NOW, &five[..3]);
+    node.batch(NOW + 49, &five[3..4]);
+    // No leader closes it before its time.
+    let key = node.ledger.open_groups().next().unwrap().0.clone();
+    node.propose(NOW + 49, &[], &[GroupClosing { key, first_sequence: Sequence(1) }]);
+    assert!(tasks(&node).is_empty());
+    node.batch(NOW + 50, &five[4..]);
+    assert_eq!(tasks(&node), [task("", None, &[1, 2, 3, 4], "")]);
+    let mut node = by("count = 100\nclose = \"message.n == 2\"\n");
+    node.batch(NOW, &five);
+    assert_eq!(tasks(&node), [task("", None, &[1, 2], "")]);
+}
+
+#[test]
+fn a_group_becomes_a_task_by_the_rules_that_it_began_with() {
+    let sum = "version = 1\n[aggregate]\nby = \"project\"\ncount = 100\n[aggregate.reduce]\nx = { of = \"message.n\", with = \"sum\" }\n";
+    let mut node = with(sum);
+    node.batch(NOW, &[n(1, 1), n(2, 2)]);
+    let next = node.ledger.head().height.0 + 2;
+    // From the batch after the next one on.
+    set(&mut node, Some(bundle(&sum.replace("sum", "max"), &[])), next).unwrap();
+    node.restart();
+    node.batch(NOW + 1, &[n(1, 3)]);
+    assert!(tasks(&node).is_empty());
+    node.restart();
+    node.batch(NOW + 2, &[n(1, 4), n(1, 5)]);
+    assert_eq!(tasks(&node), [task("", None, &[1, 2, 3], "{\"x\":6.0}")]);
+    set(&mut node, None, 0).unwrap();
+    // Without rules, it is as if there never were any.
+    node.batch(NOW + 3, &[n(1, 6)]);
+    assert_eq!(tasks(&node)[1], task("", None, &[4, 5], "{\"x\":5.0}"));
+    let last = node.batches.last().unwrap().tasks.last().unwrap().clone();
+    assert_eq!((last.ruled, last.sequences, last.device), (None, vec![Sequence(6)], Address([1; 20])));
+}
+
+#[test]
+fn a_project_that_opens_many_groups_closes_its_own() {
+    let mut node =
+        with("version = 1\n[aggregate]\nby = \"field\"\nfield = \"string(message.n)\"\ncount = 2\nage_ms = 99999999\n");
+    let many = crate::groups::RULED_GROUPS_MAX as u64 + 3;
+    for chunk in (0..many).collect::<Vec<_>>().chunks(500) {
+        let messages: Vec<_> = chunk.iter().map(|k| n(1, *k)).collect();
+        // Each pays for what is stored of it.
+        let time = node.ledger.head().time_ms.0 + 1_000;
+        assert!(words(&node.batch(time.max(NOW), &messages)).iter().all(|word| word == "ok"));
+    }
+    assert_eq!(node.ledger.open_groups().count(), crate::groups::RULED_GROUPS_MAX);
+    assert_eq!(tasks(&node).iter().map(|task| task.2[0]).collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+#[test]
+fn large_groups_cost_their_project_fuel() {
+    let mut node = with("version = 1\n[aggregate]\nby = \"project\"\ncount = 10000\nage_ms = 99999999\n");
+    let mut said = BTreeSet::new();
+    // Without a pause: what is saved up is soon used up by records that grow.
+    for round in 0..190 {
+        let messages: Vec<_> = (0..50).map(|k| n(1, round * 50 + k)).collect();
+        said.extend(words(&node.batch(NOW, &messages)));
+    }
+    assert_eq!(said.into_iter().collect::<Vec<_>>(), ["Fuel", "ok"]);
+}
+
+proptest! {
+    /// Whatever the rules, the messages and the times are: every message is in one task or one open group, nodes that were
+    /// started again have the same, and nothing whose time has come is left.
+    #[test]
+    fn every_message_is_packed_once_and_the_log_alone_decides(
+        steps in proptest::collection::vec((0_u8..9, 0_u8..3, 0_u64..7, 0_u64..4, 0_u64..4_000), 1..40),
+    ) {
+        let documents = [
+            HOURLY.replace("3600000", "5000"),
+            HOURLY.replace("count = 100", "count = 3").replace("\"time\"\nhold_ms = 1000", "\"nonce\""),
+            "version = 1\n[aggregate]\nby = \"project\"\ncount = 4\nage_ms = 3000\n\
+             [aggregate.reduce]\nx = { of = \"message\", with = \"merge\" }\n".to_owned(),
+            "version = 1\n[aggregate]\nclose = \"message.n == 3\"\ncount = 9\n".to_owned(),
+        ];
+        let (mut one, mut two) = (node(), node());
+        let mut time = NOW;
+        for (what, device, number, ts, passed) in steps {
+            time += passed;
+            let mut told = Vec::new();
+            for node in [&mut one, &mut two] {
+                let from = node.ledger.head().height.0 + ts;
+                let station = ["a", "b"][usize::from(device % 2)];
+                let messages = [0, 2, 1].map(|k| reading(device, station, ts * 5_000 + k * 2_500, number + k + time));
+                told.push(match what {
+                    0 => {
+                        let document = &documents[number as usize % documents.len()];
+                        format!("{:?}", set(node, Some(bundle(document, &[])), from))
+                    }
+                    1 => format!("{:?}", set(node, None, from)),
+                    _ => format!("{:?}", node.batch(time, &messages)),
+                });
+            }
+            prop_assert_eq!(&told[0], &told[1]);
+            if number % 3 == 0 {
+                two.restart();
+            }
+            prop_assert_eq!(one.ledger.head(), two.ledger.head());
+        }
+        let head = one.ledger.head();
+        for (key, group) in one.ledger.open_groups() {
+            prop_assert!(group.due().is_none_or(|due| due > head.time_ms), "{key:?}");
+        }
+        let open = one.ledger.open_groups().flat_map(|(_, group)| group.messages.iter().map(|(sequence, _)| sequence.0));
+        let mut all: Vec<u64> = tasks(&one).into_iter().flat_map(|task| task.2).chain(open).collect();
+        all.sort_unstable();
+        prop_assert_eq!(all, (1..head.next_sequence.0).collect::<Vec<_>>());
+    }
+}
