@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use lockstep_api::views::{DevicesView, ProjectView, ProjectsView};
+use lockstep_api::views::{DevicesView, ProjectView, ProjectsView, RulesFigures};
 use lockstep_client::Client;
 use lockstep_identity::{Did, Document};
 use lockstep_node::Home;
@@ -179,7 +179,8 @@ async fn history(url: &str, project: ProjectId) -> anyhow::Result<()> {
         println!("from batch {}: {hash}{}", rules.from_height, if rules.holds { " (these hold)" } else { "" });
     }
     if let Some(figures) = &known.figures {
-        println!("taken {}, flagged {}", figures.taken, figures.flagged);
+        let RulesFigures { taken, flagged, late, tasks, .. } = figures;
+        println!("taken {taken}, flagged {flagged}, late {late}; tasks {tasks}");
         for (what, count) in &figures.refused {
             println!("not taken, {what}: {count}");
         }

@@ -1,7 +1,13 @@
 //! Names of the node's metrics. Never labelled by message or device.
 
+use std::collections::BTreeSet;
+
 use lockstep_consensus::{LogFigures, SnapshotProgress};
+use lockstep_ledger::RulesState;
+use lockstep_rules::Refusal;
+use lockstep_types::ProjectId;
 use metrics::{counter, gauge, histogram};
+use parking_lot::Mutex;
 
 const ORDERED: &str = "lockstep_messages_ordered_total";
 const DUPLICATE: &str = "lockstep_messages_duplicate_total";
@@ -15,7 +21,7 @@ const LEADER: &str = "lockstep_is_leader";
 const TERM: &str = "lockstep_raft_term";
 const OUTPUT_LAG: &str = "lockstep_output_lag_batches";
 const OUTPUT_GAPS: &str = "lockstep_output_missing_tasks";
-const OUTPUT_REFUSED: &str = "lockstep_output_missing_tasks";
+const OUTPUT_REFUSED: &str = "lockstep_output_refused_tasks";
 const PROPOSAL_SECONDS: &str = "lockstep_proposal_seconds";
 const PROPOSAL_MESSAGES: &str = "lockstep_proposal_messages";
 const LOG_BYTES: &str = "lockstep_log_bytes";
@@ -30,6 +36,45 @@ const BUNDLES: &str = "lockstep_bundles_total";
 const FINAL: &str = "lockstep_final_height";
 const CERTIFY_SECONDS: &str = "lockstep_certify_seconds";
 const DISAGREEMENTS: &str = "lockstep_certificate_disagreements_total";
+
+const PROJECT_TAKEN: &str = "lockstep_project_messages_taken_total";
+const PROJECT_FLAGGED: &str = "lockstep_project_messages_flagged_total";
+const PROJECT_LATE: &str = "lockstep_project_messages_late_total";
+const PROJECT_REFUSED: &str = "lockstep_project_messages_refused_total";
+const PROJECT_TASKS: &str = "lockstep_project_tasks_total";
+const PROJECT_AT_DOOR: &str = "lockstep_project_messages_refused_at_door_total";
+
+/// Projects with rules that have metrics of their own; others are found in the API.
+const PROJECTS_MEASURED_MAX: usize = 1_000;
+static MEASURED: Mutex<BTreeSet<ProjectId>> = Mutex::new(BTreeSet::new());
+
+fn label(project: ProjectId) -> Option<String> {
+    let mut measured = MEASURED.lock();
+    let is_measured = measured.len() < PROJECTS_MEASURED_MAX || measured.contains(&project);
+    is_measured.then(|| {
+        measured.insert(project);
+        project.to_string()
+    })
+}
+
+/// What a project's rules took and refused in the log: the same on every node.
+pub(crate) fn project(project: ProjectId, state: &RulesState) {
+    let Some(label) = label(project) else { return };
+    counter!(PROJECT_TAKEN, "project" => label.clone()).absolute(state.taken);
+    counter!(PROJECT_FLAGGED, "project" => label.clone()).absolute(state.flagged);
+    counter!(PROJECT_LATE, "project" => label.clone()).absolute(state.late);
+    counter!(PROJECT_TASKS, "project" => label.clone()).absolute(state.tasks);
+    for (reason, count) in &state.refused {
+        counter!(PROJECT_REFUSED, "project" => label.clone(), "reason" => reason.clone()).absolute(*count);
+    }
+}
+
+/// A project's rules refused a message before it was in the log.
+pub(crate) fn refused_at_door(project: ProjectId, refusal: &Refusal) {
+    let Some(label) = label(project) else { return };
+    let reason = format!("{}:{}", refusal.stage, refusal.reason);
+    counter!(PROJECT_AT_DOOR, "project" => label, "reason" => reason).increment(1);
+}
 
 pub(crate) fn applied(ordered: u64, duplicate: u64, rejected: u64, batches: u64, tasks: u64) {
     counter!(ORDERED).increment(ordered);

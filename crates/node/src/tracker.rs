@@ -9,6 +9,7 @@ use lockstep_consensus::Observer;
 use lockstep_consensus::StateStore;
 use lockstep_ledger::{
     Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, OpenGroup, OrderError, Outcome, Projects,
+    Write,
 };
 use lockstep_types::{Height, OutputName, ProjectId, Sequence, TaskNumber, TimeMs};
 use parking_lot::Mutex;
@@ -301,6 +302,7 @@ impl Tracker {
 impl Observer for Tracker {
     fn loaded(&self, ledger: &Ledger) {
         self.load_groups(ledger);
+        ledger.rules_states().iter().for_each(|(project, state)| metrics::project(*project, state));
         self.unfinal.lock().clear();
         self.tell(ledger);
         self.tell_final(ledger, self.stored_final_task(ledger.head()).unwrap_or(ledger.params().first_task_number));
@@ -330,6 +332,11 @@ impl Observer for Tracker {
 }
 
 fn count(applied: &Applied) {
+    for write in &applied.writes {
+        if let Write::RulesState(project, state) = write {
+            metrics::project(*project, state);
+        }
+    }
     let (mut ordered, mut duplicate, mut rejected) = (0, 0, 0);
     for (_, outcome) in &applied.outcomes {
         match outcome {

@@ -21,6 +21,7 @@ use crate::evidence::{EvidenceQueue, Named};
 use crate::ingress::refused;
 use crate::limits::{VERIFY_JOBS_MAX, VERIFY_TOGETHER_MAX};
 use crate::mempool::{Mempool, Waiter};
+use crate::metrics;
 use crate::priority::{VERIFICATION, give_way};
 use crate::rates::Rates;
 
@@ -337,7 +338,10 @@ impl Worker {
         self.rates.check_fuel(message.project_id, now)?;
         let (said, spent) = rules.glance(&rules_input(message, now, None));
         self.rates.spend_fuel(message.project_id, spent);
-        said.map_err(|refusal| refused(&refusal))
+        said.map_err(|refusal| {
+            metrics::refused_at_door(message.project_id, &refusal);
+            refused(&refusal)
+        })
     }
 
     fn take_requests(&self, requests: Vec<(Arc<VerifiedMessage>, oneshot::Sender<Verdict>)>) {

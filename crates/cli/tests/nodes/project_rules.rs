@@ -91,7 +91,8 @@ async fn an_owner_sets_rules_devices_hear_why_and_all_nodes_have_the_same() {
     for node in 0..3 {
         eventually("every node has the same figures", SOON, async || {
             let project = get(cluster.node(node).address(), "/api/projects/7").await.json();
-            let expected = json!({"taken": 2, "flagged": 1, "refused": {"expect:not_monotonic": 2}});
+            let expected =
+                json!({"taken": 2, "flagged": 1, "late": 0, "tasks": 0, "refused": {"expect:not_monotonic": 2}});
             if project["figures"] == expected { Ok(()) } else { Err(project.to_string()) }
         })
         .await;

@@ -265,7 +265,8 @@ async fn energy(project: &Project<'_>) {
     project.refused(0, METER, &reading(5, 1_080_000, 1_030), "counter_gap").await;
     project.taken(1, METER, &reading(4, 1_800_000, 1_030)).await;
     let tasks = project.tasks(1).await;
-    assert_eq!(tasks[0].task.sequences, [sequences[0], sequences[2], sequences[1]]);
+    // Readers go by ascending places; so the messages share out theirs anew.
+    assert_eq!(tasks[0].task.sequences, sequences);
     let device = device_key(SEED, METER).address();
     let rows: Vec<_> = tasks[0].messages.iter().map(|row| (row.device, row.data.clone())).collect();
     assert_eq!(rows, [first, third, second].map(|data| (device, data.to_string().into_bytes())));

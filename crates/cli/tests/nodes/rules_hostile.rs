@@ -45,9 +45,9 @@ const SEND_EVERY: Duration = Duration::from_millis(80);
 
 /// Time after a change that is not measured: what was under way belongs to neither phase, and fuel that a project has
 /// saved up is no lasting rate.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(1);
 /// Time of a phase that is measured.
-const PHASE: Duration = Duration::from_secs(3);
+const PHASE: Duration = Duration::from_secs(2);
 /// Phases of each kind in one attempt.
 const ROUNDS: usize = 3;
 /// Other programs on the machine take away from a rate and never add to it; so the best attempt counts.
@@ -62,7 +62,7 @@ const NUMBERS: u64 = 40;
 /// Lengths of a message's text. Whatever a byte of it costs, some are about as long as they may be.
 const TEXTS: [usize; 4] = [125, 500, 2_000, 8_000];
 /// Patterns of the schema and repetitions within each: the first that the network takes are used.
-const PATTERNS: [(usize, usize); 5] = [(32, 2_500), (32, 250), (32, 25), (8, 25), (1, 25)];
+const PATTERNS: [(usize, usize); 6] = [(32, 2_500), (32, 25), (32, 9), (16, 7), (4, 7), (1, 7)];
 
 /// An endless loop, as WebAssembly text: `(module (memory (export "memory") 1)
 /// (func (export "check") (result i32) (loop (br 0)) (i32.const 0)))`.

@@ -90,13 +90,18 @@ pub(super) async fn run(world: World, mut random: Random) {
 }
 
 /// Rules that take every message, so that who submits need not know of them: they look at the device's last one, mark
-/// some, and run a module. What they come to is in the effects that headers commit to.
-const RULES: [&str; 3] = [
+/// some, run a module, and pack tasks in their own way. What they come to is in the effects that headers commit to.
+const RULES: [&str; 5] = [
     "version = 1\n[decode]\nformat = \"raw\"\n[[validate.expect]]\nthat = \"last == null || time >= last.time\"\n\
      reason = \"back\"\n",
     "version = 1\n[decode]\nformat = \"raw\"\n[[filter]]\nwhen = \"size(data) % 2 == 1\"\ndo = \"flag\"\n\
      reason = \"odd\"\n",
     "version = 1\n[decode]\nformat = \"raw\"\n[code]\nmodule = \"m\"\n",
+    "version = 1\ntime = \"time - size(data) * 100\"\n[decode]\nformat = \"raw\"\n[sort]\nby = \"time\"\nhold_ms = 300\n\
+     [aggregate]\nby = \"project\"\ncount = 20\nwindow_ms = 1500\n[aggregate.reduce]\n\
+     bytes = { of = \"size(data)\", with = \"sum\" }\nmean = { of = \"size(data) * 0.1\", with = \"mean\" }\n",
+    "version = 1\ntime = \"time - size(data)\"\n[decode]\nformat = \"raw\"\n[sort]\nby = \"time\"\n\
+     [aggregate]\nby = \"field\"\nfield = \"size(data) % 3\"\ncount = 5\nage_ms = 900\n",
 ];
 /// `(module (memory (export "memory") 1) (func (export "check") (result i32) (i32.const 0)))`
 const MODULE: &[u8] = b"\0asm\x01\0\0\0\x01\x05\x01\x60\0\x01\x7f\x03\x02\x01\0\x05\x03\x01\0\x01\x07\x12\x02\
