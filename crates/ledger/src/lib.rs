@@ -29,4 +29,4 @@ pub use members::{
 };
 pub use pool::{Inserted, Pool, PoolLimits};
 pub use projects::{Project, Projects};
-pub use rules::{FUEL_PER_SECOND, LastTaken, ProjectFuel, RulesFrom, RulesState, compile_rules};
+pub use rules::{LastTaken, ProjectFuel, RulesFrom, RulesState, compile_rules};

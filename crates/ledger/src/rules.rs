@@ -12,11 +12,6 @@ use prost::Message as _;
 pub const RULES_STATE_VERSION: u32 = 1;
 /// Rules of a project that are remembered, those that will hold included; older ones are forgotten.
 pub const RULES_KEPT_MAX: usize = 32;
-/// Fuel that the rules of one project may take in a second of batch time: about three hundredths of a core. What they take
-/// more, its devices wait for, and nobody else.
-pub const FUEL_PER_SECOND: i64 = 1_000_000;
-/// Fuel that a project may save up.
-pub const FUEL_SAVED_MAX: i64 = 2 * FUEL_PER_SECOND;
 /// Reasons that are counted by name; beyond them there is [`OTHER_REASONS`].
 pub const REASONS_MAX: usize = 64;
 /// See [`REASONS_MAX`].
@@ -135,15 +130,17 @@ pub struct ProjectFuel {
 
 impl Default for ProjectFuel {
     fn default() -> Self {
-        Self { left: FUEL_SAVED_MAX, as_of: TimeMs(0) }
+        Self { left: i64::MAX, as_of: TimeMs(0) }
     }
 }
 
 impl ProjectFuel {
-    /// Whether anything may be spent.
-    pub fn has_any(&mut self, now: TimeMs) -> bool {
+    /// Whether anything may be spent, where a project may spend so much in a second. What it takes beyond that, its devices
+    /// wait for, and nobody else. It can save up what comes in one second.
+    pub fn has_any(&mut self, now: TimeMs, per_second: u64) -> bool {
+        let per_second = i64::try_from(per_second).unwrap_or(i64::MAX);
         let passed = i64::try_from(now.0.saturating_sub(self.as_of.0)).unwrap_or(i64::MAX);
-        self.left = self.left.saturating_add(passed.saturating_mul(FUEL_PER_SECOND / 1_000)).min(FUEL_SAVED_MAX);
+        self.left = self.left.saturating_add(passed.saturating_mul(per_second) / 1_000).min(per_second);
         self.as_of = self.as_of.max(now);
         self.left > 0
     }

@@ -51,8 +51,8 @@ impl Rates {
     }
 
     /// Whether the project's rules may cost anything at this door.
-    pub fn check_fuel(&self, project: ProjectId, now: TimeMs) -> Result<(), SubmitError> {
-        let has_any = self.fuel.lock().entry(project).or_default().has_any(now);
+    pub fn check_fuel(&self, project: ProjectId, now: TimeMs, per_second: u64) -> Result<(), SubmitError> {
+        let has_any = self.fuel.lock().entry(project).or_default().has_any(now, per_second);
         if has_any { Ok(()) } else { Err(SubmitError::RulesFuel { retry_after_ms: RETRY_AFTER_MS }) }
     }
 

@@ -325,17 +325,17 @@ impl Worker {
 
     /// What the project's rules say without the device's last message, as far as this node knows; `apply` decides.
     fn check_rules(&self, message: &Message) -> Result<(), SubmitError> {
-        let rules = {
+        let (rules, fuel_per_second) = {
             let projects = self.projects.borrow();
             if !projects.have_rules() {
                 return Ok(());
             }
             let head = self.head.borrow().as_ref().map_or(Height(0), |head| head.height);
-            projects.rules_at(message.project_id, head.next()).cloned()
+            (projects.rules_at(message.project_id, head.next()).cloned(), projects.params().rules_fuel_per_second())
         };
         let Some(rules) = rules else { return Ok(()) };
         let now = self.mempool.now();
-        self.rates.check_fuel(message.project_id, now)?;
+        self.rates.check_fuel(message.project_id, now, fuel_per_second)?;
         let (said, spent) = rules.glance(&rules_input(message, now, None));
         self.rates.spend_fuel(message.project_id, spent);
         said.map_err(|refusal| {

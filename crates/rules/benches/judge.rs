@@ -71,6 +71,7 @@ fn judge(c: &mut Criterion) {
     for (name, rules) in &cases {
         let judged = rules.judge(&input);
         assert!(judged.result.is_ok(), "{name}: {:?}", judged.result);
+        println!("{name}: {} fuel", judged.fuel);
         group.bench_function(*name, |b| b.iter(|| rules.judge(black_box(&input))));
     }
     group.finish();

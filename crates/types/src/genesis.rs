@@ -214,6 +214,12 @@ impl Retention {
     }
 }
 
+/// Fuel that the rules of one project may take in a second where the genesis says nothing: at most a sixtieth of a core on
+/// each node, so that three nodes on two cores lose less than a twentieth to one project that takes all it can.
+pub const RULES_FUEL_PER_SECOND: u64 = 500_000;
+/// The most that a genesis may give.
+pub const RULES_FUEL_PER_SECOND_MAX: u64 = 1_000_000_000;
+
 /// What `apply` may depend on. Changing any of it is a change of the network, never of a node's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -244,6 +250,10 @@ pub struct NetworkParams {
     /// Where devices and their permissions come from; their projects' owners where nothing is said.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chain: Option<ChainSource>,
+    /// Fuel that the rules of one project may take in a second of batch time; [`RULES_FUEL_PER_SECOND`] where nothing is
+    /// said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rules_fuel_per_second: Option<u64>,
 }
 
 impl Default for NetworkParams {
@@ -260,11 +270,17 @@ impl Default for NetworkParams {
             projects: BTreeMap::new(),
             owners: BTreeMap::new(),
             chain: None,
+            rules_fuel_per_second: None,
         }
     }
 }
 
 impl NetworkParams {
+    /// Fuel that the rules of one project may take in a second of batch time.
+    pub fn rules_fuel_per_second(&self) -> u64 {
+        self.rules_fuel_per_second.unwrap_or(RULES_FUEL_PER_SECOND)
+    }
+
     /// The settings that hold for `project`; `None` where it is unknown and unknown ones are refused.
     pub fn project(&self, project: ProjectId) -> Option<&ProjectSettings> {
         match self.projects.get(&project) {
@@ -387,6 +403,9 @@ impl Genesis {
         }
         if params.message_bytes_max == 0 || params.open_groups_max == 0 || params.first_task_number.0 == 0 {
             return invalid("message_bytes_max, open_groups_max and first_task_number must be at least 1".into());
+        }
+        if !(1_000..=RULES_FUEL_PER_SECOND_MAX).contains(&params.rules_fuel_per_second()) {
+            return invalid(format!("rules_fuel_per_second must be 1000 to {RULES_FUEL_PER_SECOND_MAX}"));
         }
         if params.message_bytes_max > MESSAGE_BYTES_MAX {
             return invalid(format!("message_bytes_max must be at most {MESSAGE_BYTES_MAX}"));

@@ -47,7 +47,7 @@ const SEND_EVERY: Duration = Duration::from_millis(80);
 /// saved up is no lasting rate.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Time of a phase that is measured.
-const PHASE: Duration = Duration::from_secs(2);
+const PHASE: Duration = Duration::from_secs(3);
 /// Phases of each kind in one attempt.
 const ROUNDS: usize = 3;
 /// Other programs on the machine take away from a rate and never add to it; so the best attempt counts.

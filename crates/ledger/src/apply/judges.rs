@@ -25,6 +25,7 @@ pub fn rules_input(message: &Message, now: TimeMs, last: Option<&LastTaken>) -> 
 #[derive(Debug, Default)]
 pub(super) struct Judges {
     rules: BTreeMap<ProjectId, Arc<Rules>>,
+    fuel_per_second: u64,
     lasts: BTreeMap<(ProjectId, Address), Option<LastTaken>>,
 }
 
@@ -39,6 +40,7 @@ impl Judges {
         let projects: BTreeSet<ProjectId> = messages.iter().map(|message| message.project_id).collect();
         let rules = projects.into_iter().filter_map(|id| Some((id, Arc::clone(ledger.projects.rules_at(id, height)?))));
         judges.rules = rules.collect();
+        judges.fuel_per_second = ledger.projects.params().rules_fuel_per_second();
         let needs = |rules: &Arc<Rules>| rules.needs_last() || rules.needs_reached();
         let wanted = messages.iter().filter(|message| judges.rules.get(&message.project_id).is_some_and(needs));
         let wanted: BTreeSet<_> = wanted.map(|message| (message.project_id, message.device)).collect();
@@ -55,7 +57,7 @@ impl Judges {
     /// What a project's rules make of a message; nothing where it has none.
     pub fn judge(&self, message: &Message, now: TimeMs, state: &mut RulesState) -> Option<Result<Accepted, Rejection>> {
         let rules = self.rules.get(&message.project_id)?;
-        if !state.fuel.has_any(now) {
+        if !state.fuel.has_any(now, self.fuel_per_second) {
             return Some(Err(Rejection::Fuel));
         }
         let last = self.lasts.get(&(message.project_id, message.device)).and_then(Option::as_ref);
