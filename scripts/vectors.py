@@ -176,6 +176,16 @@ def task_id(network, project, first, ids):
     return keccak(b"lockstep/task/v1", network, u64(project), u64(first), u64(len(ids)), *ids)
 
 
+def ruled_hash(device, group, window, payload, outputs):
+    flags = bytes([window is not None, payload is not None, outputs is not None])
+    return keccak(b"lockstep/ruled/v1", device, counted(group), flags, ((window or 0) & MASK).to_bytes(8, "big"),
+                  bytes(32) if payload is None else keccak(payload), counted(b" ".join(sorted(outputs or []))))
+
+
+def ruled_task_id(network, project, first, ids, ruled):
+    return keccak(b"lockstep/task/v2", network, u64(project), u64(first), u64(len(ids)), *ids, ruled)
+
+
 def task_leaf(number, identity):
     return leaf(abi(number) + identity)
 
@@ -363,6 +373,11 @@ blob = (b"lockstep/blob\n" + number(1, 1) + message(2, network) + message(4, hea
         + message(7, members_1) + number(10, 1) + message(11, blob_task))
 print(f"| its length | {len(blob)} bytes |")
 show("keccak of the blob", keccak(blob))
+
+title("With rules of the project")
+ruled = ruled_hash(bytes(20), b"a", -1, b'{"n":1}', [b"tasks", b"dash"])
+show("hash of what rules made of it", ruled)
+show("id of a task that rules made", ruled_task_id(network, PROJECT, 1, [content], ruled))
 
 other_leaf = message_leaf(2, unsigned, PROJECT, bytes(20), DATA)
 title("With the unsigned message at sequence 2")

@@ -197,7 +197,8 @@ impl BlobTask {
             message.check(self, members)?;
         }
         let ids = self.messages.iter().map(|message| &message.id);
-        if Task::id_of(&header.network, self.project_id, first, ids, self.ruled.as_deref()) != self.id {
+        let ruled = self.ruled.as_deref().map(|ruled| (ruled, &self.device));
+        if Task::id_of(&header.network, self.project_id, first, ids, ruled) != self.id {
             return Err(BlobFault::Id);
         }
         let path: Vec<_> = self.path.iter().map(|sibling| sibling.0).collect();

@@ -33,8 +33,9 @@ pub struct Ruled {
 }
 
 impl Ruled {
-    /// keccak256 over all of it (docs/formats.md, "Task"): a task's id commits to it.
-    pub fn hash(&self) -> Hash32 {
+    /// keccak256 over all of it and the task's device (docs/formats.md, "Task id"): a task's id commits to it. Whether all
+    /// messages only happen to be of one device, or belong together for that, they do not say themselves.
+    pub fn hash(&self, device: &Address) -> Hash32 {
         let length = |bytes: &[u8]| (bytes.len() as u64).to_be_bytes();
         let window = self.window.unwrap_or_default().to_be_bytes();
         let payload = self.payload.as_ref().map(|payload| keccak256(&[payload])).unwrap_or_default();
@@ -43,6 +44,7 @@ impl Ruled {
         let flags = [self.window.is_some(), self.payload.is_some(), self.outputs.is_some()].map(u8::from);
         keccak256(&[
             RULED_DOMAIN,
+            &device.0,
             &length(self.group.as_bytes()),
             self.group.as_bytes(),
             &flags,
@@ -127,18 +129,18 @@ pub struct Task {
 
 impl Task {
     /// A task's id: a hash of the network, the project, its lowest sequence, its messages' ids in the task's order, and what
-    /// the project's rules made of it.
+    /// the project's rules made of it, with its device.
     pub fn id_of<'a>(
         network: &NetworkId,
         project_id: ProjectId,
         first_sequence: Sequence,
         message_ids: impl ExactSizeIterator<Item = &'a MessageId>,
-        ruled: Option<&Ruled>,
+        ruled: Option<(&Ruled, &Address)>,
     ) -> TaskId {
         let count = (message_ids.len() as u64).to_be_bytes();
         let ids: Vec<u8> = message_ids.flat_map(|id| id.0).collect();
         let (domain, ruled) = match ruled {
-            Some(ruled) => (RULED_TASK_DOMAIN, ruled.hash().to_vec()),
+            Some((ruled, device)) => (RULED_TASK_DOMAIN, ruled.hash(device).to_vec()),
             None => (TASK_DOMAIN, Vec::new()),
         };
         TaskId(keccak256(&[
@@ -155,6 +157,11 @@ impl Task {
     /// The lowest of its sequences: how far back it reaches.
     pub fn first_sequence(&self) -> Sequence {
         self.sequences.iter().copied().min().unwrap_or_default()
+    }
+
+    /// What the project's rules made of it, as its id commits to it.
+    pub fn ruled_with_device(&self) -> Option<(&Ruled, &Address)> {
+        self.ruled.as_deref().map(|ruled| (ruled, &self.device))
     }
 
     /// Whether it may have messages of several devices.

@@ -209,7 +209,8 @@ impl Building<'_> {
         }
         let (messages, ruled) = self.in_task_order(&key, group, rules_of);
         let ids = messages.iter().map(|(_, id)| id);
-        let id = Task::id_of(&self.ledger.network, key.project_id, first, ids, ruled.as_deref());
+        let with_device = ruled.as_deref().map(|ruled| (ruled, &key.device));
+        let id = Task::id_of(&self.ledger.network, key.project_id, first, ids, with_device);
         self.effects.task_place(id, number);
         if let Some(state) = self.ledger.rules.get_mut(&key.project_id) {
             state.tasks += 1;

@@ -316,7 +316,7 @@ impl<'a> Packed<'a> {
 
     fn check(self) -> Result<(), HistoryError> {
         let task = self.task;
-        let (first, ruled) = (task.first_sequence(), task.ruled.as_deref());
+        let (first, ruled) = (task.first_sequence(), task.ruled_with_device());
         let id = Task::id_of(&self.known.network, task.project_id, first, self.ids.iter(), ruled);
         let other = (id != task.id).then_some("its messages are not those that its id names");
         match self.wrong.or(other) {

@@ -43,10 +43,10 @@ impl Packing {
         if reaches_back && (first.0 == 0 || (!self.reached_back.insert(key.clone()) && task.ruled.is_none())) {
             return Err(TaskFault::Message(first));
         }
-        if let Some(ruled) = &task.ruled {
+        if task.ruled.is_some() {
             let ids = self.take_ruled(key, task)?;
             let known = ids.len() == task.sequences.len();
-            if known && Task::id_of(network, task.project_id, first, ids.iter(), Some(ruled)) != task.id {
+            if known && Task::id_of(network, task.project_id, first, ids.iter(), task.ruled_with_device()) != task.id {
                 return Err(TaskFault::Id);
             }
             return Ok(known);

@@ -251,7 +251,10 @@ fn errors_name_the_height_and_what_is_wrong() {
         }),
         (2, Fault::Task { number, fault: TaskFault::Message(Sequence(3)) })
     );
-    assert_eq!(fault(|net| net.batches[1].header.rules_version = 9), (2, Fault::RulesUnknown { found: 9, known: 2 }));
+    assert_eq!(
+        fault(|net| net.batches[1].header.rules_version = 9),
+        (2, Fault::RulesUnknown { found: 9, known: RULES_KNOWN })
+    );
     let mut newer = net.clone();
     newer.batches[1].header.rules_version = 9;
     assert!(newer.check().unwrap_err().needs_newer_program());

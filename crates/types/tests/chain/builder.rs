@@ -10,7 +10,7 @@ use lockstep_types::*;
 use proptest::prelude::*;
 
 /// Rules that the checker is told to know.
-pub const RULES_KNOWN: u32 = 2;
+pub const RULES_KNOWN: u32 = 7;
 
 pub fn key(n: u8) -> SigningKey {
     SigningKey::from_bytes([n; 32]).unwrap()
@@ -47,6 +47,8 @@ pub struct Net {
     /// The set that certifies each batch.
     pub certifiers: Vec<MemberSet>,
     pub now_ms: u64,
+    /// Rules of `apply` of the batches that are made.
+    pub rules_version: u32,
     next_sequence: u64,
     next_task: u64,
     next_node: u64,
@@ -91,6 +93,7 @@ impl Net {
             certificates: BTreeMap::new(),
             certifiers: Vec::new(),
             now_ms: 1_000,
+            rules_version: 1,
             next_sequence: 1,
             next_node: 4,
             waiting: BTreeMap::new(),
@@ -150,9 +153,46 @@ impl Net {
         if ordered.is_empty() && tasks.is_empty() && next_set.is_none() {
             return;
         }
+        self.append((first_sequence, ordered), (first_task, tasks), next_set);
+    }
+
+    /// Makes a batch of tasks as rules of the project pack them: of these sequences, what rules made of them, and a device.
+    pub fn pack(&mut self, tasks: Vec<(Vec<u64>, Ruled, Address)>) {
+        let (network, first_task) = (self.genesis.id().unwrap(), TaskNumber(self.next_task));
+        let mut packed = Vec::new();
+        for (sequences, ruled, device) in tasks {
+            let sequences: Vec<Sequence> = sequences.into_iter().map(Sequence).collect();
+            let ids: Vec<MessageId> = sequences.iter().map(|sequence| self.take(*sequence)).collect();
+            let first = *sequences.iter().min().unwrap();
+            packed.push(Task {
+                number: TaskNumber(self.next_task),
+                id: Task::id_of(&network, ProjectId(7), first, ids.iter(), Some((&ruled, &device))),
+                project_id: ProjectId(7),
+                project_version: "0.1".into(),
+                device,
+                sequences,
+                ruled: Some(Box::new(ruled)),
+            });
+            self.next_task += 1;
+        }
+        self.append((Sequence(self.next_sequence), Vec::new()), (first_task, packed), None);
+    }
+
+    /// Takes a message out of those that wait.
+    fn take(&mut self, sequence: Sequence) -> MessageId {
+        let place = |group: &[(Sequence, MessageId)]| group.iter().position(|(waits, _)| *waits == sequence);
+        self.waiting.values_mut().find_map(|group| place(group).map(|at| group.remove(at).1)).unwrap()
+    }
+
+    fn append(
+        &mut self,
+        (first_sequence, ordered): (Sequence, Vec<OrderedMessage>),
+        (first_task, tasks): (TaskNumber, Vec<Task>),
+        next_set: Option<MemberSet>,
+    ) {
         self.now_ms += 7;
         let header = BatchHeader {
-            rules_version: 1,
+            rules_version: self.rules_version,
             network: self.genesis.id().unwrap(),
             epoch: Epoch(self.epoch),
             height: Height(self.height() + 1),

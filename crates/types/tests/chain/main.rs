@@ -9,4 +9,5 @@ mod epochs;
 mod evm;
 mod horizon;
 mod proofs;
+mod ruled;
 mod vectors;

@@ -114,6 +114,7 @@ fn the_first_batch_and_its_certificate() {
     };
     documented("task id", &task.id.0);
     documented("task leaf, tasks root", &task.leaf());
+    ruled_task(&network, &id);
     let text = w3bstream::task_digest(&task.id, ProjectId(7), "0.1", &task.device, [DATA.as_bytes()]);
     documented("digest of the task text", &text);
     documented("task signature of N", &key(1).sign(&text).0);
@@ -152,6 +153,20 @@ fn the_first_batch_and_its_certificate() {
     let other = message_leaf(Sequence(2), &MessageId(second.content_id().0), &second);
     documented("its leaf", &other);
     documented("messages root", &merkle::root(vec![leaf, other]));
+}
+
+fn ruled_task(network: &NetworkId, id: &MessageId) {
+    let outputs = ["tasks", "dash"].map(|name| name.parse().unwrap());
+    let ruled = Ruled {
+        group: "a".into(),
+        window: Some(-1),
+        payload: Some(r#"{"n":1}"#.into()),
+        outputs: Some(outputs.into()),
+    };
+    documented("hash of what rules made of it", &ruled.hash(&Address::ZERO));
+    let with_device = Some((&ruled, &Address::ZERO));
+    let id = Task::id_of(network, ProjectId(7), Sequence(1), [*id].iter(), with_device);
+    documented("id of a task that rules made", &id.0);
 }
 
 fn the_blob(
