@@ -1,4 +1,6 @@
-//! How long the ledger takes for a batch: encoding the proposal, decoding it, and `apply`.
+//! How long the ledger takes for a batch: encoding the proposal, decoding it, and `apply`. Also where another project has
+//! rules, which must cost this one nothing.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -8,12 +10,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use lockstep_ledger::{
-    Command, Device, History, LastTaken, Ledger, LedgerParts, Members, Nonce, NonceState, Occurrence, Standing, Write,
-    encode_batch,
+    Command, Device, History, LastTaken, Ledger, LedgerParts, Members, Nonce, NonceState, Occurrence, RULES_NEWEST,
+    RULES_WITH_PROJECT_RULES, Standing, Write, encode_batch,
 };
+use lockstep_rules::Bundle;
 use lockstep_types::{
-    Address, Api, BatchHeader, ContentId, Epoch, Evidence, Height, Message, NetworkId, NetworkParams, OutputName,
-    Place, ProjectId, ProjectSettings, Signature, TaskNumber, TimeMs, VerifiedMessage,
+    Address, Api, BatchHeader, ContentId, Epoch, Evidence, Height, Message, NetworkId, NetworkParams, Order, OrderKind,
+    OutputName, Place, ProjectId, ProjectSettings, RulesOrder, Signature, SigningKey, TaskNumber, TimeMs,
+    VerifiedMessage,
 };
 
 const MESSAGES: u64 = 256;
@@ -53,7 +57,7 @@ fn messages(round: u64) -> Vec<Arc<VerifiedMessage>> {
         data[..16].copy_from_slice(&[round.to_be_bytes(), n.to_be_bytes()].concat());
         Arc::new(VerifiedMessage::from_recovered(Message {
             api: Api::Apinode,
-            project_id: ProjectId(7),
+            project_id: PROJECT,
             project_version: "0.1".into(),
             data: data.into(),
             device: Address([n as u8; 20]),
@@ -65,13 +69,21 @@ fn messages(round: u64) -> Vec<Arc<VerifiedMessage>> {
     (0..MESSAGES).map(message).collect()
 }
 
+/// The project that sends, and one that has rules.
+const PROJECT: ProjectId = ProjectId(7);
+const WITH_RULES: ProjectId = ProjectId(8);
+
+fn owner() -> SigningKey {
+    SigningKey::from_bytes([50; 32]).unwrap()
+}
+
 fn ledger() -> Ledger {
     Ledger::new(LedgerParts {
         network: NetworkId([7; 32]),
         epoch: Epoch(0),
         params: NetworkParams {
-            allow_unknown_projects: true,
-            default_project: ProjectSettings::open(),
+            projects: [PROJECT, WITH_RULES].map(|project| (project, ProjectSettings::open())).into(),
+            owners: [(WITH_RULES, owner().address())].into(),
             ..NetworkParams::default()
         },
         members: Members::default(),
@@ -86,6 +98,23 @@ fn ledger() -> Ledger {
     })
 }
 
+/// A ledger of these rules of `apply`. From those on that know rules of projects, another project has some.
+fn ledger_with(rules_version: u32) -> Ledger {
+    let mut ledger = ledger();
+    let mut run = |command| ledger.apply(&View::default(), command).unwrap_or_else(|never| match never.0 {});
+    run(Command::Rules(rules_version));
+    if rules_version >= RULES_WITH_PROJECT_RULES {
+        let document = "version = 1\n[[filter]]\nwhen = \"message.n > 1\"\ndo = \"drop\"\nreason = \"large\"\n";
+        let bundle = Bundle { document: document.into(), files: Default::default() }.encode();
+        let kind = OrderKind::Rules(RulesOrder { bundle: Some(bundle.into()), from: Height(0) });
+        let order = Order { epoch: Epoch(0), project: WITH_RULES, number: 1, expires_ms: TimeMs(60_000), kind };
+        let order = Box::new(order.sign(&NetworkId([7; 32]), &owner()));
+        run(Command::Order { time_ms: TimeMs(1), order }).order.unwrap().2.unwrap();
+        assert!(ledger.projects().have_rules());
+    }
+    ledger
+}
+
 fn bench(c: &mut Criterion) {
     let mut group = c.benchmark_group("batch of 256 messages of 256 bytes");
     group.throughput(Throughput::Elements(MESSAGES));
@@ -93,25 +122,30 @@ fn bench(c: &mut Criterion) {
     group.bench_function("encode", |b| b.iter(|| encode_batch(TimeMs(1), black_box(&batch), &[])));
     let encoded = encode_batch(TimeMs(1), &batch, &[]);
     group.bench_function("decode", |b| b.iter(|| Command::decode(black_box(encoded.clone()))));
-    let (mut ledger, mut view, mut round) = (ledger(), View::default(), 0);
-    group.bench_function("apply", |b| {
-        b.iter_batched(
-            || {
-                round += 1;
-                Command::decode(encode_batch(TimeMs(round), &messages(round), &[])).expect("just encoded")
-            },
-            |command| {
-                let applied = ledger.apply(&view, command).unwrap_or_else(|never| match never.0 {});
-                for write in &applied.writes {
-                    if let Write::Occurrence(id, occurrence) = write {
-                        view.0.insert(*id, *occurrence);
+    for (name, rules_version) in [
+        ("apply, before rules of projects", RULES_WITH_PROJECT_RULES - 1),
+        ("apply, beside a project with rules", RULES_NEWEST),
+    ] {
+        let (mut ledger, mut view, mut round) = (ledger_with(rules_version), View::default(), 0);
+        group.bench_function(name, |b| {
+            b.iter_batched(
+                || {
+                    round += 1;
+                    Command::decode(encode_batch(TimeMs(round), &messages(round), &[])).expect("just encoded")
+                },
+                |command| {
+                    let applied = ledger.apply(&view, command).unwrap_or_else(|never| match never.0 {});
+                    for write in &applied.writes {
+                        if let Write::Occurrence(id, occurrence) = write {
+                            view.0.insert(*id, *occurrence);
+                        }
                     }
-                }
-                applied
-            },
-            BatchSize::SmallInput,
-        );
-    });
+                    applied
+                },
+                BatchSize::SmallInput,
+            );
+        });
+    }
     group.finish();
 }
 

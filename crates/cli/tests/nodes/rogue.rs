@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::hostile::Device;
+use crate::steps::rules_hold;
 use crate::{SOON, binary};
 
 /// The member that goes bad.
@@ -304,6 +305,10 @@ async fn a_member_gone_bad_is_refused_and_changes_nothing() {
     let device = Device::new(cluster.node(0).url());
     device.submit().await;
     cluster.wait_head_equal(SOON).await;
+    // Again and again the leader tells all who has acknowledged what, and then makes the next rules hold. So two changes
+    // later everyone knows what the rogue has acknowledged so far.
+    let rules = cluster.status(0).await.unwrap().rules_version;
+    rules_hold(&cluster, u64::from(rules) + 2).await;
     cluster.kill(ROGUE);
     cluster.wait_leader(SOON).await;
     let quiet = submit_all(&device).await;
