@@ -82,6 +82,15 @@ struct Said<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     time_ms: Option<i64>,
     fuel: u64,
+    stages: Vec<SaidStage<'a>>,
+}
+
+/// What is said of a stage.
+#[derive(Debug, Serialize)]
+struct SaidStage<'a> {
+    stage: String,
+    did: &'a str,
+    fuel: u64,
 }
 
 /// What is said of a task.
@@ -96,6 +105,8 @@ struct SaidTask {
     #[serde(skip_serializing_if = "Option::is_none")]
     window: Option<i64>,
     messages: Vec<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    outputs: Option<Vec<String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<Value>,
 }
@@ -114,7 +125,8 @@ pub fn test(arguments: &RulesTest) -> anyhow::Result<()> {
         },
     );
     let file = fs::File::open(&arguments.input).with_context(|| arguments.input.display().to_string())?;
-    let mut show = Show { json: arguments.json, tasks: 0, taken: 0, refused: 0 };
+    let outputs = rules.document().route.outputs.clone();
+    let mut show = Show { json: arguments.json, outputs, tasks: 0, taken: 0, refused: 0 };
     let (mut now, mut reader, mut text, mut number) = (0, BufReader::new(file), String::new(), 0);
     loop {
         text.clear();
@@ -166,6 +178,8 @@ fn input(line: Line, now: u64) -> anyhow::Result<Input> {
 
 struct Show {
     json: bool,
+    /// Outputs that tasks are for; `None`: all.
+    outputs: Option<Vec<String>>,
     tasks: usize,
     taken: usize,
     refused: usize,
@@ -187,6 +201,11 @@ impl Show {
             flags: &[],
             time_ms: None,
             fuel,
+            stages: outcome
+                .notes
+                .iter()
+                .map(|note| SaidStage { stage: note.stage.to_string(), did: &note.did, fuel: note.fuel })
+                .collect(),
         };
         let said = match &outcome.result {
             Ok((sequence, accepted)) => {
@@ -210,11 +229,13 @@ impl Show {
             let flags: String = said.flags.iter().map(|flag| format!(", {flag}")).collect();
             match (&outcome.result, said.sequence) {
                 (Ok(_), Some(sequence)) => println!("line {line}: taken as {sequence}{flags} ({fuel} fuel)"),
-                (Err(refusal), _) => println!(
-                    "line {line}: {} by {}, {}: {} ({fuel} fuel)",
-                    said.result, refusal.stage, refusal.reason, refusal.detail
-                ),
+                (Err(refusal), _) => {
+                    println!("line {line}: {} by {}, {} ({fuel} fuel)", said.result, refusal.stage, refusal.reason);
+                }
                 _ => {}
+            }
+            for stage in &said.stages {
+                println!("    {:<9} {} ({})", stage.stage, stage.did, stage.fuel);
             }
         }
         if let Some(made) = &outcome.with {
@@ -237,6 +258,7 @@ impl Show {
             device: Some(made.together.device).filter(|device| *device != Address::ZERO),
             group: made.together.name.clone(),
             window: made.together.window,
+            outputs: self.outputs.clone(),
             messages: made.packed.sequences.iter().map(|sequence| sequence.0).collect(),
             payload: made.packed.payload.as_deref().map(serde_json::from_str).transpose()?,
         };
@@ -251,7 +273,8 @@ impl Show {
         if let Some(window) = said.window {
             whose += &format!(", window {window}");
         }
-        println!("  task {}{whose}, closed by {}: messages {:?}", said.task, said.closed_by, said.messages);
+        let outputs = said.outputs.map(|outputs| format!(", for {}", outputs.join(", "))).unwrap_or_default();
+        println!("  task {}{whose}, closed by {}: messages {:?}{outputs}", said.task, said.closed_by, said.messages);
         if let Some(payload) = &made.packed.payload {
             println!("    {payload}");
         }

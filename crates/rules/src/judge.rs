@@ -15,6 +15,7 @@ use crate::document::{Action, Document, Reduction, Sort};
 use crate::error::RulesError;
 use crate::expression::{Expression, ExpressionError, Fuel, Scope, Value};
 use crate::limits::{EXPRESSION_FUEL, FLAGS_MAX, GROUP_NAME_BYTES_MAX, INSTRUCTIONS_FOR_FUEL};
+use crate::notes::{Note, Notes, aggregated};
 use crate::pattern::Patterns;
 use crate::schema::{Mismatch, Schema};
 
@@ -199,8 +200,23 @@ impl Rules {
 
     /// What these rules make of a message.
     pub fn judge(&self, input: &Input) -> Judgement {
+        self.judge_with(input, &mut Notes::default())
+    }
+
+    /// The same, and what each stage did.
+    pub fn explain(&self, input: &Input) -> (Judgement, Vec<Note>) {
+        let mut notes = Notes::wanted();
+        let judgement = self.judge_with(input, &mut notes);
+        if let Err(refusal) = &judgement.result {
+            let word = if refusal.dropped { "drops it" } else { "refuses it" };
+            notes.add(refusal.stage, judgement.fuel, || format!("{word}, {}: {}", refusal.reason, refusal.detail));
+        }
+        (judgement, notes.into_list())
+    }
+
+    fn judge_with(&self, input: &Input, notes: &mut Notes) -> Judgement {
         let mut fuel = MESSAGE_FUEL + input.data.len() as u64 / DATA_BYTES_FOR_FUEL;
-        let result = self.stages(input, &mut fuel);
+        let result = self.stages(input, &mut fuel, notes);
         Judgement { result, fuel }
     }
 
@@ -215,23 +231,25 @@ impl Rules {
     }
 
     fn first_stages(&self, input: &Input, spent: &mut u64) -> Result<(), Refusal> {
-        let message = self.read(input, spent)?.value;
+        let message = self.read(input, spent, &mut Notes::default())?.value;
         let device = input.device.to_string();
         let scope = scope(input, &message, &device, None);
         let mut fuel = Fuel::new(EXPRESSION_FUEL);
         let can_be_told = |expression: &Expression| !expression.uses_last && !expression.uses_time;
-        let accepted = self.expressions(&scope, &mut fuel, can_be_told);
+        let held = self.expectations(&scope, &mut fuel, can_be_told);
+        let filtered = held.and_then(|()| self.filters(&scope, &mut fuel, can_be_told));
         *spent += EXPRESSION_FUEL - fuel.left();
-        accepted.map(drop)
+        filtered.map(drop)
     }
 
     /// Reads a message and holds it against the schema.
-    fn read(&self, input: &Input, spent: &mut u64) -> Result<Decoded, Refusal> {
+    fn read(&self, input: &Input, spent: &mut u64, notes: &mut Notes) -> Result<Decoded, Refusal> {
         let refuse =
             |stage, reason: &str, detail: String| Refusal { stage, reason: reason.into(), detail, dropped: false };
         let unreadable = |e: Unreadable| refuse(Stage::Decode, "unreadable", e.to_string());
         let message = self.decoder.decode(&input.data).map_err(unreadable)?;
         *spent += message.elements;
+        notes.add(Stage::Decode, *spent, || format!("{} values", message.elements));
         if let Some(schema) = &self.schema {
             let (checked, fuel) = schema.check(&message, input.data.len());
             *spent += fuel;
@@ -242,12 +260,13 @@ impl Rules {
                 Mismatch::At { path, error } if path.is_empty() => refuse(Stage::Schema, "schema", error),
                 Mismatch::At { path, error } => refuse(Stage::Schema, "schema", format!("{path}: {error}")),
             })?;
+            notes.add(Stage::Schema, *spent, || "holds".into());
         }
         Ok(message)
     }
 
-    fn stages(&self, input: &Input, spent: &mut u64) -> Result<Accepted, Refusal> {
-        let message = self.read(input, spent)?;
+    fn stages(&self, input: &Input, spent: &mut u64, notes: &mut Notes) -> Result<Accepted, Refusal> {
+        let message = self.read(input, spent, notes)?;
         // The same rules took it, so it can be read; other rules may have.
         let last = input.last.as_ref().filter(|_| self.needs_last);
         let last = last.and_then(|last| Some((self.decoder.decode(&last.data).ok()?, last)));
@@ -260,9 +279,19 @@ impl Rules {
         let device = input.device.to_string();
         let scope = scope(input, &message, &device, last.as_ref());
         let mut fuel = Fuel::new(EXPRESSION_FUEL);
-        let accepted = self.expressions(&scope, &mut fuel, |_| true);
-        *spent += EXPRESSION_FUEL - fuel.left();
-        let mut accepted = accepted?;
+        let (before, held) = (*spent, self.expectations(&scope, &mut fuel, |_| true));
+        *spent = before + EXPRESSION_FUEL - fuel.left();
+        held?;
+        if !self.expect.is_empty() {
+            notes.add(Stage::Expect, *spent, || format!("{} hold", self.expect.len()));
+        }
+        let flags = self.filters(&scope, &mut fuel, |_| true);
+        *spent = before + EXPRESSION_FUEL - fuel.left();
+        let mut accepted = Accepted { flags: flags?, ..Accepted::default() };
+        if !self.filter.is_empty() {
+            let flags = || accepted.flags.join(", ");
+            notes.add(Stage::Filter, *spent, || if accepted.flags.is_empty() { "nothing".into() } else { flags() });
+        }
         if let Some(code) = &self.code {
             let host = Host::new(
                 Arc::clone(&message),
@@ -282,25 +311,26 @@ impl Rules {
                 let detail = "the module says so".into();
                 return Err(Refusal { stage: Stage::Code, reason, detail, dropped: decision == Decision::Drop });
             }
+            notes.add(Stage::Code, *spent, || format!("takes it{}", also(&said.group, &said.flags)));
             accepted.group = said.group;
             accepted.flags.extend(said.flags);
             accepted.flags.truncate(FLAGS_MAX);
         }
         let before = fuel.left();
-        let aggregated = self.aggregate(&scope, &mut accepted, &mut fuel);
+        let result = self.aggregate(&scope, &mut accepted, &mut fuel);
         *spent += before - fuel.left();
-        aggregated?;
+        result?;
+        notes.add(Stage::Aggregate, *spent, || aggregated(&accepted, self.document.aggregate.reduce.keys()));
         Ok(accepted)
     }
 
-    /// Those expressions that `wanted` wants.
-    fn expressions(
+    /// Those expressions that must hold and that `wanted` wants.
+    fn expectations(
         &self,
         scope: &Scope<'_>,
         fuel: &mut Fuel,
         wanted: impl Fn(&Expression) -> bool,
-    ) -> Result<Accepted, Refusal> {
-        let mut accepted = Accepted::default();
+    ) -> Result<(), Refusal> {
         let expects = self.expect.iter().zip(&self.document.validate.expect);
         for (expression, expect) in expects.filter(|(expression, _)| wanted(expression)) {
             let holds = expression.holds(scope, fuel).map_err(|e| failed(Stage::Expect, &expect.that, &e))?;
@@ -309,6 +339,17 @@ impl Rules {
                 return Err(Refusal { stage: Stage::Expect, reason: expect.reason.clone(), detail, dropped: false });
             }
         }
+        Ok(())
+    }
+
+    /// What those filters that `wanted` wants flag.
+    fn filters(
+        &self,
+        scope: &Scope<'_>,
+        fuel: &mut Fuel,
+        wanted: impl Fn(&Expression) -> bool,
+    ) -> Result<Vec<String>, Refusal> {
+        let mut flags = Vec::new();
         let filters = self.filter.iter().zip(&self.document.filter);
         for (expression, filter) in filters.filter(|(expression, _)| wanted(expression)) {
             let holds = expression.holds(scope, fuel).map_err(|e| failed(Stage::Filter, &filter.when, &e))?;
@@ -317,11 +358,11 @@ impl Rules {
                     let detail = format!("{} holds", filter.when);
                     return Err(Refusal { stage: Stage::Filter, reason: filter.reason.clone(), detail, dropped: true });
                 }
-                Action::Flag if holds && accepted.flags.len() < FLAGS_MAX => accepted.flags.push(filter.reason.clone()),
+                Action::Flag if holds && flags.len() < FLAGS_MAX => flags.push(filter.reason.clone()),
                 _ => {}
             }
         }
-        Ok(accepted)
+        Ok(flags)
     }
 
     fn aggregate(&self, scope: &Scope<'_>, accepted: &mut Accepted, fuel: &mut Fuel) -> Result<(), Refusal> {
@@ -363,6 +404,12 @@ impl Rules {
 fn failed(stage: Stage, expression: &str, error: &ExpressionError) -> Refusal {
     let reason = if *error == ExpressionError::Fuel { "fuel" } else { "failed" };
     Refusal { stage, reason: reason.into(), detail: format!("{error}: {expression}"), dropped: false }
+}
+
+/// What a module said beside that it takes a message.
+fn also(group: &Option<String>, flags: &[String]) -> String {
+    let group = group.iter().map(|group| format!(", group {group:?}"));
+    group.chain(flags.iter().map(|flag| format!(", {flag}"))).collect()
 }
 
 fn milliseconds(ms: u64) -> i64 {

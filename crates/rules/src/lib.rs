@@ -13,6 +13,7 @@ mod expression;
 mod group;
 mod judge;
 pub mod limits;
+mod notes;
 mod pattern;
 mod reduce;
 mod rehearsal;
@@ -26,5 +27,6 @@ pub use document::{
 pub use error::RulesError;
 pub use group::{Defaults, Group, Joining, LATE, Packed, Reached, Seen, Together};
 pub use judge::{Accepted, Input, Judgement, Last, Refusal, Rules, Stage};
+pub use notes::Note;
 pub use reduce::{Reduced, payload};
 pub use rehearsal::{Cause, Made, Outcome, Rehearsal};

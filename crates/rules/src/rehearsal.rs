@@ -6,6 +6,7 @@ use lockstep_types::{Address, Sequence};
 
 use crate::group::{Defaults, Group, Joining, LATE, Packed, Reached, Seen, Together};
 use crate::judge::{Accepted, Input, Last, Refusal, Rules};
+use crate::notes::Note;
 
 /// Why a group became a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,8 @@ pub struct Outcome {
     pub result: Result<(Sequence, Accepted), Refusal>,
     /// Fuel that it took.
     pub fuel: u64,
+    /// What each stage did.
+    pub notes: Vec<Note>,
     /// Tasks that were made before it, because their time had come.
     pub before: Vec<Made>,
     /// The task that was made with it.
@@ -73,10 +76,10 @@ impl<'a> Rehearsal<'a> {
         let now = input.time_ms;
         let mut before = self.due(now);
         input.last = self.lasts.get(&input.device).cloned();
-        let judgement = self.rules.judge(&input);
+        let (judgement, notes) = self.rules.explain(&input);
         let mut accepted = match judgement.result {
             Ok(accepted) => accepted,
-            Err(refusal) => return Outcome { result: Err(refusal), fuel: judgement.fuel, before, with: None },
+            Err(refusal) => return Outcome { result: Err(refusal), fuel: judgement.fuel, notes, before, with: None },
         };
         self.lasts.insert(input.device, Last { data: input.data.clone(), time_ms: now });
         self.taken += 1;
@@ -104,7 +107,7 @@ impl<'a> Rehearsal<'a> {
         let cause = open.cause.filter(|_| open.group.due_ms() <= now).unwrap_or(Cause::Full);
         let with = if is_complete { self.make(&key, cause) } else { None };
         before.extend(self.due(now));
-        Outcome { result: Ok((sequence, accepted)), fuel: judgement.fuel, before, with }
+        Outcome { result: Ok((sequence, accepted)), fuel: judgement.fuel, notes, before, with }
     }
 
     /// Makes tasks of what is still open.

@@ -424,3 +424,22 @@ fn fuel_pays_for_the_time_that_hostile_rules_take() {
         assert!(nanoseconds < 400, "{what}: {nanoseconds} ns");
     }
 }
+
+#[test]
+fn what_each_stage_did_is_told_to_whoever_asks() {
+    let document = "[[validate.expect]]\nthat = \"message.n > 0\"\nreason = \"small\"\n\
+                    [[filter]]\nwhen = \"message.n > 5\"\ndo = \"flag\"\nreason = \"large\"\n\
+                    [aggregate]\nby = \"field\"\nfield = \"message.s\"\n\
+                    [aggregate.reduce.most]\nof = \"message.n\"\nwith = \"max\"\n";
+    let rules = rules(document, &[]);
+    let told = |data: &'static str| {
+        let (judgement, notes) = rules.explain(&input(data));
+        assert_eq!(judgement, rules.judge(&input(data)));
+        assert_eq!(notes.iter().map(|note| note.fuel).sum::<u64>(), judgement.fuel);
+        notes.into_iter().map(|note| format!("{}: {}", note.stage, note.did)).collect::<Vec<_>>()
+    };
+    let well = ["decode: 3 values", "expect: 1 hold", "filter: large", "aggregate: group \"a\", most 7"];
+    assert_eq!(told(r#"{"s":"a","n":7}"#), well);
+    let refused = ["decode: 3 values", "expect: refuses it, small: message.n > 0 does not hold"];
+    assert_eq!(told(r#"{"s":"a","n":0}"#), refused);
+}
