@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{PROPOSALS_MAX, TICK};
+use crate::limits::{PROPOSALS_MAX, RETENTION_INTERVAL, TICK};
 use crate::mempool::Mempool;
 use crate::metrics;
 use crate::tracker::Tracker;
@@ -42,6 +42,8 @@ impl Proposer {
                 closing_at = self.propose_all(&mut under_way);
             }
             let until_closing = closing_at.map_or(TICK, |at: Instant| at.saturating_duration_since(Instant::now()));
+            // It may be asked for earlier meanwhile.
+            let until_closing = until_closing.min(RETENTION_INTERVAL);
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = status.changed() => if changed.is_err() { return },

@@ -121,13 +121,27 @@ impl Retention {
         }
         wanted = wanted.min(head.final_height);
         if let Some(sequence) = self.tracker.oldest_open_message() {
-            wanted = wanted.min(self.height_of(sequence)?.unwrap_or(oldest));
+            let open = self.height_of(sequence)?.unwrap_or(oldest);
+            if open < wanted {
+                self.make_room(wanted)?;
+            }
+            wanted = wanted.min(open);
         }
         if wanted <= oldest {
             return Ok(None);
         }
         *settling = by_size.or(*settling);
         Ok(Some(wanted))
+    }
+
+    /// Rules of projects may keep groups open for longer than anything is kept: those end here.
+    fn make_room(&self, wanted: Height) -> Result<(), ReadError> {
+        let batch = self.state.batch(wanted)?;
+        let closed = batch.map_or(0, |batch| self.tracker.close_before(batch.header.first_sequence));
+        if closed > 0 {
+            tracing::info!(closed, oldest_height = %wanted, "open groups of projects end, so that older batches can be forgotten");
+        }
+        Ok(())
     }
 
     fn height_of(&self, sequence: Sequence) -> Result<Option<Height>, ReadError> {

@@ -188,6 +188,14 @@ impl Tracker {
         self.groups.lock().values().map(|open| open.first_sequence).min()
     }
 
+    /// Has groups of projects' rules that begin before a message closed with the next batch, whenever they are due. Says how
+    /// many there are.
+    pub fn close_before(&self, first_kept: Sequence) -> usize {
+        let mut groups = self.groups.lock();
+        let in_the_way = groups.values_mut().filter(|open| open.first_sequence < first_kept && open.due.is_some());
+        in_the_way.map(|open| open.due = Some(TimeMs(0))).count()
+    }
+
     /// Groups that are older than their project allows, and when the next one will be.
     pub fn due_closings(&self, age_max: impl Fn(&GroupKey) -> Duration) -> (Vec<GroupClosing>, Option<Instant>) {
         let (now, clock) = (Instant::now(), self.now());

@@ -11,7 +11,11 @@ use lockstep_testkit::process::{Limits, run_limited, text_of};
 use lockstep_testkit::wait::eventually;
 use lockstep_types::{NetworkParams, ProjectId, ProjectSettings, Retention};
 
+use crate::rules_examples::{newest_rules_hold, params_with, rules_are_known, set_rules};
 use crate::{SOON, binary};
+
+/// A project with rules.
+const WITH_RULES: u64 = 8;
 
 /// What the command says, and its exit code.
 fn verify(arguments: &[&str]) -> (String, Option<i32>) {
@@ -127,19 +131,31 @@ async fn a_network_is_checked_while_it_runs_and_a_node_when_it_is_stopped() {
 async fn a_history_whose_beginning_was_forgotten_is_checked_from_what_is_kept() {
     let default_project = ProjectSettings { retry_window_ms: 6_000, ..ProjectSettings::open() };
     let retention = Retention { age_ms: 6_000, ..Retention::default() };
-    let params = NetworkParams { default_project, retention, ..open_params() };
+    let mut params = NetworkParams { retention, allow_unknown_projects: true, ..params_with(&[WITH_RULES]) };
+    params.projects.insert(ProjectId(WITH_RULES), default_project.clone());
+    params.default_project = default_project;
     let mut cluster = Cluster::start(binary(), ClusterOptions::of(1).with_params(params)).await;
     // The changes of the members are kept, and lead from the genesis to what is.
     cluster.add_node().await;
     let (address, url) = (cluster.node(0).address(), cluster.node(0).url());
     let device = device_key(1, 0);
+    newest_rules_hold(&cluster).await;
+    let rules = cluster.directory().join("rules.toml");
+    std::fs::write(&rules, "version = 1\n[aggregate]\nby = \"project\"\ncount = 9000\nage_ms = 2000000000\n").unwrap();
+    eventually("the rules are set", SOON, async || set_rules(&cluster, WITH_RULES, &rules)).await;
+    rules_are_known(&cluster, WITH_RULES).await;
+    // It would wait in its group for three weeks.
+    let body = lockstep_identity::sign_body(&device, ProjectId(WITH_RULES), "0.1", "{\"n\":1}");
+    let answer = post_message(address, body.as_bytes()).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let waits = cluster.status(0).await.unwrap().head.height.0;
     let mut sent = 0;
     let first = eventually("the first batch is forgotten", Duration::from_secs(60), async || {
         sent += 1;
         let body = lockstep_identity::sign_body(&device, ProjectId(7), "0.1", &format!("reading {sent}"));
         let answer = post_message(address, body.as_bytes()).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
-        let page = get(address, "/api/export?from=3").await;
+        let page = get(address, &format!("/api/export?from={}", waits + 2)).await;
         if page.status == 410 { Ok(page.text()) } else { Err(format!("{sent} messages")) }
     })
     .await;

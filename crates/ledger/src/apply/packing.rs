@@ -13,7 +13,8 @@ use crate::groups::{GroupChange, GroupKey, OpenGroup};
 
 /// Groups that one batch closes because their time has come; the rest waits for the next one.
 const DUE_MAX: usize = 4_096;
-/// Bytes of a group's record, which is stored anew with every batch that adds to it, for which one fuel is taken.
+/// Bytes of a group's record, which is stored anew with every batch that adds to it, or of a task's payload, for which one
+/// fuel is taken.
 const RECORD_BYTES_FOR_FUEL: u64 = 8;
 
 /// A message that its project's rules put into a group.
@@ -55,10 +56,19 @@ impl Building<'_> {
         }
     }
 
-    /// A leader finds that a group is too old. Those of projects' rules know by themselves.
+    /// A leader finds that a group is too old. Those of projects' rules know that by themselves; but they may be open for
+    /// months, and nothing is forgotten that is in an open group. So where a network forgets, they end when it has to.
     pub(super) fn close_aged(&mut self, closing: &GroupClosing) {
-        let same = |group: &OpenGroup| group.ruled.is_none() && group.first_sequence() == closing.first_sequence;
-        if self.ledger.groups.get(&closing.key).is_some_and(same) {
+        let (limits, now) = (self.ledger.params().retention, self.time_ms.0);
+        // What age comes to can be told from the log. What is on disks cannot: there the leader's word counts.
+        let by_size = limits.bytes > 0 || limits.hard_bytes > 0;
+        let is_old = |since_ms: u64| limits.age_ms > 0 && since_ms.saturating_add(limits.age_ms) <= now;
+        let may = |group: &OpenGroup| match &group.ruled {
+            Some(ruled) => by_size || is_old(ruled.since_ms()),
+            None => true,
+        };
+        let same = |group: &OpenGroup| group.first_sequence() == closing.first_sequence;
+        if self.ledger.groups.get(&closing.key).is_some_and(|group| same(group) && may(group)) {
             self.close_open(&closing.key, self.height);
         }
     }
@@ -214,6 +224,9 @@ impl Building<'_> {
         self.effects.task_place(id, number);
         if let Some(state) = self.ledger.rules.get_mut(&key.project_id) {
             state.tasks += 1;
+            // What is kept of many messages can be far more than each of them was.
+            let payload = ruled.as_ref().and_then(|ruled| ruled.payload.as_ref());
+            state.fuel.spend(payload.map_or(0, |payload| payload.len() as u64 / RECORD_BYTES_FOR_FUEL));
             self.judged.insert(key.project_id);
         }
         self.tasks.push(Task {

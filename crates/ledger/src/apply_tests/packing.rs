@@ -140,6 +140,45 @@ fn a_project_that_opens_many_groups_closes_its_own() {
 }
 
 #[test]
+fn groups_end_where_a_network_forgets_and_only_there() {
+    let closes = |retention: lockstep_types::Retention, after: u64| {
+        let params = NetworkParams { retention, ..super::rules::params() };
+        let mut node = Node::new(params);
+        node.run(Command::Rules(RULES_NEWEST));
+        let document = "version = 1\n[aggregate]\nby = \"project\"\ncount = 100\nage_ms = 2000000000\n";
+        set(&mut node, Some(bundle(document, &[])), 0).unwrap();
+        node.batch(NOW, &[n(1, 1), n(2, 2)]);
+        let key = node.ledger.open_groups().next().unwrap().0.clone();
+        // Another group's first message.
+        node.propose(NOW + after, &[], &[GroupClosing { key: key.clone(), first_sequence: Sequence(2) }]);
+        assert!(tasks(&node).is_empty());
+        node.propose(NOW + after, &[], &[GroupClosing { key, first_sequence: Sequence(1) }]);
+        tasks(&node).len() == 1
+    };
+    let of = lockstep_types::Retention::default;
+    assert!(!closes(of(), 1_000_000_000));
+    assert!(!closes(lockstep_types::Retention { age_ms: 20_000, ..of() }, 19_999));
+    assert!(closes(lockstep_types::Retention { age_ms: 20_000, ..of() }, 20_000));
+    assert!(closes(lockstep_types::Retention { hard_bytes: 1 << 30, ..of() }, 1));
+}
+
+#[test]
+fn payloads_of_tasks_cost_their_project_fuel() {
+    let last = "with = \"last\" }\n";
+    let reduced: String = (0..32).map(|k| format!("v{k} = {{ of = \"message.text\", {last}")).collect();
+    let mut node = with(&format!("version = 1\n[aggregate]\ncount = 1\n[aggregate.reduce]\n{reduced}"));
+    let message = |k: u64| {
+        let text = "x".repeat(3_900);
+        super::rules::of(PROJECT, 1, &format!("{{\"n\":{k},\"text\":\"{text}\"}}"))
+    };
+    let messages: Vec<_> = (0..100).map(message).collect();
+    let said = words(&node.batch(NOW, &messages));
+    // Each makes 125,000 bytes of the task's payload.
+    let taken = said.iter().filter(|word| *word == "ok").count();
+    assert!((10..40).contains(&taken), "{taken}: {said:?}");
+}
+
+#[test]
 fn large_groups_cost_their_project_fuel() {
     let mut node = with("version = 1\n[aggregate]\nby = \"project\"\ncount = 10000\nage_ms = 99999999\n");
     let mut said = BTreeSet::new();

@@ -15,14 +15,17 @@ const RISING: &str = "version = 1\n\
     [[validate.expect]]\nthat = \"last == null || message.n > last.message.n\"\nreason = \"not_rising\"\n\
     [[filter]]\nwhen = \"message.n == 50\"\ndo = \"flag\"\nreason = \"half\"\n";
 
-pub(super) fn node() -> Node {
+pub(super) fn params() -> NetworkParams {
     let settings = ProjectSettings { devices: Some(lockstep_types::DevicePolicy::Any), ..ProjectSettings::default() };
-    let params = NetworkParams {
+    NetworkParams {
         projects: [(PROJECT, settings.clone()), (OTHER, settings)].into(),
         owners: [(PROJECT, key(50).address())].into(),
         ..NetworkParams::default()
-    };
-    let mut node = Node::new(params);
+    }
+}
+
+pub(super) fn node() -> Node {
+    let mut node = Node::new(params());
     node.run(Command::Rules(RULES_NEWEST));
     node
 }
