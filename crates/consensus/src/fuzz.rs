@@ -66,7 +66,7 @@ pub fn raft_answer(bytes: Bytes) -> bool {
             let Ok(answer) = convert::append_response_from(answer) else { return false };
             let again = convert::append_response_from(convert::append_response_to(&answer));
             assert_eq!(again.as_ref(), Ok(&answer));
-            plausible::check_append_answer(&answer, None, TERM).is_ok()
+            plausible::check_append_answer(&answer, None, &[], TERM).is_ok()
         }
         Kind::Vote(answer) => {
             let Ok(answer) = convert::vote_response_from(answer) else { return false };

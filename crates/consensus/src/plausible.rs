@@ -9,7 +9,7 @@ use lockstep_types::{DecodeError, NodeId};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 
 use crate::limits::{RAFT_ENTRIES_MAX, RAFT_NODES_MAX, SNAPSHOT_FILES_MAX, TERM_LEAP_MAX};
-use crate::raft_types::{LogId, TypeConfig, Vote};
+use crate::raft_types::{Entry, LogId, TypeConfig, Vote};
 
 fn bad(reason: &str) -> DecodeError {
     DecodeError::malformed("raft message", reason)
@@ -92,14 +92,17 @@ pub(crate) fn check_transfer(
     check_known(transfer.last_log_id(), transfer.from_leader())
 }
 
-/// The answer to an append whose last entry is `last`: nothing else can have been acknowledged.
+/// The answer to an append of `entries` behind `previous`: only one of these can be the last that is acknowledged. No
+/// other id will do because it is smaller: one of an earlier term is, however large its index.
 pub(crate) fn check_append_answer(
     answer: &AppendEntriesResponse<TypeConfig>,
-    last: Option<LogId>,
+    previous: Option<LogId>,
+    entries: &[Entry],
     own: u64,
 ) -> Result<(), DecodeError> {
+    let was_sent = |id: &LogId| previous == Some(*id) || entries.iter().any(|entry| entry.log_id == *id);
     match answer {
-        AppendEntriesResponse::PartialSuccess(matched) if *matched > last => {
+        AppendEntriesResponse::PartialSuccess(Some(matched)) if !was_sent(matched) => {
             Err(bad("it acknowledges entries that were not sent"))
         }
         AppendEntriesResponse::HigherVote(vote) => check_term(vote.leader_id.term, own),
@@ -113,7 +116,7 @@ mod tests {
     use openraft::EntryPayload;
 
     use super::*;
-    use crate::raft_types::{Entry, LeaderId, Payload};
+    use crate::raft_types::{LeaderId, Payload};
 
     const LEADER: NodeId = NodeId(3);
 
@@ -163,8 +166,14 @@ mod tests {
 
     #[test]
     fn nobody_acknowledges_what_it_was_not_sent() {
-        let good = |answer| check_append_answer(&answer, Some(id(5, 9)), 5).is_ok();
-        assert!(good(AppendEntriesResponse::PartialSuccess(Some(id(5, 9)))));
+        let request = append(Some(id(2, 7)), &[(5, 8), (5, 9)]);
+        let good = |answer| check_append_answer(&answer, request.prev_log_id, &request.entries, 5).is_ok();
+        for known in [id(2, 7), id(5, 8), id(5, 9)] {
+            assert!(good(AppendEntriesResponse::PartialSuccess(Some(known))), "{known}");
+        }
+        for unknown in [id(2, u64::MAX), id(2, 8), id(4, 9), id(1, 7), id(2, 6)] {
+            assert!(!good(AppendEntriesResponse::PartialSuccess(Some(unknown))), "{unknown}");
+        }
         assert!(good(AppendEntriesResponse::PartialSuccess(None)) && good(AppendEntriesResponse::Success));
         assert!(!good(AppendEntriesResponse::PartialSuccess(Some(id(5, 10)))));
         assert!(good(AppendEntriesResponse::HigherVote(vote(6, 2, false))));

@@ -144,9 +144,8 @@ impl RaftNetworkV2<TypeConfig> for Link {
         match self.call(kind, &option).await? {
             Response::Append(answer) => {
                 let answer = convert::append_response_from(answer).map_err(|e| malformed(&e))?;
-                let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
-                plausible::check_append_answer(&answer, last, request.vote.leader_id.term)
-                    .map_err(|e| malformed(&e))?;
+                let (term, previous) = (request.vote.leader_id.term, request.prev_log_id);
+                plausible::check_append_answer(&answer, previous, &request.entries, term).map_err(|e| malformed(&e))?;
                 Ok(answer)
             }
             _ => Err(malformed(&DecodeError::malformed("raft answer", "not to an append"))),

@@ -18,7 +18,7 @@ use crate::options::{keypair, split_peer};
 use crate::transport;
 
 /// After the connection closed, its answer may have come already: how long to look for it.
-const LAST_WORD: Duration = Duration::from_millis(100);
+pub(crate) const LAST_WORD: Duration = Duration::from_millis(100);
 
 /// Why there is no answer. Each says what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

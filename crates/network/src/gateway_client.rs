@@ -6,9 +6,10 @@ use bytes::Bytes;
 use libp2p::PeerId;
 use libp2p_stream::{Control, OpenStreamError};
 use lockstep_types::SigningKey;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::ask::{Ask, AskError, closed};
+use crate::ask::{Ask, AskError, LAST_WORD, closed};
 use crate::frame::{self, FrameError};
 use crate::gateway::GatewayRefusal;
 use crate::hello::GATEWAY_PROTOCOL;
@@ -40,7 +41,9 @@ pub struct Gateway {
     control: Control,
     peer: PeerId,
     address: String,
-    driver: JoinHandle<String>,
+    driver: JoinHandle<()>,
+    /// Why the connection ended, once it has.
+    ended: watch::Receiver<Option<String>>,
 }
 
 impl Gateway {
@@ -55,8 +58,12 @@ impl Gateway {
         let late = |_| AskError::Timeout { address: address.to_owned(), timeout };
         let (mut swarm, peer) = connected.map_err(late)??;
         let control = swarm.behaviour().streams.new_control();
-        let driver = tokio::spawn(async move { closed(&mut swarm).await });
-        Ok(Self { control, peer, address: asking.address, driver })
+        let (ending, ended) = watch::channel(None);
+        let driver = tokio::spawn(async move {
+            let reason = closed(&mut swarm).await;
+            ending.send_replace(Some(reason));
+        });
+        Ok(Self { control, peer, address: asking.address, driver, ended })
     }
 
     /// Sends the bytes of a body of `POST /message` or `POST /messages` and returns the answer: JSON, an array with an
@@ -68,11 +75,22 @@ impl Gateway {
         if bundle.len() as u64 > GATEWAY_REQUEST_BYTES_MAX {
             return Err(GatewayError::Refused(GatewayRefusal::TooLarge));
         }
-        // Where nobody drives the connection any more, opening a stream would wait for ever.
-        if self.driver.is_finished() {
-            return Err(GatewayError::Closed("closed before".into()));
-        }
-        tokio::time::timeout(timeout, self.talk(bundle)).await.unwrap_or(Err(GatewayError::Timeout(timeout)))
+        let answer = self.talk_while_connected(bundle);
+        tokio::time::timeout(timeout, answer).await.unwrap_or(Err(GatewayError::Timeout(timeout)))
+    }
+
+    /// Where nobody drives the connection any more, opening a stream would wait for ever.
+    async fn talk_while_connected(&self, bundle: Bytes) -> Result<Bytes, GatewayError> {
+        let mut talk = std::pin::pin!(self.talk(bundle));
+        let mut ended = self.ended.clone();
+        let closed = tokio::select! {
+            biased;
+            reason = ended.wait_for(Option::is_some) => {
+                GatewayError::Closed(reason.ok().and_then(|reason| reason.clone()).unwrap_or_default())
+            }
+            result = &mut talk => return result,
+        };
+        tokio::time::timeout(LAST_WORD, talk).await.unwrap_or(Err(closed))
     }
 
     async fn talk(&self, bundle: Bytes) -> Result<Bytes, GatewayError> {

@@ -56,7 +56,7 @@ struct Liar(Channel);
 impl Service for Liar {
     async fn handle(&self, _from: NodeId, request: Bytes) -> Bytes {
         let raft = |kind| proto::RaftResponse { kind: Some(kind) }.encode_to_vec().into();
-        let far = proto::LogId { term: 1, leader: 0, index: u64::MAX };
+        let far = |term| proto::LogId { term, leader: 0, index: u64::MAX };
         let vote = proto::Vote { term: u64::MAX, leader: 1, committed: true };
         match self.0 {
             Channel::Raft => match proto::RaftRequest::decode(request).ok().and_then(|request| request.kind) {
@@ -65,13 +65,14 @@ impl Service for Liar {
                     raft(proto::raft_response::Kind::Append(answer))
                 }
                 Some(proto::raft_request::Kind::Append(_)) => {
-                    let answer = proto::AppendResponse { result: 1, matched: Some(far), vote: None };
+                    // Smaller than all that was sent, by its term, and farther than all.
+                    let answer = proto::AppendResponse { result: 1, matched: Some(far(0)), vote: None };
                     raft(proto::raft_response::Kind::Append(answer))
                 }
                 _ => raft(proto::raft_response::Kind::Vote(proto::VoteResponse {
                     vote: Some(vote),
                     granted: true,
-                    last: Some(far),
+                    last: Some(far(1)),
                 })),
             },
             Channel::Control => match proto::ControlRequest::decode(request).ok().and_then(|request| request.kind) {
