@@ -7,9 +7,14 @@ use lockstep_rules::{Group, Together};
 use lockstep_types::{Address, DecodeError, Message, MessageId, ProjectId, ProjectSettings, Sequence, TimeMs, proto};
 use prost::Message as _;
 
-/// Open groups of one project whose rules say what belongs together. Beyond it the project's oldest one becomes a task, so
-/// that a project that opens many closes its own, and none of another.
+/// Open groups of one project whose rules say what belongs together, messages in them, and bytes that their reductions
+/// keep. Beyond any of it the project's oldest group becomes a task, so that a project that has many closes its own, and
+/// none of another; and so that what ends with a change of its rules has a bound.
 pub const RULED_GROUPS_MAX: usize = 4_096;
+/// See [`RULED_GROUPS_MAX`].
+pub const RULED_MESSAGES_MAX: usize = 1 << 18;
+/// See [`RULED_GROUPS_MAX`].
+pub const RULED_BYTES_MAX: usize = 16 << 20;
 
 /// Messages with the same key are packed together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -97,6 +102,12 @@ impl OpenGroup {
         self.messages.len() as u64 >= settings.group_messages_max || self.bytes >= settings.group_bytes_max
     }
 
+    /// What counts towards the limits of its project, where rules made it.
+    fn load(&self) -> Load {
+        let Some(group) = &self.ruled else { return Load::default() };
+        Load { groups: 1, messages: self.messages.len(), bytes: group.kept_bytes() }
+    }
+
     /// When the project's rules make it a task, in batch time.
     pub fn due(&self) -> Option<TimeMs> {
         self.ruled.as_ref().map(|group| TimeMs(group.due_ms()))
@@ -153,6 +164,37 @@ pub enum GroupChange {
     Closed(GroupKey),
 }
 
+/// What groups of rules hold.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Load {
+    groups: usize,
+    messages: usize,
+    bytes: usize,
+}
+
+impl Load {
+    fn is_too_much(&self) -> bool {
+        self.groups > RULED_GROUPS_MAX || self.messages > RULED_MESSAGES_MAX || self.bytes > RULED_BYTES_MAX
+    }
+
+    /// `before` is a part of it, and is now `after`.
+    fn change(&mut self, before: Self, after: Self) {
+        let new = |all: usize, before: usize, after: usize| (all + after).saturating_sub(before);
+        self.groups = new(self.groups, before.groups, after.groups);
+        self.messages = new(self.messages, before.messages, after.messages);
+        self.bytes = new(self.bytes, before.bytes, after.bytes);
+    }
+}
+
+/// The open groups of a project.
+#[derive(Debug, Clone, Default)]
+struct OfProject {
+    by_first: BTreeMap<Sequence, GroupKey>,
+    /// Those that rules made.
+    ruled: BTreeMap<Sequence, GroupKey>,
+    load: Load,
+}
+
 /// All open groups, by key and by age.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Groups {
@@ -160,8 +202,9 @@ pub(crate) struct Groups {
     by_first: BTreeMap<Sequence, GroupKey>,
     /// Those of projects' rules, by when they become tasks.
     by_due: BTreeSet<(TimeMs, GroupKey)>,
-    /// The same, by project and age.
-    ruled: BTreeMap<ProjectId, BTreeMap<Sequence, GroupKey>>,
+    by_project: BTreeMap<ProjectId, OfProject>,
+    /// Projects by how many groups they have.
+    by_count: BTreeSet<(usize, ProjectId)>,
 }
 
 impl Groups {
@@ -177,9 +220,15 @@ impl Groups {
         self.by_first.values().next()
     }
 
-    /// The oldest group of a project whose rules have opened more than [`RULED_GROUPS_MAX`].
-    pub fn oldest_of_too_many(&self, project: ProjectId) -> Option<&GroupKey> {
-        self.ruled.get(&project).filter(|groups| groups.len() > RULED_GROUPS_MAX)?.values().next()
+    /// The oldest group of the project that has most.
+    pub fn oldest_of_largest(&self) -> Option<&GroupKey> {
+        let (_, project) = self.by_count.last()?;
+        self.by_project.get(project)?.by_first.values().next()
+    }
+
+    /// The oldest group of a project whose rules keep more open than [`RULED_GROUPS_MAX`] and its like allow.
+    pub fn oldest_of_too_much(&self, project: ProjectId) -> Option<&GroupKey> {
+        self.by_project.get(&project).filter(|groups| groups.load.is_too_much())?.ruled.values().next()
     }
 
     /// The group that is due first, if that is not after `now`.
@@ -222,10 +271,16 @@ impl Groups {
     }
 
     pub fn insert(&mut self, key: GroupKey, group: OpenGroup) {
-        self.by_first.insert(group.first_sequence(), key.clone());
+        let first = group.first_sequence();
+        self.by_first.insert(first, key.clone());
+        let groups = self.by_project.entry(key.project_id).or_default();
+        self.by_count.remove(&(groups.by_first.len(), key.project_id));
+        groups.by_first.insert(first, key.clone());
+        self.by_count.insert((groups.by_first.len(), key.project_id));
         if let Some(due) = group.due() {
             self.by_due.insert((due, key.clone()));
-            self.ruled.entry(key.project_id).or_default().insert(group.first_sequence(), key.clone());
+            groups.ruled.insert(first, key.clone());
+            groups.load.change(Load::default(), group.load());
         }
         self.by_key.insert(key, group);
     }
@@ -244,9 +299,14 @@ impl Groups {
     /// Changes a group, and with it perhaps when it is due.
     pub fn change<T>(&mut self, key: &GroupKey, change: impl FnOnce(&mut OpenGroup) -> T) -> Option<T> {
         let group = self.by_key.get_mut(key)?;
-        let before = group.due();
+        let (before, load_before) = (group.due(), group.load());
         let done = change(group);
-        let after = group.due();
+        let (after, load) = (group.due(), group.load());
+        if load != load_before
+            && let Some(groups) = self.by_project.get_mut(&key.project_id)
+        {
+            groups.load.change(load_before, load);
+        }
         if before != after {
             if let Some(before) = before {
                 self.by_due.remove(&(before, key.clone()));
@@ -260,14 +320,20 @@ impl Groups {
 
     pub fn take(&mut self, key: &GroupKey) -> Option<OpenGroup> {
         let group = self.by_key.remove(key)?;
-        self.by_first.remove(&group.first_sequence());
+        let first = group.first_sequence();
+        self.by_first.remove(&first);
         if let Some(due) = group.due() {
             self.by_due.remove(&(due, key.clone()));
-            if let Some(groups) = self.ruled.get_mut(&key.project_id) {
-                groups.remove(&group.first_sequence());
-                if groups.is_empty() {
-                    self.ruled.remove(&key.project_id);
-                }
+        }
+        if let Some(groups) = self.by_project.get_mut(&key.project_id) {
+            self.by_count.remove(&(groups.by_first.len(), key.project_id));
+            groups.by_first.remove(&first);
+            groups.ruled.remove(&first);
+            groups.load.change(group.load(), Load::default());
+            if groups.by_first.is_empty() {
+                self.by_project.remove(&key.project_id);
+            } else {
+                self.by_count.insert((groups.by_first.len(), key.project_id));
             }
         }
         Some(group)

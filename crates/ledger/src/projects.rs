@@ -108,6 +108,11 @@ impl Projects {
         self.rules.get(&rules::at(&project.rules, height)?)
     }
 
+    /// From which batch on those rules of a project hold that hold in a batch.
+    pub fn rules_from(&self, id: ProjectId, height: Height) -> Option<Height> {
+        rules::newest_at(&self.known.get(&id)?.rules, height).map(|rules| rules.from)
+    }
+
     /// Whether any project has rules.
     pub fn have_rules(&self) -> bool {
         !self.rules.is_empty()

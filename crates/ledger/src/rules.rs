@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_rules::{Bundle, Reached, Refusal, Rules, RulesError};
+use lockstep_rules::{Bundle, Refusal, Rules, RulesError};
 use lockstep_types::{DecodeError, Hash32, Height, Sequence, TimeMs, proto};
 use prost::Message as _;
 
@@ -46,7 +46,12 @@ impl RulesFrom {
 
 /// Which of a project's rules hold for a batch.
 pub(crate) fn at(rules: &[RulesFrom], height: Height) -> Option<Hash32> {
-    rules.iter().rev().find(|rules| rules.from <= height)?.hash
+    newest_at(rules, height)?.hash
+}
+
+/// The newest that were set for a batch or one before it.
+pub(crate) fn newest_at(rules: &[RulesFrom], height: Height) -> Option<&RulesFrom> {
+    rules.iter().rev().find(|rules| rules.from <= height)
 }
 
 /// Adds rules to those of a project, instead of any that would hold from the same batch or a later one. `newest` is the
@@ -73,6 +78,15 @@ pub fn compile_rules(encoded: &Bytes) -> Result<(Hash32, Arc<Rules>), RulesError
     Ok((bundle.hash(), Arc::new(Rules::compile(&bundle)?)))
 }
 
+/// How far a device's own time has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// From which batch on the rules hold whose windows these are. Others have other windows, or another idea of time.
+    pub rules_from: Height,
+    /// Number of the latest window that a message of the device was in.
+    pub window: i64,
+}
+
 /// The last message of a device that a project's rules took.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastTaken {
@@ -95,7 +109,7 @@ impl LastTaken {
     pub fn encode(&self) -> Vec<u8> {
         let mut time = self.time_ms.0.to_be_bytes();
         time[0] = u8::from(self.reached.is_some()) * WITH_REACHED;
-        let reached = self.reached.map(|reached| [reached.length_ms.to_be_bytes(), reached.window.to_be_bytes()]);
+        let reached = self.reached.map(|reached| [reached.rules_from.0.to_be_bytes(), reached.window.to_be_bytes()]);
         let reached = reached.as_ref().map(|reached| reached.as_flattened()).unwrap_or_default();
         [&self.sequence.0.to_be_bytes()[..], &time, reached, &self.data].concat()
     }
@@ -111,8 +125,8 @@ impl LastTaken {
         let mut time = number(8).ok_or_else(short)?;
         let has_reached = std::mem::take(&mut time[0]) == WITH_REACHED;
         let reached = if has_reached {
-            let (length, window) = number(16).zip(number(24)).ok_or_else(short)?;
-            Some(Reached { length_ms: u64::from_be_bytes(length), window: i64::from_be_bytes(window) })
+            let (from, window) = number(16).zip(number(24)).ok_or_else(short)?;
+            Some(Reached { rules_from: Height(u64::from_be_bytes(from)), window: i64::from_be_bytes(window) })
         } else {
             None
         };

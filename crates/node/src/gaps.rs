@@ -1,11 +1,12 @@
 //! What an output is missing. The log says which tasks were forgotten before an output was known to have them; which of
 //! them it really lacks, or got back since, only its store knows, so that is asked. What is above the horizon cannot be
-//! missing for good, so a network that forgets nothing asks nothing.
+//! missing for good, but for tasks that reach back behind it; so a network that forgets nothing asks nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_ledger::Head;
+use lockstep_outputs::publisher::Handle;
 use lockstep_outputs::{Output, OutputError};
 use lockstep_types::{OutputName, TaskNumber};
 use tokio::sync::{Notify, watch};
@@ -61,6 +62,13 @@ pub(crate) fn count(ranges: &[Range]) -> u64 {
     ranges.iter().map(|(first, last)| (last.0 + 1).saturating_sub(first.0)).sum()
 }
 
+/// The last number that may be missing for good, where tasks from `kept` on are kept. The first of these may have begun
+/// with messages that are not: the publisher skips such a task when it comes to it, and says so.
+fn lost_until(kept: TaskNumber, skipped: Option<Range>) -> Option<TaskNumber> {
+    let forgotten = kept.0.checked_sub(1).map(TaskNumber);
+    forgotten.max(skipped.map(|(_, last)| last))
+}
+
 /// What a store lacks from `first` to `last`, as far as [`GAPS_MAX`] allows, and the number behind what was looked at.
 pub(crate) async fn look(output: &dyn Output, first: TaskNumber, last: TaskNumber) -> Result<Seen, OutputError> {
     let mut seen = Seen { next: first, gaps: Vec::new() };
@@ -83,6 +91,8 @@ pub(crate) struct GapWatch {
     pub name: OutputName,
     pub output: Arc<dyn Output>,
     pub head: watch::Receiver<Option<Head>>,
+    /// What feeds it.
+    pub publisher: Handle,
     /// Rung when gaps may have been filled.
     pub bell: Arc<Notify>,
     pub seen: watch::Sender<Seen>,
@@ -120,6 +130,7 @@ impl GapWatch {
     async fn look_on(&self, again: bool) -> Result<(), OutputError> {
         let Seen { mut next, mut gaps } = self.seen.borrow().clone();
         let kept = self.head.borrow().as_ref().map_or(TaskNumber(0), |head| head.horizon.task_number);
+        let until = lost_until(kept, self.publisher.status().newest_gap);
         if again {
             let known = std::mem::take(&mut gaps);
             for (first, last) in known {
@@ -127,10 +138,10 @@ impl GapWatch {
             }
         }
         // The publisher has passed the store's last task, and so has skipped what it lacks below.
-        if next < kept
+        if let Some(until) = until.filter(|until| next <= *until)
             && let Some(last) = self.output.last().await?
         {
-            let found = look(&*self.output, next, last.min(TaskNumber(kept.0 - 1))).await?;
+            let found = look(&*self.output, next, last.min(until)).await?;
             next = found.next;
             gaps.extend(found.gaps);
         }
@@ -146,6 +157,19 @@ mod tests {
 
     fn ranges(pairs: &[(u64, u64)]) -> Vec<Range> {
         pairs.iter().map(|(first, last)| (TaskNumber(*first), TaskNumber(*last))).collect()
+    }
+
+    #[test]
+    fn what_the_publisher_skipped_is_looked_at_although_it_is_behind_the_horizon() {
+        let until = |kept, skipped: Option<(u64, u64)>| {
+            let skipped = skipped.map(|(first, last)| (TaskNumber(first), TaskNumber(last)));
+            lost_until(TaskNumber(kept), skipped).map(|last| last.0)
+        };
+        assert_eq!(until(0, None), None);
+        assert_eq!(until(149, None), Some(148));
+        assert_eq!(until(149, Some((11, 148))), Some(148));
+        assert_eq!(until(149, Some((149, 149))), Some(149));
+        assert_eq!(until(200, Some((149, 149))), Some(199));
     }
 
     #[test]

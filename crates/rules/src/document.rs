@@ -27,6 +27,9 @@ pub struct Document {
     /// An expression for the time at which the device measured, in milliseconds since 1970.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<String>,
+    /// An expression for the number by which messages are sorted with `sort.by = "nonce"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nonce: Option<String>,
     /// What a message has to be; else it is refused.
     #[serde(default)]
     pub validate: Validate,
@@ -158,7 +161,7 @@ pub enum SortBy {
     Arrival,
     /// The device's time.
     Time,
-    /// The message's nonce.
+    /// A number that the device counts, as the document's `nonce` says.
     Nonce,
 }
 
@@ -310,8 +313,13 @@ impl Document {
         if self.time.is_none() && (sort.by == SortBy::Time || aggregate.window_ms.is_some()) {
             return wrong("sorting by time and windows need `time`, an expression for the device's time");
         }
-        if sort.hold_ms > 0 && aggregate.window_ms.is_none() && sort.by == SortBy::Arrival {
-            return wrong("sort.hold_ms holds for windows, or where messages are sorted by time or nonce");
+        if (sort.by == SortBy::Nonce) != self.nonce.is_some() {
+            return wrong("sort.by = \"nonce\" and `nonce`, an expression for a whole number, belong together");
+        }
+        if sort.hold_ms > 0 && aggregate.window_ms.is_none() && aggregate.close.is_none() {
+            return wrong(
+                "sort.hold_ms needs aggregate.window_ms or aggregate.close: count, bytes and age do not wait",
+            );
         }
         let spans = [Some(sort.hold_ms), aggregate.age_ms, aggregate.window_ms];
         if spans.into_iter().flatten().any(|ms| ms > SPAN_MS_MAX) {

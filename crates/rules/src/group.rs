@@ -34,24 +34,18 @@ pub struct Defaults {
     pub age_max_ms: u64,
 }
 
-/// How far a device's own time has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reached {
-    /// Length of the windows, in milliseconds.
-    pub length_ms: u64,
-    /// Number of the latest window that a message of the device was in.
-    pub window: i64,
-}
-
 /// What is known of a window when a message of it comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Seen {
     /// Whether its group is open.
     pub is_open: bool,
+    /// Whether the open group began late.
+    pub is_open_late: bool,
     /// Since when a later window of the same group is open, the next one or the last, in milliseconds of batch time.
     pub later_since_ms: Option<u64>,
-    /// How far the device had come before this message.
-    pub reached: Option<Reached>,
+    /// The latest window that a message of the device was in before, since these rules hold. Nothing where a group is not of
+    /// one device: where one measures for many, its own time says nothing of each.
+    pub reached: Option<i64>,
 }
 
 /// A message that joins a group.
@@ -61,8 +55,6 @@ pub struct Joining<'a> {
     pub accepted: &'a Accepted,
     /// Its place.
     pub sequence: Sequence,
-    /// Its nonce, where it has one.
-    pub nonce: Option<u64>,
     /// Bytes of its data.
     pub bytes: u64,
     /// The time of its batch.
@@ -77,6 +69,7 @@ pub struct Group {
     reduced: Vec<Reduced>,
     since_ms: u64,
     due_ms: u64,
+    is_late: bool,
 }
 
 /// What becomes of a group.
@@ -86,6 +79,19 @@ pub struct Packed {
     pub sequences: Vec<Sequence>,
     /// The payload, where the rules reduce; else the messages' own.
     pub payload: Option<String>,
+}
+
+impl Together {
+    /// Whether the group is of one device.
+    pub fn is_of_device(&self) -> bool {
+        self.device != Address::ZERO && self.name.is_empty()
+    }
+
+    /// The latest window that the device has been in with this message, where that was `before` until now. One of a group of
+    /// several devices changes nothing.
+    pub fn reached(&self, before: Option<i64>) -> Option<i64> {
+        self.window.filter(|_| self.is_of_device()).max(before)
+    }
 }
 
 impl Rules {
@@ -99,7 +105,8 @@ impl Rules {
 
     /// Whether it matters how far a device's own time has come.
     pub fn needs_reached(&self) -> bool {
-        self.document().aggregate.window_ms.is_some()
+        let aggregate = &self.document().aggregate;
+        aggregate.window_ms.is_some() && aggregate.by == GroupBy::Device
     }
 
     /// Fuel that a message takes on its way into its group.
@@ -117,23 +124,15 @@ impl Rules {
         }
     }
 
-    /// How far a device has come with a message.
-    pub fn reached(&self, accepted: &Accepted, before: Option<Reached>) -> Option<Reached> {
-        let (length_ms, window) = (self.document().aggregate.window_ms?, accepted.window?);
-        let before = before.filter(|before| before.length_ms == length_ms);
-        Some(Reached { length_ms, window: before.map_or(window, |before| before.window.max(window)) })
-    }
-
-    /// Whether a message comes late: its window was passed longer ago than the rules wait, and has no open group.
+    /// Whether a message comes late: its window was passed longer ago than the rules wait, and its group is not open, or
+    /// is one of late messages.
     pub fn is_late(&self, accepted: &Accepted, seen: &Seen, now_ms: u64) -> bool {
-        let (Some(window), Some(length_ms)) = (accepted.window, self.document().aggregate.window_ms) else {
-            return false;
-        };
+        let Some(window) = accepted.window else { return false };
         if seen.is_open {
-            return false;
+            return seen.is_open_late;
         }
         let passed = |since_ms: u64| since_ms.saturating_add(self.sort().hold_ms) <= now_ms;
-        let went_on = |reached: Reached| reached.length_ms == length_ms && reached.window > window;
+        let went_on = |reached: i64| reached > window;
         // Where a later window is open, it says since when; else only the device says that there was one.
         seen.later_since_ms.map_or_else(|| seen.reached.is_some_and(went_on), passed)
     }
@@ -156,7 +155,7 @@ impl Group {
         if let Some(passed_ms) = passed_ms {
             due_ms = due_ms.min(passed_ms.saturating_add(rules.sort().hold_ms));
         }
-        Self { messages: Vec::new(), bytes: 0, reduced: Vec::new(), since_ms: now_ms, due_ms }
+        Self { messages: Vec::new(), bytes: 0, reduced: Vec::new(), since_ms: now_ms, due_ms, is_late: late }
     }
 
     /// Adds a message, and says whether the group is complete with it and waits for nothing.
@@ -165,7 +164,7 @@ impl Group {
         let order = match rules.sort().by {
             SortBy::Arrival => 0,
             SortBy::Time => accepted.time_ms.unwrap_or_default(),
-            SortBy::Nonce => joining.nonce.and_then(|nonce| i64::try_from(nonce).ok()).unwrap_or_default(),
+            SortBy::Nonce => accepted.nonce.unwrap_or_default(),
         };
         self.messages.push((order, sequence));
         self.bytes = self.bytes.saturating_add(joining.bytes);
@@ -197,6 +196,16 @@ impl Group {
     /// The time of the batch that it began in.
     pub fn since_ms(&self) -> u64 {
         self.since_ms
+    }
+
+    /// Whether it began with a message that was late.
+    pub fn is_late(&self) -> bool {
+        self.is_late
+    }
+
+    /// Bytes of what its reductions keep.
+    pub fn kept_bytes(&self) -> usize {
+        self.reduced.iter().map(Reduced::kept_bytes).sum()
     }
 
     /// How many messages it has.
@@ -231,6 +240,7 @@ impl Group {
             due_ms: self.due_ms,
             orders: if is_sorted { self.messages.iter().map(|(order, _)| *order).collect() } else { Vec::new() },
             reduced: self.reduced.iter().map(Reduced::to_proto).collect(),
+            is_late: self.is_late,
         }
     }
 
@@ -256,6 +266,7 @@ impl Group {
             reduced: group.reduced.into_iter().map(Reduced::from_proto).collect::<Result<_, _>>()?,
             since_ms: group.since_ms,
             due_ms: group.due_ms,
+            is_late: group.is_late,
         })
     }
 }

@@ -14,7 +14,7 @@ use crate::decode::{Decoded, Decoder, Unreadable};
 use crate::document::{Action, Document, Reduction, Sort};
 use crate::error::RulesError;
 use crate::expression::{Expression, ExpressionError, Fuel, Scope, Value};
-use crate::limits::{EXPRESSION_FUEL, FLAGS_MAX, GROUP_NAME_BYTES_MAX, INSTRUCTIONS_FOR_FUEL};
+use crate::limits::{EXPRESSION_FUEL, FLAGS_MAX, FUEL_FOR_STEP, GROUP_NAME_BYTES_MAX, INSTRUCTIONS_FOR_FUEL};
 use crate::notes::{Note, Notes, aggregated};
 use crate::pattern::Patterns;
 use crate::schema::{Mismatch, Schema};
@@ -32,7 +32,7 @@ pub struct Input {
     pub nonce: Option<u64>,
     /// The time of its batch, in milliseconds since 1970.
     pub time_ms: u64,
-    /// The device's last message that these rules accepted, where [`Rules::needs_last`].
+    /// The device's last message that rules of the project accepted, where [`Rules::needs_last`].
     pub last: Option<Last>,
 }
 
@@ -97,6 +97,8 @@ pub struct Accepted {
     pub flags: Vec<String>,
     /// The device's time in milliseconds since 1970, where the document says how.
     pub time_ms: Option<i64>,
+    /// What the document sorts by, where that is a nonce.
+    pub nonce: Option<i64>,
     /// The name of its group, where messages are not grouped by device or project.
     pub group: Option<String>,
     /// The window that it falls into, by its number.
@@ -125,6 +127,7 @@ pub struct Rules {
     filter: Vec<Expression>,
     code: Option<Code>,
     time: Option<Expression>,
+    nonce: Option<Expression>,
     group: Option<Expression>,
     close: Option<Expression>,
     reduce: Vec<Expression>,
@@ -169,13 +172,14 @@ impl Rules {
         let reduce = reduced.map(|(name, reduce)| expression(format!("aggregate.reduce.{name}"), &reduce.of));
         let reduce = reduce.collect::<Result<Vec<_>, _>>()?;
         let time = document.time.as_deref().map(|text| expression("time".into(), text)).transpose()?;
+        let nonce = document.nonce.as_deref().map(|text| expression("nonce".into(), text)).transpose()?;
         let group = document.aggregate.field.as_deref().map(|text| expression("aggregate.field".into(), text));
         let group = group.transpose()?;
         let close = document.aggregate.close.as_deref().map(|text| expression("aggregate.close".into(), text));
         let close = close.transpose()?;
-        let all = expect.iter().chain(&filter).chain(&reduce).chain(&time).chain(&group).chain(&close);
+        let all = expect.iter().chain(&filter).chain(&reduce).chain(&time).chain(&nonce).chain(&group).chain(&close);
         let needs_last = code.is_some() || all.into_iter().any(|expression| expression.uses_last);
-        Ok(Self { decoder, schema, expect, filter, code, time, group, close, reduce, needs_last, document })
+        Ok(Self { decoder, schema, expect, filter, code, time, nonce, group, close, reduce, needs_last, document })
     }
 
     /// The document.
@@ -238,7 +242,7 @@ impl Rules {
         let can_be_told = |expression: &Expression| !expression.uses_last && !expression.uses_time;
         let held = self.expectations(&scope, &mut fuel, can_be_told);
         let filtered = held.and_then(|()| self.filters(&scope, &mut fuel, can_be_told));
-        *spent += EXPRESSION_FUEL - fuel.left();
+        *spent += FUEL_FOR_STEP * (EXPRESSION_FUEL - fuel.left());
         filtered.map(drop)
     }
 
@@ -280,13 +284,13 @@ impl Rules {
         let scope = scope(input, &message, &device, last.as_ref());
         let mut fuel = Fuel::new(EXPRESSION_FUEL);
         let (before, held) = (*spent, self.expectations(&scope, &mut fuel, |_| true));
-        *spent = before + EXPRESSION_FUEL - fuel.left();
+        *spent = before + FUEL_FOR_STEP * (EXPRESSION_FUEL - fuel.left());
         held?;
         if !self.expect.is_empty() {
             notes.add(Stage::Expect, *spent, || format!("{} hold", self.expect.len()));
         }
         let flags = self.filters(&scope, &mut fuel, |_| true);
-        *spent = before + EXPRESSION_FUEL - fuel.left();
+        *spent = before + FUEL_FOR_STEP * (EXPRESSION_FUEL - fuel.left());
         let mut accepted = Accepted { flags: flags?, ..Accepted::default() };
         if !self.filter.is_empty() {
             let flags = || accepted.flags.join(", ");
@@ -318,7 +322,7 @@ impl Rules {
         }
         let before = fuel.left();
         let result = self.aggregate(&scope, &mut accepted, &mut fuel);
-        *spent += before - fuel.left();
+        *spent += FUEL_FOR_STEP * (before - fuel.left());
         result?;
         notes.add(Stage::Aggregate, *spent, || aggregated(&accepted, self.document.aggregate.reduce.keys()));
         Ok(accepted)
@@ -376,6 +380,13 @@ impl Rules {
             accepted.time_ms = Some(time);
             let length = self.document.aggregate.window_ms.and_then(|ms| i64::try_from(ms).ok());
             accepted.window = length.map(|length| time.div_euclid(length.max(1)));
+        }
+        if let (Some(expression), Some(text)) = (&self.nonce, &self.document.nonce) {
+            let nonce = expression.evaluate(scope, fuel).and_then(|value| match value {
+                Value::Int(nonce) => Ok(nonce),
+                _ => Err(ExpressionError::Wanted("whole number")),
+            });
+            accepted.nonce = Some(nonce.map_err(|e| failed(stage, text, &e))?);
         }
         if let (Some(expression), Some(text)) = (&self.group, &self.document.aggregate.field) {
             let group = expression.evaluate(scope, fuel).and_then(|value| match value {

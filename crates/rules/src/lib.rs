@@ -25,7 +25,7 @@ pub use document::{
     Route, Sort, SortBy, Validate,
 };
 pub use error::RulesError;
-pub use group::{Defaults, Group, Joining, LATE, Packed, Reached, Seen, Together};
+pub use group::{Defaults, Group, Joining, LATE, Packed, Seen, Together};
 pub use judge::{Accepted, Input, Judgement, Last, Refusal, Rules, Stage};
 pub use notes::Note;
 pub use reduce::{Reduced, payload};

@@ -40,8 +40,10 @@ pub const ELEMENTS_MAX: usize = 8_192;
 /// Lists and objects within each other in one message.
 pub const NESTING_MAX: usize = 64;
 
-/// Fuel of all expressions for one message. One is a node that is evaluated, or 32 bytes of text that are looked at.
+/// Steps of all expressions for one message. One is a node that is evaluated, or 32 bytes of text that are looked at.
 pub const EXPRESSION_FUEL: u64 = 20_000;
+/// Fuel that a step of an expression takes: it is some 30 ns at worst.
+pub const FUEL_FOR_STEP: u64 = 2;
 /// Fuel of the schema for one message. One is a part of the schema against one value.
 pub const SCHEMA_FUEL: u64 = 200_000;
 /// Largest schema in bytes.
@@ -54,8 +56,9 @@ pub const PATTERN_BYTES_MAX: usize = 256 << 10;
 pub const PATTERNS_BYTES_MAX: usize = 1 << 20;
 /// Memory that a matcher may take for what it has met of a pattern's automaton: more than all of it.
 pub const PATTERN_CACHE_BYTES: usize = 4 * PATTERN_BYTES_MAX;
-/// Bytes of text that one fuel pays for where a pattern meets them.
-pub const PATTERN_BYTES_FOR_FUEL: u64 = 8;
+/// Bytes of text that one fuel pays for where a pattern meets them: a matcher that begins anew again and again takes some 8
+/// ns for a byte.
+pub const PATTERN_BYTES_FOR_FUEL: u64 = 2;
 /// Instructions of a module that one fuel of its project pays for: they are faster than steps of an expression.
 pub const INSTRUCTIONS_FOR_FUEL: u64 = 8;
 /// Patterns of a bundle, those of its schema and of its expressions: each takes time and memory when rules are made.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lockstep_types::{Address, Sequence};
 
-use crate::group::{Defaults, Group, Joining, LATE, Packed, Reached, Seen, Together};
+use crate::group::{Defaults, Group, Joining, LATE, Packed, Seen, Together};
 use crate::judge::{Accepted, Input, Last, Refusal, Rules};
 use crate::notes::Note;
 
@@ -55,12 +55,15 @@ struct Open {
     cause: Option<Cause>,
 }
 
+type Key = (String, Together);
+
 /// A rehearsal. Time is that of the messages' batches.
 pub struct Rehearsal<'a> {
     rules: &'a Rules,
     defaults: Defaults,
-    open: BTreeMap<Together, Open>,
-    reached: BTreeMap<Address, Reached>,
+    /// By project version, too.
+    open: BTreeMap<Key, Open>,
+    reached: BTreeMap<Address, i64>,
     lasts: BTreeMap<Address, Last>,
     taken: u64,
 }
@@ -83,13 +86,14 @@ impl<'a> Rehearsal<'a> {
         };
         self.lasts.insert(input.device, Last { data: input.data.clone(), time_ms: now });
         self.taken += 1;
-        let (sequence, key) = (Sequence(self.taken), self.rules.together(input.device, &accepted));
+        let together = self.rules.together(input.device, &accepted);
+        let (sequence, key) = (Sequence(self.taken), (input.version.clone(), together));
         let seen = self.seen(&key, input.device);
         let late = self.rules.is_late(&accepted, &seen, now);
         if late {
             accepted.flags.push(LATE.into());
         }
-        if let Some(reached) = self.rules.reached(&accepted, seen.reached) {
+        if let Some(reached) = key.1.reached(seen.reached) {
             self.reached.insert(input.device, reached);
         }
         self.pass_windows(&key, now);
@@ -98,8 +102,8 @@ impl<'a> Rehearsal<'a> {
             group: Group::begin(rules, defaults, &seen, late, now),
             cause: (late || seen.later_since_ms.is_some()).then_some(Cause::Window),
         });
-        let (nonce, bytes) = (input.nonce, input.data.len() as u64);
-        let joining = Joining { accepted: &accepted, sequence, nonce, bytes, time_ms: now };
+        let bytes = input.data.len() as u64;
+        let joining = Joining { accepted: &accepted, sequence, bytes, time_ms: now };
         let is_complete = open.group.add(rules, defaults, &joining);
         if accepted.closes {
             open.cause.get_or_insert(Cause::Closed);
@@ -112,24 +116,25 @@ impl<'a> Rehearsal<'a> {
 
     /// Makes tasks of what is still open.
     pub fn finish(mut self) -> Vec<Made> {
-        let keys: Vec<Together> = self.open.keys().cloned().collect();
+        let keys: Vec<Key> = self.open.keys().cloned().collect();
         keys.iter().filter_map(|key| self.make(key, Cause::End)).collect()
     }
 
-    fn seen(&self, key: &Together, device: Address) -> Seen {
-        let mut later = self.open.iter().filter(|(other, _)| is_of_family(key, other) && other.window > key.window);
+    fn seen(&self, key: &Key, device: Address) -> Seen {
+        let mut later = self.open.iter().filter(|(other, _)| is_of_family(key, other) && other.1.window > key.1.window);
         let ends = [later.next(), later.next_back()];
         Seen {
             is_open: self.open.contains_key(key),
+            is_open_late: self.open.get(key).is_some_and(|open| open.group.is_late()),
             later_since_ms: ends.into_iter().flatten().map(|(_, open)| open.group.since_ms()).min(),
-            reached: self.reached.get(&device).copied(),
+            reached: self.reached.get(&device).copied().filter(|_| key.1.is_of_device()),
         }
     }
 
     /// A message of a window passes the earlier ones of its group: they end when they have waited for what is late.
-    fn pass_windows(&mut self, key: &Together, now: u64) {
-        for (_, open) in self.open.iter_mut().filter(|(other, _)| is_of_family(key, other) && other.window < key.window)
-        {
+    fn pass_windows(&mut self, key: &Key, now: u64) {
+        let is_before = |other: &Key| is_of_family(key, other) && other.1.window < key.1.window;
+        for (_, open) in self.open.iter_mut().filter(|(other, _)| is_before(other)) {
             open.group.pass(self.rules, now);
             open.cause.get_or_insert(Cause::Window);
         }
@@ -142,13 +147,14 @@ impl<'a> Rehearsal<'a> {
         due.iter().filter_map(|(key, cause)| self.make(key, *cause)).collect()
     }
 
-    fn make(&mut self, key: &Together, cause: Cause) -> Option<Made> {
+    fn make(&mut self, key: &Key, cause: Cause) -> Option<Made> {
         let open = self.open.remove(key)?;
-        Some(Made { together: key.clone(), packed: open.group.pack(self.rules), cause })
+        Some(Made { together: key.1.clone(), packed: open.group.pack(self.rules), cause })
     }
 }
 
 /// Whether both are windows of one group.
-fn is_of_family(one: &Together, other: &Together) -> bool {
-    (one.device, &one.name) == (other.device, &other.name) && one.window.is_some() && other.window.is_some()
+fn is_of_family((version, one): &Key, (other_version, other): &Key) -> bool {
+    let same = (version, one.device, &one.name) == (other_version, other.device, &other.name);
+    same && one.window.is_some() && other.window.is_some()
 }

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use lockstep_rules::limits::{ELEMENTS_MAX, EXPRESSION_FUEL, SCHEMA_FUEL};
+use lockstep_rules::limits::{ELEMENTS_MAX, EXPRESSION_FUEL, FUEL_FOR_STEP, SCHEMA_FUEL};
 use lockstep_rules::{Bundle, Input, Judgement, Last, Rules};
 use lockstep_types::Address;
 
@@ -54,7 +54,12 @@ fn judge(rules: &Rules, input: &Input) -> Judgement {
     let judged = rules.judge(input);
     assert_eq!(rules.judge(input), judged, "the same message, and something else");
     let code = rules.document().code.as_ref().map_or(0, |code| code.fuel + 10_000);
-    let most = EXPRESSION_FUEL + SCHEMA_FUEL + 2 * ELEMENTS_MAX as u64 + code + input.data.len() as u64 + 1_000;
+    let most = FUEL_FOR_STEP * EXPRESSION_FUEL
+        + SCHEMA_FUEL
+        + 2 * ELEMENTS_MAX as u64
+        + code
+        + input.data.len() as u64
+        + 1_000;
     assert!(judged.fuel <= most, "{} of {most}", judged.fuel);
     if let Err(refusal) = rules.glance(input).0 {
         let reason = judged.result.as_ref().err().map(|refusal| refusal.reason.clone());

@@ -169,7 +169,7 @@ impl<'a> Building<'a> {
         let flags = placed.as_ref().map_or(&accepted.flags[..], Placed::flags);
         let late = placed.as_ref().is_some_and(|placed| placed.late);
         self.ledger.rules.entry(project).or_default().took(!flags.is_empty(), late);
-        let reached = placed.as_ref().and_then(Placed::reached);
+        let reached = placed.as_ref().and_then(|placed| placed.reached);
         let last = LastTaken { data: message.data.clone(), time_ms: self.time_ms, sequence, reached };
         if !flags.is_empty() {
             self.effects.flags(sequence, flags.to_vec());

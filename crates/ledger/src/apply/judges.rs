@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lockstep_rules::{Accepted, Input, Last, Reached, Rules};
-use lockstep_types::{Address, Message, ProjectId, TimeMs};
+use lockstep_rules::{Accepted, Input, Last, Rules};
+use lockstep_types::{Address, Height, Message, ProjectId, TimeMs};
 
 use super::{History, Ledger, RULES_WITH_PROJECT_RULES, Rejection};
-use crate::rules::{LastTaken, RulesState};
+use crate::rules::{LastTaken, Reached, RulesState};
 
 /// A message, as rules see it.
 pub fn rules_input(message: &Message, now: TimeMs, last: Option<&LastTaken>) -> Input {
@@ -24,7 +24,7 @@ pub fn rules_input(message: &Message, now: TimeMs, last: Option<&LastTaken>) -> 
 /// The rules of a batch's projects.
 #[derive(Debug, Default)]
 pub(super) struct Judges {
-    rules: BTreeMap<ProjectId, Arc<Rules>>,
+    rules: BTreeMap<ProjectId, (Height, Arc<Rules>)>,
     fuel_per_second: u64,
     lasts: BTreeMap<(ProjectId, Address), Option<LastTaken>>,
 }
@@ -38,10 +38,11 @@ impl Judges {
         }
         let height = ledger.head.height.next();
         let projects: BTreeSet<ProjectId> = messages.iter().map(|message| message.project_id).collect();
-        let rules = projects.into_iter().filter_map(|id| Some((id, Arc::clone(ledger.projects.rules_at(id, height)?))));
-        judges.rules = rules.collect();
+        let known = &ledger.projects;
+        let of = |id| Some((known.rules_from(id, height)?, Arc::clone(known.rules_at(id, height)?)));
+        judges.rules = projects.into_iter().filter_map(|id| Some((id, of(id)?))).collect();
         judges.fuel_per_second = ledger.projects.params().rules_fuel_per_second();
-        let needs = |rules: &Arc<Rules>| rules.needs_last() || rules.needs_reached();
+        let needs = |(_, rules): &(Height, Arc<Rules>)| rules.needs_last() || rules.needs_reached();
         let wanted = messages.iter().filter(|message| judges.rules.get(&message.project_id).is_some_and(needs));
         let wanted: BTreeSet<_> = wanted.map(|message| (message.project_id, message.device)).collect();
         if !wanted.is_empty() {
@@ -56,7 +57,7 @@ impl Judges {
 
     /// What a project's rules make of a message; nothing where it has none.
     pub fn judge(&self, message: &Message, now: TimeMs, state: &mut RulesState) -> Option<Result<Accepted, Rejection>> {
-        let rules = self.rules.get(&message.project_id)?;
+        let (_, rules) = self.rules.get(&message.project_id)?;
         if !state.fuel.has_any(now, self.fuel_per_second) {
             return Some(Err(Rejection::Fuel));
         }
@@ -74,12 +75,20 @@ impl Judges {
 
     /// The rules of a project that say what belongs together.
     pub fn packing(&self, project: ProjectId) -> Option<Arc<Rules>> {
-        self.rules.get(&project).filter(|rules| rules.packs()).cloned()
+        self.rules.get(&project).map(|(_, rules)| rules).filter(|rules| rules.packs()).cloned()
     }
 
-    /// How far a device's own time has come.
-    pub fn reached(&self, message: &Message) -> Option<Reached> {
-        self.lasts.get(&(message.project_id, message.device))?.as_ref()?.reached
+    /// The latest window that the device of a message has been in, since its project's rules hold.
+    pub fn reached(&self, message: &Message) -> Option<i64> {
+        let (from, _) = self.rules.get(&message.project_id)?;
+        let reached = self.lasts.get(&(message.project_id, message.device))?.as_ref()?.reached?;
+        (reached.rules_from == *from).then_some(reached.window)
+    }
+
+    /// The record of a window that a device has been in.
+    pub fn in_window(&self, project: ProjectId, window: i64) -> Option<Reached> {
+        let (rules_from, _) = self.rules.get(&project)?;
+        Some(Reached { rules_from: *rules_from, window })
     }
 
     /// Whether a project has rules in this batch.

@@ -7,12 +7,16 @@ use lockstep_types::{
     Api, Height, Message, MessageId, OutputName, ProjectId, ProjectSettings, Ruled, Sequence, Task, TaskId,
 };
 
+use super::RULES_WITH_PROJECT_RULES;
 use super::building::Building;
 use crate::command::GroupClosing;
 use crate::groups::{GroupChange, GroupKey, OpenGroup};
+use crate::rules::Reached;
 
-/// Groups that one batch closes because their time has come; the rest waits for the next one.
-const DUE_MAX: usize = 4_096;
+/// What one batch closes because its time has come, one for each message and for so many bytes of a payload; the rest waits
+/// for the next batch.
+const DUE_MAX: usize = 1 << 16;
+const PAYLOAD_BYTES_FOR_DUE: usize = 64;
 /// Bytes of a group's record, which is stored anew with every batch that adds to it, or of a task's payload, for which one
 /// fuel is taken.
 const RECORD_BYTES_FOR_FUEL: u64 = 8;
@@ -23,6 +27,8 @@ pub(super) struct Placed {
     accepted: Accepted,
     key: GroupKey,
     seen: Seen,
+    /// How far the device's own time has come with it.
+    pub reached: Option<Reached>,
     /// Its window was passed.
     pub late: bool,
 }
@@ -51,7 +57,9 @@ impl Building<'_> {
     pub(super) fn close_due(&mut self) {
         while self.due_closed < DUE_MAX {
             let Some(key) = self.ledger.groups.first_due(self.time_ms).cloned() else { return };
-            self.due_closed += 1;
+            let payload = |open: &OpenGroup| open.ruled.as_ref().map_or(0, |group| group.kept_bytes());
+            let weight = |open: &OpenGroup| open.messages.len() + payload(open) / PAYLOAD_BYTES_FOR_DUE;
+            self.due_closed += self.ledger.groups.get(&key).map_or(1, weight);
             self.close_open(&key, self.height);
         }
     }
@@ -83,19 +91,25 @@ impl Building<'_> {
     /// Where the project's rules put a message; nothing where they do not say.
     pub(super) fn place(&self, message: &Message, accepted: &Accepted) -> Option<Placed> {
         let rules = self.judges.packing(message.project_id)?;
-        let key = GroupKey::ruled(message, rules.together(message.device, accepted));
+        let together = rules.together(message.device, accepted);
+        let before = self.judges.reached(message);
+        let (of_device, reached) = (together.is_of_device(), together.reached(before));
+        let reached = reached.and_then(|window| self.judges.in_window(message.project_id, window));
+        let key = GroupKey::ruled(message, together);
         let groups = &self.ledger.groups;
+        let open = groups.get(&key);
         let seen = Seen {
-            is_open: groups.get(&key).is_some(),
+            is_open: open.is_some(),
+            is_open_late: open.and_then(|open| open.ruled.as_ref()).is_some_and(|group| group.is_late()),
             later_since_ms: groups.later_since_ms(&key),
-            reached: self.judges.reached(message),
+            reached: before.filter(|_| of_device),
         };
         let late = rules.is_late(accepted, &seen, self.time_ms.0);
         let mut accepted = accepted.clone();
         if late {
             accepted.flags.push(LATE.to_owned());
         }
-        Some(Placed { rules, accepted, key, seen, late })
+        Some(Placed { rules, accepted, key, seen, reached, late })
     }
 
     /// Adds a message to its group; returns the task if that closed the group.
@@ -111,8 +125,10 @@ impl Building<'_> {
             None => self.join_plain(message, (sequence, id), &settings),
         };
         if task.is_none() && self.ledger.groups.len() as u64 > self.ledger.params().open_groups_max {
-            let oldest = self.ledger.groups.oldest().cloned();
-            oldest.and_then(|key| self.close_open(&key, self.height));
+            let groups = &self.ledger.groups;
+            let by_project = self.ledger.head.rules_version >= RULES_WITH_PROJECT_RULES;
+            let excess = if by_project { groups.oldest_of_largest() } else { groups.oldest() }.cloned();
+            excess.and_then(|key| self.close_open(&key, self.height));
         }
         task
     }
@@ -148,10 +164,10 @@ impl Building<'_> {
         placed: Placed,
         defaults: Defaults,
     ) -> Option<TaskId> {
-        let Placed { rules, accepted, key, seen, late } = placed;
+        let Placed { rules, accepted, key, seen, late, .. } = placed;
         let now = self.time_ms.0;
         let bytes = message.data.len() as u64;
-        let joining = Joining { accepted: &accepted, sequence, nonce: message.task_nonce(), bytes, time_ms: now };
+        let joining = Joining { accepted: &accepted, sequence, bytes, time_ms: now };
         self.pass_window_before(&rules, &key);
         let alone = message.api == Api::TaskV1;
         let task = if alone || !seen.is_open {
@@ -176,7 +192,7 @@ impl Building<'_> {
             if is_complete == Some(true) { self.close_open(&key, self.height) } else { None }
         };
         self.close_due();
-        if let Some(key) = self.ledger.groups.oldest_of_too_many(message.project_id).cloned() {
+        while let Some(key) = self.ledger.groups.oldest_of_too_much(message.project_id).cloned() {
             self.close_open(&key, self.height);
         }
         task
@@ -285,10 +301,5 @@ impl Placed {
     /// What marks the message.
     pub(super) fn flags(&self) -> &[String] {
         &self.accepted.flags
-    }
-
-    /// How far the device's own time has come with it.
-    pub(super) fn reached(&self) -> Option<lockstep_rules::Reached> {
-        self.rules.reached(&self.accepted, self.seen.reached)
     }
 }

@@ -73,9 +73,37 @@ fn windows_wait_for_what_comes_late_and_flag_what_comes_later() {
     node.propose(NOW + age + 10, &[], &[]);
     assert_eq!(node.ledger.open_groups().count(), 0);
     assert_eq!(tasks(&node)[2..].iter().map(|task| task.2.clone()).collect::<Vec<_>>(), [[3], [4]]);
-    // Nothing is open: the device's own time tells that this is late.
-    node.batch(NOW + age + 20, &[reading(1, "a", HOUR + 40, 1), reading(1, "a", 3 * HOUR, 1)]);
-    assert_eq!(node.view.2.flags.keys().copied().collect::<Vec<_>>(), [Sequence(6), Sequence(7)]);
+    // Nothing is open, and what one device measures for many says nothing of each.
+    node.batch(NOW + age + 20, &[reading(1, "a", HOUR + 40, 1), reading(1, "c", HOUR, 1)]);
+    assert_eq!(node.view.2.flags.keys().copied().collect::<Vec<_>>(), [Sequence(6)]);
+}
+
+/// Sequences of messages that are flagged.
+fn flagged(node: &Node) -> Vec<u64> {
+    node.view.2.flags.keys().map(|sequence| sequence.0).collect()
+}
+
+#[test]
+fn a_devices_own_time_tells_what_is_late_for_as_long_as_the_same_rules_hold() {
+    let hourly = "version = 1\ntime = \"message.n\"\n[sort]\nhold_ms = 500\n[aggregate]\ncount = 100\nwindow_ms = 10\n";
+    let mut node = with(hourly);
+    node.batch(NOW, &[n(1, 11), n(2, 11)]);
+    node.batch(NOW + 10, &[n(1, 21)]);
+    // By now both windows of the first device are tasks.
+    let age = 510 + node.ledger.params().default_project.group_age_max_ms;
+    node.propose(NOW + 10 + age, &[], &[]);
+    assert_eq!(node.ledger.open_groups().count(), 0);
+    node.restart();
+    // The first is late, and so is what joins it; the other device has never been further.
+    node.batch(NOW + 20 + age, &[n(1, 12), n(2, 12)]);
+    node.restart();
+    node.batch(NOW + 21 + age, &[n(1, 13), n(2, 13)]);
+    assert_eq!(flagged(&node), [4, 6]);
+    assert_eq!(node.ledger.rules_states()[&PROJECT].late, 2);
+    // Other rules: their windows, or what they think the time is, are not those of before.
+    set(&mut node, Some(bundle(&hourly.replace("message.n", "message.n / 10"), &[])), 0).unwrap();
+    node.batch(NOW + 22 + age, &[n(1, 40)]);
+    assert_eq!(flagged(&node), [4, 6]);
 }
 
 #[test]
@@ -140,6 +168,45 @@ fn a_project_that_opens_many_groups_closes_its_own() {
 }
 
 #[test]
+fn a_project_whose_groups_keep_much_closes_its_own() {
+    let value = "{ of = \"message.text\", with = \"last\" }\n";
+    let reduced: String = (0..32).map(|k| format!("v{k} = {value}")).collect();
+    let mut node = with(&format!(
+        "version = 1\n[aggregate]\nby = \"field\"\nfield = \"string(message.n)\"\ncount = 2\nage_ms = 99999999\n\
+         [aggregate.reduce]\n{reduced}"
+    ));
+    for k in 0..150 {
+        let text = "x".repeat(4_000);
+        let message = super::rules::of(PROJECT, 1, &format!("{{\"n\":{k},\"text\":\"{text}\"}}"));
+        assert_eq!(words(&node.batch(NOW + 1_000 * k, &[message])), ["ok"]);
+    }
+    // Each keeps 32 texts of 4,002 bytes.
+    let open = crate::groups::RULED_BYTES_MAX / (32 * 4_002);
+    assert_eq!(node.ledger.open_groups().count(), open);
+    node.restart();
+    assert_eq!(node.ledger.open_groups().count(), open);
+    assert_eq!(tasks(&node).len(), 150 - open);
+}
+
+#[test]
+fn where_too_many_groups_are_open_the_project_with_most_closes_one() {
+    let mut params = NetworkParams { open_groups_max: 4, ..super::rules::params() };
+    params.projects.get_mut(&super::rules::OTHER).unwrap().group_messages_max = 100;
+    let mut node = Node::new(params);
+    node.run(Command::Rules(RULES_NEWEST));
+    let document = "version = 1\n[aggregate]\ncount = 100\nage_ms = 99999999\n";
+    set(&mut node, Some(bundle(document, &[])), 0).unwrap();
+    // The oldest group is alone in its project.
+    let other = super::rules::of(super::rules::OTHER, 1, "{}");
+    let all: Vec<_> = std::iter::once(other).chain((1..=6).map(|device| n(device, 1))).collect();
+    node.batch(NOW, &all);
+    let open: Vec<u64> = node.ledger.open_groups().map(|(_, group)| group.first_sequence().0).collect();
+    assert_eq!(open.len(), 4);
+    assert!(open.contains(&1), "{open:?}");
+    assert_eq!(tasks(&node).iter().map(|task| task.2[0]).collect::<Vec<_>>(), [2, 3, 4]);
+}
+
+#[test]
 fn groups_end_where_a_network_forgets_and_only_there() {
     let closes = |retention: lockstep_types::Retention, after: u64| {
         let params = NetworkParams { retention, ..super::rules::params() };
@@ -199,7 +266,7 @@ proptest! {
     ) {
         let documents = [
             HOURLY.replace("3600000", "5000"),
-            HOURLY.replace("count = 100", "count = 3").replace("\"time\"\nhold_ms = 1000", "\"nonce\""),
+            HOURLY.replace("count = 100", "count = 3").replace("\"time\"\nhold_ms", "\"nonce\"\nhold_ms").replace("version = 1\n", "version = 1\nnonce = \"message.n\"\n"),
             "version = 1\n[aggregate]\nby = \"project\"\ncount = 4\nage_ms = 3000\n\
              [aggregate.reduce]\nx = { of = \"message\", with = \"merge\" }\n".to_owned(),
             "version = 1\n[aggregate]\nclose = \"message.n == 3\"\ncount = 9\n".to_owned(),

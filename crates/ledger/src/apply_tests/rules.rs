@@ -7,7 +7,7 @@ use lockstep_types::{NetworkParams, Order, OrderKind, ProjectSettings, RulesOrde
 use super::*;
 
 pub(super) const PROJECT: ProjectId = ProjectId(7);
-const OTHER: ProjectId = ProjectId(8);
+pub(super) const OTHER: ProjectId = ProjectId(8);
 const NOW: u64 = 100_000;
 
 const RISING: &str = "version = 1\n\

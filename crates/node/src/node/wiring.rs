@@ -198,6 +198,7 @@ impl Parts {
                 // A connection of its own, so that a look at many numbers does not hold up publishing.
                 output: (self.means.open_output)(config, &self.home, owner)?,
                 head: self.tracker.head(),
+                publisher: handle.clone(),
                 bell: bell.clone(),
                 seen,
             };

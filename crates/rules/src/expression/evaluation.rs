@@ -7,7 +7,7 @@ use std::rc::Rc;
 use serde_json::{Map, Number, Value as Json};
 
 use super::{Binary, ExpressionError, Fold, Members, Node};
-use crate::limits::PATTERN_BYTES_FOR_FUEL;
+use crate::limits::{FUEL_FOR_STEP, PATTERN_BYTES_FOR_FUEL};
 
 /// What is left to be spent.
 #[derive(Debug, Clone, Copy)]
@@ -246,7 +246,7 @@ pub(super) fn evaluate<'a>(
         Node::Matches(of, pattern) => match evaluate(of, scope, bound, fuel)? {
             Value::Text(text) => {
                 // Time grows with the text, and with nothing else: see [`crate::pattern`].
-                fuel.take(1 + text.len() as u64 / PATTERN_BYTES_FOR_FUEL)?;
+                fuel.take(1 + text.len() as u64 / (FUEL_FOR_STEP * PATTERN_BYTES_FOR_FUEL))?;
                 Value::Bool(pattern.is_match(&text))
             }
             _ => return Err(ExpressionError::Types("matches")),
