@@ -57,6 +57,7 @@ mod proofs;
 mod proposer;
 mod publish;
 mod rates;
+mod reach;
 mod reader;
 pub mod rebuild;
 pub mod recover;

@@ -10,13 +10,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Scope;
 use crate::limits::{CONTROL_TIMEOUT, CUT_SETTLES_MAX, READ_BYTES_MAX, RETENTION_INTERVAL};
+use crate::reach::Reach;
 use crate::tracker::Tracker;
 
 /// A cut goes this far below the limit, so that there is not one at every look: nine tenths.
 const CUT_TO_TENTHS: u64 = 9;
 
-/// Batches from that of an output's next task on that are looked at for older messages.
+/// Batches that are read together for how far back their tasks reach.
 const BATCHES_LOOKED_AT: usize = 256;
+/// How often that is done before others have their turn.
+const PAGES_LOOKED_AT: usize = 8;
 
 /// See the module's documentation.
 pub(crate) struct Retention {
@@ -54,12 +57,23 @@ impl Settling {
     }
 }
 
+/// What one look knows of those before it.
+#[derive(Default)]
+struct Memory {
+    removed: Horizon,
+    settling: Option<Settling>,
+    /// What outputs of the network need that are behind.
+    reach: Reach,
+    /// The same for this node's own, which may need what the log has forgotten.
+    own_reach: Reach,
+}
+
 impl Retention {
     /// Looks again and again until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut tick = interval(RETENTION_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut removed, mut settling) = (Horizon::default(), None);
+        let mut memory = Memory::default();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -70,16 +84,16 @@ impl Retention {
             }
             let Some(head) = self.tracker.head().borrow().clone() else { continue };
             if self.consensus.status().borrow().role == Role::Leader {
-                self.propose(&head, &mut settling).await;
+                self.propose(&head, &mut memory).await;
             }
-            if let Err(error) = self.remove(&head, &mut removed) {
+            if let Err(error) = self.remove(&head, &mut memory) {
                 tracing::error!(%error, "what is forgotten cannot be removed from the disk");
             }
         }
     }
 
-    async fn propose(&self, head: &Head, settling: &mut Option<Settling>) {
-        match self.horizon(head, settling) {
+    async fn propose(&self, head: &Head, memory: &mut Memory) {
+        match self.horizon(head, memory) {
             Ok(Some(oldest)) => {
                 let proposal = self.consensus.propose(Command::encode_horizon(oldest));
                 match timeout(CONTROL_TIMEOUT, proposal).await {
@@ -94,11 +108,11 @@ impl Retention {
     }
 
     /// The oldest height to keep from now on, if that is news.
-    fn horizon(&self, head: &Head, settling: &mut Option<Settling>) -> Result<Option<Height>, ReadError> {
+    fn horizon(&self, head: &Head, memory: &mut Memory) -> Result<Option<Height>, ReadError> {
         let oldest = Height(head.horizon.height.0.max(1));
         let bytes = self.state.bytes_on_disk();
         let (mut wanted, limits, now) = (oldest, &self.limits, Instant::now());
-        let may_cut = settling.is_none_or(|cut| cut.is_over(bytes, now));
+        let may_cut = memory.settling.is_none_or(|cut| cut.is_over(bytes, now));
         let mut by_size = None;
         let mut cut_to = |limit: u64| {
             let keep = limit / 10 * CUT_TO_TENTHS;
@@ -115,7 +129,7 @@ impl Retention {
         if limits.bytes > 0 && bytes > limits.bytes && may_cut {
             wanted = wanted.max(cut_to(limits.bytes));
         }
-        wanted = wanted.min(self.needed_by_outputs(head)?);
+        wanted = wanted.min(self.needed_by_outputs(head, &mut memory.reach)?);
         if limits.hard_bytes > 0 && bytes > limits.hard_bytes && may_cut {
             wanted = wanted.max(cut_to(limits.hard_bytes));
         }
@@ -130,7 +144,7 @@ impl Retention {
         if wanted <= oldest {
             return Ok(None);
         }
-        *settling = by_size.or(*settling);
+        memory.settling = by_size.or(memory.settling);
         Ok(Some(wanted))
     }
 
@@ -162,29 +176,47 @@ impl Retention {
     }
 
     /// The batch of the first task that an output of the network does not have yet.
-    fn needed_by_outputs(&self, head: &Head) -> Result<Height, ReadError> {
+    fn needed_by_outputs(&self, head: &Head, reach: &mut Reach) -> Result<Height, ReadError> {
         let progress = self.tracker.progress();
         let own = self.outputs.iter().filter(|(scope, ..)| *scope == Scope::Network).map(|(_, name, _)| name);
         let next =
             own.chain(progress.keys()).map(|name| progress.get(name).map_or(self.first_task, |last| last.next()));
-        self.height_of_task(next.min(), head)
+        self.height_of_task(next.min(), head, &head.horizon, reach)
     }
 
-    /// The batch of the oldest message that this task, or one of those that follow it closely, has: a group that was
-    /// open for longer is closed later.
-    fn height_of_task(&self, task: Option<TaskNumber>, head: &Head) -> Result<Height, ReadError> {
+    /// The batch of the oldest message that this task, or one of those that follow it, has. What was before `kept` is gone.
+    fn height_of_task(
+        &self,
+        task: Option<TaskNumber>,
+        head: &Head,
+        kept: &Horizon,
+        reach: &mut Reach,
+    ) -> Result<Height, ReadError> {
         let batch = task.map(|task| self.state.batch_of_task(task)).transpose()?.flatten();
         let (Some(task), Some(batch)) = (task, batch) else { return Ok(head.height) };
         let height = batch.header.height;
-        let following = self.state.batches(height, BATCHES_LOOKED_AT, READ_BYTES_MAX)?;
-        let tasks = following.iter().flat_map(|batch| &batch.tasks).filter(|other| other.number >= task);
-        let oldest = tasks.map(lockstep_types::Task::first_sequence).min();
+        for _ in 0..PAGES_LOOKED_AT {
+            let next = reach.read_from(height);
+            if next > head.height {
+                break;
+            }
+            reach.take(&self.state.batches(next, BATCHES_LOOKED_AT, READ_BYTES_MAX)?, kept.sequence);
+        }
+        let oldest = reach.oldest(task);
+        if oldest.is_some_and(|sequence| sequence < kept.sequence) {
+            // More was forgotten meanwhile. What is still needed has to be found anew.
+            reach.clear();
+        }
+        if reach.read_from(height) <= head.height {
+            // It is not known yet.
+            return Ok(kept.height);
+        }
         let reached = oldest.map(|sequence| self.height_of(sequence)).transpose()?.flatten();
         Ok(reached.map_or(height, |reached| reached.min(height)))
     }
 
     /// Removes from the disk what is forgotten, but for what an output of this node's own still needs.
-    fn remove(&self, head: &Head, removed: &mut Horizon) -> Result<(), ReadError> {
+    fn remove(&self, head: &Head, memory: &mut Memory) -> Result<(), ReadError> {
         let mut until = head.horizon;
         let full = self.limits.hard_bytes > 0 && self.state.bytes_on_disk() > self.limits.hard_bytes;
         if !full {
@@ -195,19 +227,19 @@ impl Retention {
                 if self.state.batch_of_task(next)?.is_none() {
                     return Ok(());
                 }
-                let needed = self.height_of_task(Some(next), head)?;
+                let needed = self.height_of_task(Some(next), head, &memory.removed, &mut memory.own_reach)?;
                 let Some(batch) = self.state.batch(needed)? else { return Ok(()) };
                 let header = batch.header;
                 let (height, sequence, task_number) = (header.height, header.first_sequence, header.first_task_number);
                 until = Horizon { height, sequence, task_number };
             }
         }
-        if until.height <= removed.height {
+        if until.height <= memory.removed.height {
             return Ok(());
         }
         self.state.forget(&until)?;
         tracing::info!(oldest_height = %until.height, "what is forgotten was removed from this node's store");
-        *removed = until;
+        memory.removed = until;
         Ok(())
     }
 }

@@ -163,6 +163,12 @@ async fn a_history_whose_beginning_was_forgotten_is_checked_from_what_is_kept() 
     let genesis = cluster.node(0).process.home().join("genesis.json");
     let (said, code) = verify(&["--url", &url, "--genesis", text(&genesis)]);
     assert!(code == Some(0) && said.contains(" from height ") && said.contains("changed 2 times"), "{said}");
+    // And a group of several devices that is open while it is checked.
+    for device in 1..3 {
+        let data = format!("{{\"n\":{device}}}");
+        let body = lockstep_identity::sign_body(&device_key(device, 0), ProjectId(WITH_RULES), "0.1", &data);
+        assert_eq!(post_message(address, body.as_bytes()).await.status, 200);
+    }
     let home = cluster.node(0).process.home().to_owned();
     cluster.terminate(0);
     cluster.node_mut(0).process.ended(SOON).await;

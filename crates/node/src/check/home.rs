@@ -1,17 +1,18 @@
 //! Checking the home of a stopped node: every file of its stores, every record, and the history they hold.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
 use lockstep_consensus::audit::{self, AuditError, LogFacts, StateFacts};
 use lockstep_consensus::{ReadError, StateStore};
-use lockstep_ledger::{Head, Members, RULES_NEWEST};
+use lockstep_ledger::{GroupKey, Head, Members, OpenGroup, RULES_NEWEST};
 use lockstep_store::home::StoreHome;
 use lockstep_store::lock::{Held, hold};
 use lockstep_store::records::{RecordError, TornTail, check_records};
 use lockstep_store::{Kind, RocksStorage, StoreError};
 use lockstep_types::verify::{Checkpoint, PackKey};
-use lockstep_types::{Epochs, ExportedBatch, Genesis, Height, Member, MessageId, NetworkId, Sequence};
+use lockstep_types::{Address, Epochs, ExportedBatch, Genesis, Height, Member, MessageId, NetworkId, Sequence};
 
 use crate::Home;
 use crate::check::chain::{ChainCheck, Page, way_from_genesis};
@@ -246,31 +247,35 @@ impl<'a> HomeCheck<'a> {
         if members.set() != verifier.set() || members.boundary() != verifier.boundary() {
             return Err(CheckError::bad(Part::State, "the members are not those that follow from the chain"));
         }
-        if open_groups(state)? != waiting(check) {
+        let groups = state.open_groups().map_err(damaged)?;
+        let waiting =
+            verifier.open_groups().flat_map(|(key, messages)| messages.iter().map(move |known| (key, *known)));
+        if !follow_from(&groups, waiting) {
             return Err(CheckError::bad(Part::State, "the open groups are not those that follow from the chain"));
         }
         Ok(())
     }
 }
 
-type Waiting = Vec<(PackKey, Vec<(Sequence, MessageId)>)>;
-
-fn waiting(check: &ChainCheck) -> Waiting {
-    let groups = check.verifier().open_groups();
-    groups.map(|(key, messages)| (key.clone(), messages.iter().copied().collect())).collect()
-}
-
-fn open_groups(state: &StateStore) -> Result<Waiting, CheckError> {
-    let groups = state.open_groups().map_err(damaged)?;
-    let mut open: Waiting = groups
-        .into_iter()
-        .map(|(key, group)| {
-            let key = PackKey { project_id: key.project_id, project_version: key.project_version, device: key.device };
-            (key, group.messages)
+/// Whether the groups hold the messages that wait by the chain, each once. The chain knows devices, and not which messages
+/// a project's rules put together: they may be of several.
+fn follow_from<'a>(
+    groups: &[(GroupKey, OpenGroup)],
+    waiting: impl Iterator<Item = (&'a PackKey, (Sequence, MessageId))>,
+) -> bool {
+    let mut waiting: BTreeMap<Sequence, (&PackKey, MessageId)> =
+        waiting.map(|(key, (sequence, id))| (sequence, (key, id))).collect();
+    let mut waits = |key: &GroupKey, group: &OpenGroup, (sequence, id): &(Sequence, MessageId)| {
+        let of_several = group.ruled.is_some() && key.device == Address::ZERO;
+        waiting.remove(sequence).is_some_and(|(known, known_id)| {
+            (known_id, known.project_id, &known.project_version) == (*id, key.project_id, &key.project_version)
+                && (of_several || known.device == key.device)
         })
-        .collect();
-    open.sort();
-    Ok(open)
+    };
+    let mut follows = |(key, group): &(GroupKey, OpenGroup)| {
+        group.messages.is_sorted() && group.messages.iter().all(|message| waits(key, group, message))
+    };
+    groups.iter().all(&mut follows) && waiting.is_empty()
 }
 
 fn read_page(state: &StateStore, from: Height) -> Result<Page, CheckError> {
