@@ -141,8 +141,8 @@ fn page(
                 }
                 if query.project.is_none_or(|project| project == task.project_id) {
                     let view = views.view(&mut reader, (batch, task), query.viewer).map_err(failed)?;
-                    bytes +=
-                        view.messages.iter().filter_map(|message| Some(message.data.as_ref()?.len())).sum::<usize>();
+                    let data = view.messages.iter().filter_map(|message| message.data.as_ref());
+                    bytes += data.chain(&view.ruled.payload).map(String::len).sum::<usize>();
                     out.tasks.push(view);
                 }
                 out.next = Some(task.number);

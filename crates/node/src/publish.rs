@@ -125,7 +125,8 @@ fn read_tasks(
                     return Ok((tasks, Some(task.number)));
                 }
                 let task = reader.read(batch, task, |_| {})?;
-                bytes += task.messages.iter().map(|message| message.data.len()).sum::<usize>();
+                bytes += task.messages.iter().map(|message| message.data.len()).sum::<usize>()
+                    + task.ruled.as_ref().and_then(|ruled| ruled.payload.as_ref()).map_or(0, bytes::Bytes::len);
                 tasks.push(task);
             }
         }

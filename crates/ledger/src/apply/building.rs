@@ -153,13 +153,8 @@ impl<'a> Building<'a> {
             return Ok(None);
         }
         self.judged.insert(project);
-        let joining_fuel = self.joining_fuel(project);
         let state = self.ledger.rules.entry(project).or_default();
-        let judged = self.judges.judge(message, self.time_ms, state).transpose()?;
-        if judged.is_some() {
-            state.fuel.spend(joining_fuel);
-        }
-        Ok(judged)
+        self.judges.judge(message, self.time_ms, state).transpose()
     }
 
     /// Keeps what is known of a message that the rules took and that is about to be ordered; says where they put it.

@@ -173,6 +173,7 @@ impl Building<'_> {
         let task = if alone || !seen.is_open {
             let mut group = Group::begin(&rules, defaults, &seen, late, now);
             let is_complete = group.add(&rules, defaults, &joining);
+            self.pay_for_joining(message, &rules, group.kept_bytes());
             let opened = OpenGroup { ruled: Some(Box::new(group)), ..OpenGroup::of(sequence, id, bytes) };
             if alone || is_complete {
                 Some(self.close(key.clone(), opened, self.height))
@@ -184,12 +185,15 @@ impl Building<'_> {
             }
         } else {
             self.touched.insert(key.clone());
-            let is_complete = self.change(&key, |open| {
+            let added = self.change(&key, |open| {
                 open.messages.push((sequence, id));
                 open.bytes = open.bytes.saturating_add(bytes);
-                open.ruled.as_mut().is_none_or(|group| group.add(&rules, defaults, &joining))
+                let is_complete = open.ruled.as_mut().is_none_or(|group| group.add(&rules, defaults, &joining));
+                (is_complete, open.ruled.as_ref().map_or(0, |group| group.kept_bytes()))
             });
-            if is_complete == Some(true) { self.close_open(&key, self.height) } else { None }
+            let (is_complete, kept_bytes) = added.unwrap_or_default();
+            self.pay_for_joining(message, &rules, kept_bytes);
+            if is_complete { self.close_open(&key, self.height) } else { None }
         };
         self.close_due();
         while let Some(key) = self.ledger.groups.oldest_of_too_much(message.project_id).cloned() {
@@ -281,6 +285,12 @@ impl Building<'_> {
         (packed.sequences.iter().filter_map(id_of).collect(), Some(Box::new(ruled)))
     }
 
+    fn pay_for_joining(&mut self, message: &Message, rules: &Rules, kept_bytes: usize) {
+        if let Some(state) = self.ledger.rules.get_mut(&message.project_id) {
+            state.fuel.spend(rules.joining_fuel(message.data.len() as u64, kept_bytes as u64));
+        }
+    }
+
     /// What the records of groups cost that are stored with this batch: their projects pay.
     pub(super) fn pay_for_groups(&mut self) {
         for key in &self.touched {
@@ -289,11 +299,6 @@ impl Building<'_> {
             state.fuel.spend(group.encode(key).len() as u64 / RECORD_BYTES_FOR_FUEL);
             self.judged.insert(key.project_id);
         }
-    }
-
-    /// Fuel of a message on its way into a group.
-    pub(super) fn joining_fuel(&self, project: ProjectId) -> u64 {
-        self.judges.packing(project).map_or(0, |rules| rules.joining_fuel())
     }
 }
 
