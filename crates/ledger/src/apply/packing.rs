@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use lockstep_rules::{Accepted, Defaults, Group, Joining, LATE, Rules, Seen};
-use lockstep_types::{
-    Api, Height, Message, MessageId, OutputName, ProjectId, ProjectSettings, Ruled, Sequence, Task, TaskId,
-};
+use lockstep_types::{Api, Height, Message, MessageId, OutputName, ProjectSettings, Ruled, Sequence, Task, TaskId};
 
 use super::RULES_WITH_PROJECT_RULES;
 use super::building::Building;
