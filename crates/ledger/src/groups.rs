@@ -189,9 +189,8 @@ impl Load {
 /// The open groups of a project.
 #[derive(Debug, Clone, Default)]
 struct OfProject {
+    /// Where its rules say what belongs together, they made all of them: a change of rules ends those of before.
     by_first: BTreeMap<Sequence, GroupKey>,
-    /// Those that rules made.
-    ruled: BTreeMap<Sequence, GroupKey>,
     load: Load,
 }
 
@@ -228,7 +227,7 @@ impl Groups {
 
     /// The oldest group of a project whose rules keep more open than [`RULED_GROUPS_MAX`] and its like allow.
     pub fn oldest_of_too_much(&self, project: ProjectId) -> Option<&GroupKey> {
-        self.by_project.get(&project).filter(|groups| groups.load.is_too_much())?.ruled.values().next()
+        self.by_project.get(&project).filter(|groups| groups.load.is_too_much())?.by_first.values().next()
     }
 
     /// The group that is due first, if that is not after `now`.
@@ -238,17 +237,7 @@ impl Groups {
 
     /// All groups of a project, the oldest first.
     pub fn of_project(&self, project: ProjectId) -> Vec<GroupKey> {
-        let first = GroupKey {
-            project_id: project,
-            project_version: String::new(),
-            device: Address::ZERO,
-            name: String::new(),
-            window: None,
-        };
-        let groups = self.by_key.range(first..).take_while(|(key, _)| key.project_id == project);
-        let mut found: Vec<_> = groups.map(|(key, group)| (group.first_sequence(), key)).collect();
-        found.sort_unstable();
-        found.into_iter().map(|(_, key)| key.clone()).collect()
+        self.by_project.get(&project).map_or_else(Vec::new, |groups| groups.by_first.values().cloned().collect())
     }
 
     /// Since when a later window of the same group is open, in batch time: the next one, or the last.
@@ -279,7 +268,6 @@ impl Groups {
         self.by_count.insert((groups.by_first.len(), key.project_id));
         if let Some(due) = group.due() {
             self.by_due.insert((due, key.clone()));
-            groups.ruled.insert(first, key.clone());
             groups.load.change(Load::default(), group.load());
         }
         self.by_key.insert(key, group);
@@ -328,7 +316,6 @@ impl Groups {
         if let Some(groups) = self.by_project.get_mut(&key.project_id) {
             self.by_count.remove(&(groups.by_first.len(), key.project_id));
             groups.by_first.remove(&first);
-            groups.ruled.remove(&first);
             groups.load.change(group.load(), Load::default());
             if groups.by_first.is_empty() {
                 self.by_project.remove(&key.project_id);

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::document::{Aggregate, GroupBy, Reduction, Sort, SortBy};
 use crate::judge::{Accepted, Rules};
-use crate::limits::{GROUP_BYTES_MAX, GROUP_MESSAGES_MAX, MERGE_BYTES_FOR_FUEL};
+use crate::limits::{GROUP_BYTES_MAX, GROUP_MESSAGES_MAX};
 use crate::reduce::{Reduced, payload};
 
 /// A flag for what comes after its window was passed.
@@ -109,11 +109,12 @@ impl Rules {
         aggregate.window_ms.is_some() && aggregate.by == GroupBy::Device
     }
 
-    /// Fuel that a message of so many bytes takes on its way into its group, whose reductions keep so many then.
+    /// Fuel that a message of so many bytes takes on its way into its group, whose reductions keep so many then. A merge takes
+    /// both apart and puts them together again, and pays for each byte.
     pub fn joining_fuel(&self, bytes: u64, kept_bytes: u64) -> u64 {
         let merges = self.reductions().filter(|(_, with)| *with == Reduction::Merge).count() as u64;
         let merged_bytes = if merges > 0 { merges * bytes + kept_bytes } else { 0 };
-        self.reductions().count() as u64 + merged_bytes / MERGE_BYTES_FOR_FUEL
+        self.reductions().count() as u64 + merged_bytes
     }
 
     /// Which group a message belongs to.

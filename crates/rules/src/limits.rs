@@ -28,8 +28,6 @@ pub const GROUP_NAME_BYTES_MAX: usize = 128;
 pub const GROUP_MESSAGES_MAX: u64 = lockstep_types::task::GROUP_MESSAGES_MAX;
 /// Most bytes of data of a group, but for its last message.
 pub const GROUP_BYTES_MAX: u64 = 4 << 20;
-/// Bytes that one fuel pays for where a `merge` takes what there is, and the message, apart and together again.
-pub const MERGE_BYTES_FOR_FUEL: u64 = 1;
 /// Outputs that a document names.
 pub const OUTPUTS_MAX: usize = 16;
 /// Longest hold, age or window: 31 days.

@@ -178,7 +178,6 @@ mod tests {
 
     #[test]
     fn fuel_pays_for_merging() {
-        use crate::limits::MERGE_BYTES_FOR_FUEL;
         let large: Value = (0..230).map(|n| (format!("member{n}"), json!(n))).collect::<Map<_, _>>().into();
         let mut reduced = Reduced::default();
         let begun = std::time::Instant::now();
@@ -186,8 +185,8 @@ mod tests {
             reduced.take(Reduction::Merge, &large, 0, Sequence(n));
         }
         assert!(reduced.kept_bytes() > 3_000);
-        // What was there, and as much that came.
-        let fuel = 2 * reduced.kept_bytes() as u64 / MERGE_BYTES_FOR_FUEL;
+        // A unit for each byte that was there, and for as many that came.
+        let fuel = 2 * reduced.kept_bytes() as u64;
         let nanoseconds = begun.elapsed().as_nanos() as u64 / 100 / fuel;
         println!("{nanoseconds} ns for each of {fuel} fuel");
         // Some 15 where the machine has nothing else to do.
