@@ -1,6 +1,8 @@
 //! Whole requests to the doors for HTTP and gRPC, over ports that make answers up.
 
-#[path = "../../../api/tests/common/mod.rs"]
+// Its own tests use all of it, and are tests.
+#[path = "../../../api/tests/api/common.rs"]
+#[allow(dead_code, clippy::unwrap_used)]
 mod common;
 
 use std::cell::OnceCell;
