@@ -1,13 +1,16 @@
 # Shortcuts; each can be read off its recipe or its script. 'make' alone lists them.
-# One profile and one package selection everywhere (--release --workspace --locked): RocksDB is compiled once for all.
+# The program is built as a release, tests and lints in cargo's profile dev, the program for others in the profile dist.
+# RocksDB is compiled once for all of them (scripts/rocksdb.sh), also for plain cargo.
 # CARGO_TARGET_DIR says where builds go, as always with cargo.
 
 SHELL := /bin/bash
 CARGO := scripts/cargo.sh
-SELECTION := --release --workspace --locked
+PROGRAM := --locked -p lockstep-cli
+# The simulation and the runner of chaos, with the program that they play with.
+TESTKIT := --release --locked -p lockstep-cli -p lockstep-testkit
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test rounds sim chaos fuzz deny build lint features fmt bench clean
+.PHONY: help deps demo build dist test lint features fmt deny bench sim rounds chaos fuzz nightly clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -18,35 +21,21 @@ deps: ## Install what is missing to build, test and demonstrate (Debian, Ubuntu)
 demo: ## Three nodes and thirty devices on this machine for a minute (DEMO_SECONDS, DEMO_HOME, DEMO_PORT)
 	@scripts/demo.sh
 
-test: ## Check format, lints and licences, then run all tests (TEST_ARGS: which)
+build: ## Build the program for every day: target/release/lockstep
+	@scripts/deps.sh build
+	@$(CARGO) build --release $(PROGRAM)
+
+dist: ## Build the program to give away, small and slowly: target/dist/lockstep
+	@scripts/deps.sh build
+	@scripts/dist.sh
+
+test: ## Check format, lints and licences, then run all tests (TEST_ARGS: only these tests, such as '-p lockstep-node places')
 	@scripts/deps.sh build test
 	@scripts/test.sh $(TEST_ARGS)
 
-rounds: ## Two times a hundred rounds of random faults on a network under load (LOCKSTEP_ROUNDS, LOCKSTEP_SEED)
-	@scripts/deps.sh build test
-	@LOCKSTEP_ROUNDS=$${LOCKSTEP_ROUNDS:-100} $(CARGO) test $(SELECTION) --test nodes -- --nocapture --test-threads 1 rounds::
-
-sim: ## Networks in simulated time, one for each seed (SIM_ARGS: how many, from where, which scenario)
-	@$(CARGO) run $(SELECTION) --bin lockstep-testkit -- sim $(or $(SIM_ARGS),--seeds 200)
-
-chaos: ## Let everything go wrong on a network of real processes for half an hour, and check (CHAOS_ARGS: how long, which seed)
-	@scripts/deps.sh build test
-	@$(CARGO) build $(SELECTION) --bins
-	@$(CARGO) run $(SELECTION) --bin lockstep-testkit -- chaos $(CHAOS_ARGS)
-
-fuzz: ## Fuzz every reader of bytes with coverage (FUZZ_SECONDS for each target, FUZZ_TARGETS: which); nightly Rust
-	@scripts/fuzz.sh $(FUZZ_TARGETS)
-
-deny: ## Check dependencies: licences, bans, sources, and advisories where their database can be had
-	@scripts/deny.sh
-
-build: ## Build everything, tests and benchmarks too
-	@scripts/deps.sh build
-	@$(CARGO) build $(SELECTION) --all-targets
-
-lint: ## Check format and lints
+lint: ## Check format and lints, and that everything compiles, benchmarks and fuzz targets too
 	@$(CARGO) fmt --all --check
-	@$(CARGO) clippy $(SELECTION) --all-targets -- -D warnings
+	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 STORES := none sqlite postgres object altda celestia nats
 
@@ -59,10 +48,31 @@ features: ## Check that the program compiles with each store of tasks alone
 fmt: ## Format the code
 	@$(CARGO) fmt --all
 
-# cargo bench has a profile of its own; --profile release makes it share the other commands' build.
+deny: ## Check dependencies: licences, bans, sources, and advisories where their database can be had
+	@scripts/deny.sh
+
 bench: ## Run the benchmarks (BENCH_ARGS: which, and Criterion's options)
 	@$(CARGO) bench --profile release --workspace --locked --bench '*' -- $(BENCH_ARGS)
 
-clean: ## Remove what was built and the demo's network; the next build takes long
+sim: ## Networks in simulated time, one for each seed (SIM_ARGS: how many, from where, which scenario)
+	@$(CARGO) run $(TESTKIT) --bin lockstep-testkit -- sim $(or $(SIM_ARGS),--seeds 200)
+
+rounds: ## Two times a hundred rounds of random faults on a network under load (LOCKSTEP_ROUNDS, LOCKSTEP_SEED)
+	@scripts/deps.sh build test
+	@LOCKSTEP_ROUNDS=$${LOCKSTEP_ROUNDS:-100} $(CARGO) test --locked -p lockstep-cli --test nodes -- --nocapture --test-threads 1 rounds::
+
+chaos: ## Let everything go wrong on a network of real processes for half an hour, and check (CHAOS_ARGS: how long, which seed)
+	@scripts/deps.sh build test
+	@$(CARGO) build $(TESTKIT) --bins
+	@$(CARGO) run $(TESTKIT) --bin lockstep-testkit -- chaos $(CHAOS_ARGS)
+
+fuzz: ## Fuzz every reader of bytes with coverage (FUZZ_SECONDS for each target, FUZZ_TARGETS: which); nightly Rust
+	@scripts/fuzz.sh $(FUZZ_TARGETS)
+
+nightly: ## Everything that takes hours: simulation, chaos, rounds and waits at length; prints the figures
+	@scripts/deps.sh build test
+	@scripts/nightly.sh
+
+clean: ## Remove what was built and the demo's network; RocksDB's library stays
 	@$(CARGO) clean
 	@rm -rf .lockstep/demo

@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
-# cargo, with what RocksDB's bindings need on a machine that has libclang but not clang's headers: the C compiler's.
+# cargo, after RocksDB's library, which it takes where it is there. And with what RocksDB's bindings need on a machine that
+# has libclang but not clang's headers: the C compiler's.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
 
+case "${1:-}" in
+fmt | clean) ;;
+*) scripts/rocksdb.sh ;;
+esac
 if [[ -z "${BINDGEN_EXTRA_CLANG_ARGS:-}" ]] && ! have_clang_headers && command -v gcc >/dev/null; then
     BINDGEN_EXTRA_CLANG_ARGS="-I$(gcc -print-file-name=include)"
     export BINDGEN_EXTRA_CLANG_ARGS

@@ -17,14 +17,11 @@ echo "The demo needs Rust, and of Debian's packages g++, libclang, sqlite3 and c
 if [[ -x "$lockstep" ]]; then
     echo "It then builds what changed since the last build."
 else
-    echo "It then builds Lockstep: about 20 to 25 minutes the first time on two cores, most of it for RocksDB and"
-    echo "libp2p; a few seconds afterwards. It needs about 5 GB of disk under $(target_dir)."
+    echo "It then builds Lockstep: about 15 minutes the first time on two cores, 4 of them for RocksDB, which is kept for"
+    echo "all other builds; a few seconds afterwards. It needs about 1.5 GB of disk under $(target_dir)."
 fi
 scripts/deps.sh build demo
-
-# No example is meant by --examples: it has Cargo choose features as for the tests, so that 'make test' and 'make demo'
-# share what they compile.
-scripts/cargo.sh build --release --workspace --locked --bins --examples
+scripts/cargo.sh build --release --locked -p lockstep-cli
 
 if [[ "$home" == "$own_home" ]]; then
     rm -rf "$own_home"

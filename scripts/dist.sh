@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Builds the program in the profile dist and says how large it is.
+# Usage: scripts/dist.sh [CARGO_ARGS ...]     (features, for one)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/lib.sh
+
+# More is a fault: it grew, or something in it is not wanted.
+bytes_max=50000000
+
+echo "dist: optimising the program as a whole takes about ten minutes on top of a build" >&2
+scripts/cargo.sh build --profile dist --locked -p lockstep-cli "$@"
+program=$(target_dir)/dist/lockstep
+bytes=$(stat -c %s "$program")
+echo "$program: $bytes bytes, at most $bytes_max"
+[[ $bytes -le $bytes_max ]]

@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Compiles RocksDB's library once for all checkouts, target directories and profiles of this machine, and has cargo use it.
+#
+# The crate librocksdb-sys compiles 342 files one by one for each target directory and profile. Here the same files, with
+# the same flags, are compiled in units of several files, which takes less than half the time, and the archive is kept
+# outside the checkout. `.cargo/rocksdb.toml` then points to a file beside it with the settings that make librocksdb-sys
+# take it; `.cargo/config.toml` includes that where it is there, so plain cargo takes the same way. Without it the crate's
+# own way is taken.
+#   ROCKSDB_LIB_DIR    a library of your own: nothing is done here
+#   ROCKSDB_COMPILE=1  the crate's own way, for one cargo command (cross-compilation needs it)
+#   CXX, CXXFLAGS      the C++ compiler, and flags after the script's own
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+unit_files=24
+settings=.cargo/rocksdb.toml
+kept=${XDG_CACHE_HOME:-$HOME/.cache}/lockstep/rocksdb
+compiler=${CXX:-c++}
+
+# Version and checksum of a crate in the lock file.
+locked() {
+    awk -v name="\"$1\"" '$1 == "name" { found = $3 == name } found && ($1 == "version" || $1 == "checksum") { print $3 }' Cargo.lock
+}
+
+# Where the crate's sources are; cargo downloads them if they are not there.
+sources_of() {
+    cargo metadata --locked --format-version 1 |
+        grep -o "\"manifest_path\":\"[^\"]*/$1-[0-9][^\"/]*/Cargo.toml\"" | sed 's/.*:"//; s|/Cargo.toml"$||' | head -n 1
+}
+
+# The crate's own way is the right one for what this script does not know.
+own_way() {
+    rm -f "$settings"
+    if [[ $# -gt 0 ]]; then
+        echo "rocksdb: $*; librocksdb-sys compiles RocksDB itself, which takes longer" >&2
+    fi
+    exit 0
+}
+
+[[ -z "${ROCKSDB_LIB_DIR:-}" && -z "${ROCKSDB_COMPILE:-}" ]] || exit 0
+target=$(rustc -vV | sed -n 's/^host: //p')
+case "$target" in
+*-linux-gnu*) ;;
+*) own_way ;;
+esac
+command -v "$compiler" >/dev/null || own_way "there is no C++ compiler '$compiler'"
+
+# What librocksdb-sys' build script passes on Linux with the features that Cargo.toml names, as a release.
+defines=(-DLZ4=1 -DNDEBUG=1 -DHAVE_ALIGNED_NEW -DHAVE_UINT128_EXTENSION -DOS_LINUX -DROCKSDB_PLATFORM_POSIX
+    -DROCKSDB_LIB_IO_POSIX -DROCKSDB_SCHED_GETCPU_PRESENT -DROCKSDB_AUXV_GETAUXVAL_PRESENT -DROCKSDB_FALLOCATE_PRESENT
+    -DROCKSDB_RANGESYNC_PRESENT)
+flags=(-std=c++20 -O3 -fPIC -ffunction-sections -fdata-sections -include cstdint "${defines[@]}")
+if [[ $target == x86_64-* ]]; then
+    flags+=(-m64 -msse2)
+fi
+read -r -a extra <<<"${CXXFLAGS:-}"
+flags+=("${extra[@]}")
+
+hash=$({
+    locked librocksdb-sys
+    locked lz4-sys
+    printf '%s\n' "$target" "$unit_files" "${flags[@]}"
+    "$compiler" --version
+} | sha256sum | cut -c 1-16)
+library=$kept/$hash
+
+point_to_library() {
+    if [[ "$(readlink "$settings" || true)" != "$library/cargo.toml" ]]; then
+        ln -sfn "$library/cargo.toml" "$settings"
+    fi
+}
+
+if [[ -e "$library/cargo.toml" ]]; then
+    point_to_library
+    exit 0
+fi
+
+mkdir -p "$kept"
+exec 9>"$kept/lock"
+flock --nonblock 9 || { echo "rocksdb: waiting for another build of it" >&2; flock 9; }
+if [[ -e "$library/cargo.toml" ]]; then
+    point_to_library
+    exit 0
+fi
+
+rocksdb=$(sources_of librocksdb-sys)
+lz4=$(sources_of lz4-sys)
+[[ -f "$rocksdb/rocksdb_lib_sources.txt" && -f "$lz4/liblz4/lib/lz4.h" ]] || own_way "its sources are not where they were"
+
+# Below the directory that it becomes, so that the last step is a rename. What a run left that was ended goes.
+rm -rf "$kept"/.making-*
+work=$(mktemp -d "$kept/.making-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+flags+=(-Irocksdb/include/ -Irocksdb/ "-I$lz4/liblz4/lib" -I. -w)
+printf '%s\n' "${flags[@]}" >"$work/flags"
+{
+    sed '/^[[:space:]]*$/d; /^util\/build_version.cc$/d; s|^|-include rocksdb/|' "$rocksdb/rocksdb_lib_sources.txt"
+    echo "-include build_version.cc"
+} | split -l "$unit_files" -a 3 -d - "$work/unit-"
+units=("$work"/unit-*)
+jobs=$(nproc)
+
+# Compiled where the crate compiles, and named as it names them: RocksDB's log cuts what stands before the names of files.
+# One object for each unit, and a line of progress.
+compile_units() {
+    cd "$rocksdb"
+    printf '%s\0' "${units[@]}" | xargs -0 -n 1 -P "$jobs" bash -c '
+        "$1" "@$2/flags" "@$4" -x c++ -c /dev/null -o "$4.o" || exit 255
+        echo "rocksdb: $(find "$2" -name "*.o" | wc -l) of $3" >&2
+    ' compile "$compiler" "$work" "${#units[@]}"
+}
+
+started=$SECONDS
+echo "rocksdb: compiling RocksDB once for this machine: ${#units[@]} units on $jobs processors, about 4 minutes on two" >&2
+(compile_units) || own_way "it did not compile in units"
+ar crsD "$work/librocksdb.a" "$work"/unit-*.o
+rm -f "$work/flags" "$work"/unit-*
+cat >"$work/cargo.toml" <<TEXT
+# Made by scripts/rocksdb.sh: librocksdb-sys takes the library that is here.
+[env]
+ROCKSDB_LIB_DIR = "$library"
+ROCKSDB_STATIC = "1"
+TEXT
+chmod 755 "$work"
+rm -rf "$library"
+mv -T "$work" "$library"
+point_to_library
+echo "rocksdb: done in $((SECONDS - started)) s, kept in $library" >&2
