@@ -105,7 +105,7 @@ async fn a_stranger_is_answered_and_known_by_its_key() {
     assert!(node.handle.serve_join(Door::default()).is_err(), "served once");
     let answer = request(&key, &node, b"hello").await.unwrap();
     assert_eq!(answer, [&key.public().compressed()[..], b"hello"].concat());
-    let named = format!("{}/p2p/{}", node.address(), peer_id_of(&support::key(1).public()));
+    let named = format!("{}/p2p/{}", node.address(), peer_id_of(&crate::support::key(1).public()));
     assert!(ask_to_join(&fresh_key(), &named, Bytes::new(), DEADLINE).await.is_ok());
     assert_eq!(request(&fresh_key(), &node, b"largest").await.unwrap().len() as u64, JOIN_ANSWER_BYTES_MAX);
 }
@@ -194,7 +194,7 @@ async fn a_stranger_gets_no_other_stream_and_no_gossip() {
     connected(&stranger.handle, 1).await;
     let first = nodes[0].handle.clone();
     warm_up(&first, &mut nodes[1..]).await;
-    for channel in support::CHANNELS {
+    for channel in crate::support::CHANNELS {
         let error = ask(&mut stranger.handle.client(NodeId(1), channel), b"let me in").await.unwrap_err();
         assert!(matches!(&error, CallError::Refused(reason) if reason.contains("does not serve")), "{error}");
         assert!(ask(&mut nodes[1].handle.client(NodeId(1), channel), b"member").await.is_ok());

@@ -92,11 +92,11 @@ async fn a_member_of_another_network_or_epoch_is_refused() {
     let one = Node::start(options(1)).await;
     one.knows(2, None).await;
     // The same first 16 hex digits, so that the protocol ids agree and only Hello can tell.
-    let mut near = support::NETWORK.0;
+    let mut near = crate::support::NETWORK.0;
     near[31] ^= 1;
     let changes: [(&str, NetworkId, Epoch); 3] = [
         ("is not this network", NetworkId(near), Epoch(0)),
-        ("is not this network's epoch", support::NETWORK, Epoch(1)),
+        ("is not this network's epoch", crate::support::NETWORK, Epoch(1)),
         ("another network", NetworkId([8; 32]), Epoch(0)),
     ];
     for (word, network, epoch) in changes {
