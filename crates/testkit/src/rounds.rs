@@ -119,6 +119,14 @@ struct Voting {
     task: JoinHandle<Result<(), String>>,
 }
 
+impl Voting {
+    /// Says what became of the vote; each of its commands has a deadline of its own.
+    async fn end(self) {
+        let result = self.task.await.expect("a vote does not panic");
+        println!("  vote ({:?} {}): {result:?}", self.ballot, self.index + 1);
+    }
+}
+
 struct Play {
     cluster: Cluster,
     random: Random,
@@ -391,8 +399,7 @@ impl Play {
     /// Sees what became of a vote, and whom the network has now.
     async fn count_votes(&mut self) {
         if let Some(voting) = self.voting.take_if(|voting| voting.task.is_finished()) {
-            let result = voting.task.await.expect("a vote does not panic");
-            println!("  vote ({:?} {}): {result:?}", voting.ballot, voting.index + 1);
+            voting.end().await;
         }
         if !self.can_join {
             return;
@@ -484,9 +491,8 @@ impl Play {
     async fn finish(mut self) -> RoundsReport {
         self.mend().await;
         self.wait_progress(Instant::now()).await;
-        if let Some(voting) = self.voting.as_mut() {
-            // It has a deadline of its own for each command.
-            let _ = (&mut voting.task).await;
+        if let Some(voting) = self.voting.take() {
+            voting.end().await;
         }
         self.count_votes().await;
         self.mend().await;

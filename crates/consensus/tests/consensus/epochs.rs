@@ -19,6 +19,8 @@ use lockstep_types::{
 };
 use prost::Message as _;
 
+use crate::files::copy_of_a_crash;
+
 struct Quiet;
 
 impl Observer for Quiet {
@@ -106,18 +108,6 @@ async fn propose(consensus: &Consensus, numbers: std::ops::Range<u64>) {
     }
 }
 
-fn copy_directory(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_directory(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_epoch_begins_with_the_whole_log_and_one_new_voter() {
     let directory = tempfile::tempdir().unwrap();
@@ -127,7 +117,7 @@ async fn an_epoch_begins_with_the_whole_log_and_one_new_voter() {
     propose(&consensus, 0..20).await;
     let head = state.head().unwrap().unwrap();
     // As a crash leaves it: the newest entries are in the log only.
-    copy_directory(&old, &crashed);
+    copy_of_a_crash(&old, &crashed);
     consensus.shutdown().await;
     drop((consensus, state));
 

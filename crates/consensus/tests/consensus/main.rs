@@ -3,5 +3,6 @@
 #![allow(clippy::unwrap_used)]
 
 mod epochs;
+mod files;
 mod snapshots;
 mod storage_suite;

@@ -19,6 +19,8 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use tokio_util::sync::CancellationToken;
 
+use crate::files::copy_of_a_crash;
+
 /// Long enough for a busy machine; what is awaited usually comes within a second.
 pub const SOON: Duration = Duration::from_secs(60);
 /// How long a proposal is waited for before whoever leads is asked again.
@@ -161,18 +163,6 @@ pub fn small_logs() -> CompactionOptions {
     CompactionOptions { log_bytes_max: 600_000, log_entries_max: 1000, log_kept_entries: 5 }
 }
 
-pub fn copy_directory(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy_directory(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 pub fn bytes_in(path: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(path) else { return 0 };
     let size = |entry: std::fs::DirEntry| match entry.metadata() {
@@ -242,7 +232,7 @@ impl Network {
     pub async fn crash(&mut self, node: u64) -> PathBuf {
         self.copies += 1;
         let copy = self.directory.path().join(format!("node-{node}-{}", self.copies));
-        copy_directory(self.path(node), &copy);
+        copy_of_a_crash(self.path(node), &copy);
         self.stop(node).await;
         copy
     }
