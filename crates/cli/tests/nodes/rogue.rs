@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lockstep_network::{CallError, Channel, Handle, LogView, Network, Options, Peer, Service};
 use lockstep_testkit::audit::audit;
-use lockstep_testkit::cluster::{Cluster, ClusterOptions};
+use lockstep_testkit::cluster::{Cluster, ClusterOptions, open_params};
 use lockstep_testkit::history::Content;
 use lockstep_testkit::random::Random;
 use lockstep_testkit::wait::eventually;
 use lockstep_types::certificate::sign_batch;
 use lockstep_types::conflict::Conflict;
 use lockstep_types::{
-    Api, BatchHeader, Epoch, Evidence, Height, Message, NetworkId, NodeId, ProjectId, Signature, SigningKey, TimeMs,
-    proto,
+    Api, BatchHeader, Epoch, Evidence, Height, Message, NetworkId, NetworkParams, NodeId, ProjectId, ProjectSettings,
+    Signature, SigningKey, TimeMs, proto,
 };
 use prost::Message as _;
 use tokio::task::JoinSet;
@@ -301,7 +301,10 @@ async fn submit_all(device: &Device) -> Duration {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_gone_bad_is_refused_and_changes_nothing() {
     let mut random = Random::from_environment();
-    let mut cluster = Cluster::start(binary(), ClusterOptions::of(4)).await;
+    // The bundle that is replayed stays a repeat for as long as a slow machine needs for the attack.
+    let default_project = ProjectSettings { retry_window_ms: 600_000, ..ProjectSettings::open() };
+    let params = NetworkParams { default_project, ..open_params() };
+    let mut cluster = Cluster::start(binary(), ClusterOptions::of(4).with_params(params)).await;
     let network = cluster.genesis().id().unwrap();
     let device = Device::new(cluster.node(0).url());
     device.submit().await;
