@@ -37,12 +37,12 @@ lint: ## Check format and lints, and that everything compiles, benchmarks and fu
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
-STORES := none sqlite postgres object altda celestia nats
+FEATURES := none sqlite postgres object altda celestia nats buckets chain gossip rules default
 
-features: ## Check that the program compiles with each store of tasks alone
-	@for store in $(STORES); do \
-	  echo "features: $$store"; \
-	  $(CARGO) check --locked -p lockstep-cli --no-default-features --features "$${store#none}" || exit 1; \
+features: ## Check that the program compiles with no feature, with each alone, and with all of them
+	@for feature in $(FEATURES); do \
+	  echo "features: $$feature"; \
+	  $(CARGO) check --locked -p lockstep-cli --no-default-features --features "$${feature#none}" || exit 1; \
 	done
 
 fmt: ## Format the code

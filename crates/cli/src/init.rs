@@ -130,9 +130,15 @@ fn form(options: &Init, network: &str, members: Vec<Member>) -> Result<Genesis, 
         default_project,
         projects,
         owners,
-        ..NetworkParams::default()
+        ..first_params(lockstep_rules::HAS_ENGINE)
     };
     Ok(Genesis::new(network, members, params)?)
+}
+
+/// What the parameters of a new network begin with. A program without rules makes networks without them, since it could take
+/// part in no other.
+pub fn first_params(has_rules: bool) -> NetworkParams {
+    NetworkParams { rules_fuel_per_second: (!has_rules).then_some(0), ..NetworkParams::default() }
 }
 
 fn install(home: &Home, genesis: &Genesis) -> anyhow::Result<()> {
@@ -156,4 +162,15 @@ fn install(home: &Home, genesis: &Genesis) -> anyhow::Result<()> {
     }
     println!("start it with: lockstep start --home {}", home.path().display());
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_without_rules_makes_networks_without_them() {
+        assert_eq!(first_params(true), NetworkParams::default());
+        assert!(!first_params(false).allows_rules());
+    }
 }

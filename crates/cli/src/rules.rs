@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use lockstep_rules::{Bundle, Cause, Defaults, Input, Made, Outcome, Rehearsal, Rules};
+use lockstep_rules::{Bundle, Cause, Defaults, HAS_ENGINE, Input, Made, Outcome, Rehearsal, Rules, RulesError};
 use lockstep_types::{Address, ProjectSettings};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -23,8 +23,14 @@ const STEP_MS: u64 = 1_000;
 /// What `init` writes.
 const FIRST_DOCUMENT: &str = include_str!("rules/first.toml");
 
+/// Rules are written, tried out and set by a program that knows them, so that nobody writes what cannot be tried.
+fn check_engine(is_there: bool) -> Result<(), RulesError> {
+    if is_there { Ok(()) } else { Err(RulesError::LeftOut) }
+}
+
 /// Writes a document to begin with.
 pub fn init(file: &Path) -> anyhow::Result<()> {
+    check_engine(HAS_ENGINE)?;
     let mut out = fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -37,6 +43,7 @@ pub fn init(file: &Path) -> anyhow::Result<()> {
 
 /// Reads a document with the files beside it.
 pub fn read_bundle(file: &Path) -> anyhow::Result<Bundle> {
+    check_engine(HAS_ENGINE)?;
     let document = fs::read_to_string(file).with_context(|| file.display().to_string())?;
     let directory = file.parent().map(Path::to_path_buf).unwrap_or_default();
     let read = |name: &str| {

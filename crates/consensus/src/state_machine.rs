@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
-use lockstep_ledger::{Applied, Command, Ledger, LedgerParts, Members, RULES_NEWEST, Target, Write};
+use lockstep_ledger::{Applied, Command, Ledger, LedgerParts, Members, RULES_NEWEST, Target, Write, check_rules};
 use lockstep_types::{DecodeError, Epoch, Genesis, GenesisError, NodeId};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -84,11 +84,12 @@ fn load(state: &StateStore, constants: &LedgerParts) -> Result<Ledger, ReadError
 }
 
 impl StateMachine {
-    /// The state machine of a node in an epoch of its network, as it was stored.
+    /// The state machine of a node in an epoch of its network, as it was stored. Whatever applies a log comes by here.
     ///
     /// # Errors
-    /// If the state cannot be read.
+    /// If the state cannot be read, or the log of this network may say what this program does not know how to do.
     pub fn open(genesis: &Genesis, epoch: Epoch, state: StateStore, observer: Arc<dyn Observer>) -> io::Result<Self> {
+        check_rules(&genesis.params, lockstep_rules::HAS_ENGINE).map_err(io_error)?;
         let constants = constants(genesis, epoch).map_err(io_error)?;
         let ledger = load(&state, &constants).map_err(io_error)?;
         let (applied, membership) = state.applied().map_err(io_error)?;

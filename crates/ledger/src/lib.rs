@@ -29,4 +29,4 @@ pub use members::{
 };
 pub use pool::{Inserted, Pool, PoolLimits};
 pub use projects::{Project, Projects};
-pub use rules::{LastTaken, ProjectFuel, Reached, RulesFrom, RulesState, compile_rules};
+pub use rules::{LastTaken, ProjectFuel, Reached, RulesFrom, RulesNeeded, RulesState, check_rules, compile_rules};

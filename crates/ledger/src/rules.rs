@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use lockstep_rules::{Bundle, Refusal, Rules, RulesError};
-use lockstep_types::{DecodeError, Hash32, Height, Sequence, TimeMs, proto};
+use lockstep_types::{DecodeError, Hash32, Height, NetworkParams, Sequence, TimeMs, proto};
 use prost::Message as _;
 
 /// Version of the stored [`RulesState`].
@@ -67,6 +67,21 @@ pub(crate) fn add(rules: &mut Vec<RulesFrom>, new: RulesFrom, newest: Height) ->
     }
     *rules = added;
     true
+}
+
+/// A program without rules must not take part in a network whose owners may set some: it could not do what the log says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "projects of this network may have rules (rules_fuel_per_second in its genesis is {0}, not 0), and this program was built without them: use one that was built with the feature rules"
+)]
+pub struct RulesNeeded(u64);
+
+/// Whether a program may apply the log of a network with these parameters; `has_rules` says how it was built.
+///
+/// # Errors
+/// If what the log says could be more than it knows how to do.
+pub fn check_rules(params: &NetworkParams, has_rules: bool) -> Result<(), RulesNeeded> {
+    if has_rules || !params.allows_rules() { Ok(()) } else { Err(RulesNeeded(params.rules_fuel_per_second())) }
 }
 
 /// Makes rules of an encoded bundle.

@@ -18,77 +18,18 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::chain::TaskStates;
-use crate::config::{Layout, OutputConfig, OutputKind, Scope};
+use crate::config::Scope;
 use crate::error::NodeError;
-use crate::home::{Home, Opened, hex_line, random_key};
+use crate::home::{hex_line, random_key};
 use crate::limits::READ_BYTES_MAX;
+use crate::node::Parts;
 use crate::publish::RunningOutput;
 use crate::supervisor::Supervisor;
-use crate::tracker::Tracker;
 
+/// Where in the home it is noted which tasks were announced.
+const NOTE_FILE: &str = "w3bstream.json";
 /// Batches of one read of tasks.
 const BATCHES_TOGETHER_MAX: usize = 16;
-
-/// W3bstream's network, on which tasks of one output are announced.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct W3bstreamConfig {
-    /// The chain of W3bstream's contracts; it is in the name of their network's protocol.
-    pub chain_id: u64,
-    /// Multiaddresses to listen on, TCP.
-    pub listen: Vec<String>,
-    /// Multiaddresses that others are told, where those of `listen` are not the way in.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub advertise: Vec<String>,
-    /// Peers of that network to begin with, each with /p2p/ and a peer id at its end.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub bootstrap: Vec<String>,
-    /// The node's key on that network, and of nothing else; made when it is missing.
-    #[serde(default = "default_key_file")]
-    pub key_file: PathBuf,
-    /// The output whose tasks are announced.
-    pub output: OutputName,
-    /// Announcements of one task at most.
-    #[serde(default = "default_attempts_max")]
-    pub attempts_max: u32,
-}
-
-fn default_key_file() -> PathBuf {
-    "w3bstream.key".into()
-}
-
-fn default_attempts_max() -> u32 {
-    lockstep_announce::limits::ATTEMPTS_MAX
-}
-
-impl W3bstreamConfig {
-    /// Checks it against the outputs; the error names the setting.
-    pub(crate) fn check(&self, outputs: &[OutputConfig]) -> Result<(), String> {
-        let named = outputs.iter().find(|output| output.name == self.output);
-        let named = named.ok_or_else(|| format!("w3bstream.output: there is no output {}", self.output))?;
-        // Whoever hears of a task there looks for it in tables of the layout apinode.
-        match named.kind {
-            OutputKind::Sqlite { layout: Layout::Apinode, .. }
-            | OutputKind::Postgres { layout: Layout::Apinode, .. } => {}
-            _ => return Err(format!("w3bstream.output: output {} has no tables of the layout apinode", self.output)),
-        }
-        if self.attempts_max == 0 {
-            return Err("w3bstream.attempts_max must be at least 1".into());
-        }
-        Ok(())
-    }
-}
-
-/// What announcing works with.
-pub(crate) struct AnnounceParts<'a> {
-    pub opened: &'a Opened,
-    pub home: &'a Home,
-    pub state: &'a StateStore,
-    pub consensus: &'a Consensus,
-    pub tracker: &'a Arc<Tracker>,
-    pub task_states: &'a TaskStates,
-    pub outputs: &'a [RunningOutput],
-}
 
 /// A view on running announcements, for the reader.
 #[derive(Debug, Clone)]
@@ -116,14 +57,15 @@ impl Announcements {
 /// A sentence that names the setting or the file.
 pub(crate) async fn start(
     supervisor: &mut Supervisor,
-    parts: AnnounceParts<'_>,
+    parts: &Parts,
+    outputs: &[RunningOutput],
 ) -> Result<Option<Announcements>, NodeError> {
     let Some(config) = &parts.opened.config.w3bstream else { return Ok(None) };
     let bad = |e: &dyn std::fmt::Display| NodeError::Config(format!("config.toml: w3bstream: {e}"));
-    let output = parts.outputs.iter().find(|output| output.name == config.output);
+    let output = outputs.iter().find(|output| output.name == config.output);
     let output = output.ok_or_else(|| bad(&format!("there is no output {}", config.output)))?;
     let note = NoteFile {
-        path: parts.home.announced(),
+        path: parts.home.file(NOTE_FILE),
         network: parts.opened.genesis.id()?,
         epoch: parts.opened.epoch(),
         output: config.output.clone(),

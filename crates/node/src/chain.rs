@@ -6,6 +6,8 @@
 
 mod attest;
 mod follow;
+mod gateway;
+pub(crate) mod limits;
 mod read;
 mod task_states;
 mod task_store;
@@ -15,29 +17,89 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use lockstep_api::ProverStates;
 use lockstep_api::views::ChainView;
-use lockstep_chain::{ChainReader, ChainSource, Endpoint, Rpc};
+use lockstep_chain::{ChainReader, ChainSource, Endpoint, RANGE_BLOCKS_MAX, Rpc, SPAN_MAX_DEFAULT};
 use lockstep_consensus::StateStore;
 use lockstep_types::{Epoch, NetworkId, SigningKey};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
-pub(crate) use self::attest::Attestation;
-pub(crate) use self::follow::Follower;
-pub(crate) use self::task_states::{TaskFollower, TaskStates};
+use self::follow::Follower;
+pub use self::gateway::FetchError;
+pub(crate) use self::gateway::Gateway;
+use self::task_states::TaskFollower;
+pub(crate) use self::task_states::TaskStates;
 use self::trouble::Troubles;
-use crate::config::ChainConfig;
+use crate::config::{CHAIN_SPAN_MAX, CHAIN_SPAN_MAX_DEFAULT, ChainConfig};
+use crate::coordinator::Coordinator;
 use crate::error::NodeError;
-use crate::home::Home;
+use crate::home::{Home, Opened};
+use crate::node::Parts;
+use crate::supervisor::Supervisor;
+use crate::tracker::Tracker;
+
+// A program without the chain reads the same configuration.
+const _: () = assert!(CHAIN_SPAN_MAX == RANGE_BLOCKS_MAX && CHAIN_SPAN_MAX_DEFAULT == SPAN_MAX_DEFAULT);
+
+/// Where in the home it is kept what became of tasks.
+const TASK_STATES_FILE: &str = "task-states.sqlite";
+
+/// What a node has of the chain, and of those who follow it beside the network.
+pub(crate) struct ChainServices {
+    pub chain: Chain,
+    pub task_states: TaskStates,
+    /// Where documents come from.
+    pub gateway: Option<Gateway>,
+    /// Who is asked what became of tasks.
+    pub prover: Option<Arc<dyn ProverStates>>,
+}
+
+impl ChainServices {
+    /// Reads what the configuration says. Nobody is asked yet.
+    ///
+    /// # Errors
+    /// A sentence that names the setting or the file.
+    pub fn open(home: &Home, opened: &Opened, state: &StateStore, tracker: &Tracker) -> Result<Self, NodeError> {
+        let source = opened.genesis.params.chain.clone();
+        let access = ChainAccess::open(home, opened.config.chain.as_ref(), source.as_ref())?;
+        let prover = Coordinator::open(home, opened.config.coordinator.as_ref())?;
+        let task_states = TaskStates::open(&home.file(TASK_STATES_FILE), access.reader.as_ref())?;
+        let chain = Chain::new(ChainParts {
+            reader: access.reader,
+            source,
+            poll: access.poll,
+            network: opened.genesis.id()?,
+            epoch: opened.epoch(),
+            key: opened.node_key.clone(),
+            state: state.clone(),
+            next_block: tracker.next_block.subscribe(),
+        });
+        let prover = prover.map(|coordinator| Arc::new(coordinator) as Arc<dyn ProverStates>);
+        Ok(Self { chain, task_states, gateway: access.gateway.map(Gateway::new).transpose()?, prover })
+    }
+}
+
+/// Starts following the chain. A node without an endpoint only waits.
+pub(crate) fn start(supervisor: &mut Supervisor, parts: &Parts) {
+    let follower = Follower {
+        node: parts.opened.node,
+        chain: parts.chain.clone(),
+        consensus: parts.consensus.clone(),
+        network: parts.network.clone(),
+        tracker: parts.tracker.clone(),
+    };
+    supervisor.spawn("the chain", follower.run(supervisor.token()));
+    let tasks = TaskFollower { chain: parts.chain.clone(), states: parts.task_states.clone() };
+    supervisor.spawn("states of tasks", tasks.run(supervisor.token()));
+}
 
 /// What the configuration says about the chain, read and checked.
 #[derive(Debug, Default)]
-pub(crate) struct ChainAccess {
-    pub reader: Option<ChainReader>,
-    /// Where documents come from.
-    pub gateway: Option<Endpoint>,
-    /// Time between two looks of the leader.
-    pub poll: Duration,
+struct ChainAccess {
+    reader: Option<ChainReader>,
+    gateway: Option<Endpoint>,
+    poll: Duration,
 }
 
 impl ChainAccess {
@@ -45,7 +107,7 @@ impl ChainAccess {
     ///
     /// # Errors
     /// A sentence that names the setting, and never what is in the file.
-    pub fn open(
+    fn open(
         home: &Home,
         config: Option<&ChainConfig>,
         source: Option<&lockstep_types::ChainSource>,
@@ -96,6 +158,8 @@ struct Seen {
 struct Inner {
     /// None where this node has no endpoint.
     reader: Option<ChainReader>,
+    /// Time between two looks of the leader.
+    poll: Duration,
     attestations: u64,
     confirmations: u64,
     network: NetworkId,
@@ -109,15 +173,16 @@ struct Inner {
 }
 
 /// What a [`Chain`] works with.
-pub(crate) struct ChainParts {
-    pub reader: Option<ChainReader>,
+struct ChainParts {
+    reader: Option<ChainReader>,
     /// What the network reads, if it does.
-    pub source: Option<lockstep_types::ChainSource>,
-    pub network: NetworkId,
-    pub epoch: Epoch,
-    pub key: SigningKey,
-    pub state: StateStore,
-    pub next_block: watch::Receiver<Option<u64>>,
+    source: Option<lockstep_types::ChainSource>,
+    poll: Duration,
+    network: NetworkId,
+    epoch: Epoch,
+    key: SigningKey,
+    state: StateStore,
+    next_block: watch::Receiver<Option<u64>>,
 }
 
 /// This node's knowledge of the chain. Clones share it.
@@ -125,12 +190,13 @@ pub(crate) struct ChainParts {
 pub(crate) struct Chain(Arc<Inner>);
 
 impl Chain {
-    pub fn new(parts: ChainParts) -> Self {
-        let ChainParts { reader, source, network, epoch, key, state, next_block } = parts;
+    fn new(parts: ChainParts) -> Self {
+        let ChainParts { reader, source, poll, network, epoch, key, state, next_block } = parts;
         let (attestations, confirmations) = source.map_or((0, 0), |source| (source.attestations, source.confirmations));
         let (attesting, seen) = (Semaphore::new(1), Mutex::default());
         Self(Arc::new(Inner {
             reader,
+            poll,
             attestations,
             confirmations,
             network,

@@ -1,9 +1,10 @@
 //! A node's own configuration, `config.toml`. Nothing in it changes what the network computes: that is the genesis.
 
+mod chain;
 mod outputs;
+mod w3bstream;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use lockstep_consensus::CompactionOptions;
 use lockstep_ledger::{PoolLimits, RULES_FIRST, RULES_NEWEST};
@@ -11,14 +12,14 @@ pub use lockstep_outputs::Layout;
 use lockstep_types::OutputName;
 use serde::{Deserialize, Serialize};
 
-use crate::announce::W3bstreamConfig;
-use crate::coordinator::CoordinatorConfig;
 use crate::devices::DevicesConfig;
 use crate::doors::{LimitsConfig, TlsConfig};
 use crate::error::NodeError;
 use crate::gateways::GatewayConfig;
 
+pub use self::chain::{CHAIN_SPAN_MAX, CHAIN_SPAN_MAX_DEFAULT, ChainConfig, CoordinatorConfig};
 pub use self::outputs::{OutputConfig, OutputKind, Scope};
+pub use self::w3bstream::W3bstreamConfig;
 
 /// The file. Paths are relative to the node's home.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,52 +196,6 @@ pub struct UpgradeConfig {
 impl Default for UpgradeConfig {
     fn default() -> Self {
         Self { rules_max: RULES_NEWEST }
-    }
-}
-
-/// Where the chain is read that says which devices there are.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ChainConfig {
-    /// A file with the URL of a JSON-RPC endpoint, so that this one holds no secret.
-    pub rpc_file: PathBuf,
-    /// URL of the gateway that devices' documents are fetched from, such as `https://gateway.example/ipfs`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gateway: Option<String>,
-    /// A file with that URL, where it holds a secret.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gateway_file: Option<PathBuf>,
-    /// Most blocks in one request for events, and in one update.
-    #[serde(default = "default_span_max")]
-    pub span_max: u64,
-    /// How often the leader asks for new blocks; others ask less often.
-    #[serde(default = "default_poll_ms")]
-    pub poll_ms: u64,
-}
-
-/// Fewer would be no pause at all.
-const POLL_MS_MIN: u64 = 50;
-
-fn default_span_max() -> u64 {
-    lockstep_chain::SPAN_MAX_DEFAULT
-}
-
-fn default_poll_ms() -> u64 {
-    5_000
-}
-
-impl ChainConfig {
-    fn check(&self) -> Result<(), String> {
-        if !(1..=lockstep_chain::RANGE_BLOCKS_MAX).contains(&self.span_max) {
-            return Err(format!("chain.span_max must be from 1 to {}", lockstep_chain::RANGE_BLOCKS_MAX));
-        }
-        if self.poll_ms < POLL_MS_MIN {
-            return Err(format!("chain.poll_ms must be at least {POLL_MS_MIN}"));
-        }
-        if self.gateway.is_some() && self.gateway_file.is_some() {
-            return Err("chain takes `gateway` or `gateway_file`, not both".into());
-        }
-        Ok(())
     }
 }
 

@@ -14,21 +14,20 @@ use lockstep_types::elements::{self, Bound};
 use lockstep_types::place::PLACES_MAX;
 use lockstep_types::registry::ORDER_DEVICES_MAX;
 use lockstep_types::{
-    Approval, BatchHash, BatchHeader, DecodeError, Hash32, Height, NodeId, OutputName, Signature, SignedOrder, TimeMs,
-    proto,
+    Approval, BatchHash, BatchHeader, DecodeError, Height, NodeId, OutputName, Signature, SignedOrder, TimeMs, proto,
 };
 use prost::Message as _;
 use tokio::sync::watch;
 
 use crate::certify::Certifier;
-use crate::chain::{Attestation, Chain};
+use crate::chain::Chain;
 use crate::conflicts::Conflicts;
 use crate::limits::PROGRESS_TIMEOUT;
 use crate::operator::Operator;
 use crate::registry::Orders;
 
-type Request = proto::control_request::Kind;
-type Response = proto::control_response::Kind;
+pub(crate) type Request = proto::control_request::Kind;
+pub(crate) type Response = proto::control_response::Kind;
 
 /// A member did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -148,9 +147,7 @@ impl ControlService {
                 if self.consensus.status().borrow().leader != Some(from) {
                     return Err("attestations are for the leader".into());
                 }
-                let digest = Hash32::try_from(&wanted.digest[..]).map_err(|_| "a digest has 32 bytes")?;
-                let answer = self.chain.attest(wanted.first, wanted.last, digest).await;
-                Ok(Response::Attest(attestation_to_proto(answer)))
+                Ok(Response::Attest(self.chain.answer(&wanted).await?))
             }
         }
     }
@@ -163,7 +160,8 @@ impl Service for ControlService {
     }
 }
 
-async fn ask(client: &mut Client, kind: Request, timeout: Duration) -> Result<Response, ControlError> {
+/// Asks a member.
+pub(crate) async fn ask(client: &mut Client, kind: Request, timeout: Duration) -> Result<Response, ControlError> {
     let request = proto::ControlRequest { kind: Some(kind) }.encode_to_vec();
     let answer = client.call(&[request.into()], timeout).await?;
     let answer = proto::ControlResponse::decode(answer).map_err(|_| ControlError::Malformed)?;
@@ -285,40 +283,6 @@ pub(crate) async fn forward_pause(
 ) -> Result<(), ControlError> {
     match ask(client, Request::Pause(pause), timeout).await? {
         Response::Done(_) => Ok(()),
-        _ => Err(ControlError::Malformed),
-    }
-}
-
-fn attestation_to_proto(attestation: Attestation) -> proto::AttestResponse {
-    use proto::attest_response::Kind;
-    let kind = match attestation {
-        Attestation::Signed(signature) => Kind::Signature(Bytes::copy_from_slice(&signature.0)),
-        Attestation::Abstains => Kind::Abstains(proto::Done {}),
-        Attestation::NotYet(reason) => Kind::NotYet(reason),
-        Attestation::Differs(what) => Kind::Differs(what),
-    };
-    proto::AttestResponse { kind: Some(kind) }
-}
-
-/// Asks a voter what it finds in blocks of the chain.
-pub(crate) async fn ask_to_attest(
-    client: &mut Client,
-    (first, last): (u64, u64),
-    digest: &Hash32,
-    timeout: Duration,
-) -> Result<Attestation, ControlError> {
-    use proto::attest_response::Kind;
-    let wanted = proto::AttestRequest { first, last, digest: Bytes::copy_from_slice(digest) };
-    match ask(client, Request::Attest(wanted), timeout).await? {
-        Response::Attest(answer) => match answer.kind.ok_or(ControlError::Malformed)? {
-            Kind::Signature(bytes) => {
-                let signature = Signature::try_from(&bytes[..]).map_err(|_| ControlError::Malformed)?;
-                Ok(Attestation::Signed(signature))
-            }
-            Kind::Abstains(proto::Done {}) => Ok(Attestation::Abstains),
-            Kind::NotYet(reason) => Ok(Attestation::NotYet(reason)),
-            Kind::Differs(what) => Ok(Attestation::Differs(what)),
-        },
         _ => Err(ControlError::Malformed),
     }
 }

@@ -2,7 +2,6 @@
 //! asked for when somebody asks, bounded, and nothing depends on it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use async_trait::async_trait;
@@ -10,52 +9,32 @@ use lockstep_api::{ProverState, ProverStates};
 use lockstep_chain::{Endpoint, Service, ServiceError};
 use lockstep_types::{ProjectId, TaskNumber};
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::sync::Semaphore;
 
-use crate::error::NodeError;
-use crate::home::Home;
-use crate::limits::{
+use crate::chain::limits::{
     COORDINATOR_ANSWER_BYTES_MAX, COORDINATOR_CACHE_MAX, COORDINATOR_CACHE_TTL, COORDINATOR_QUESTIONS_MAX,
     COORDINATOR_STATES_MAX, COORDINATOR_TIMEOUT,
 };
+use crate::config::CoordinatorConfig;
+use crate::error::NodeError;
+use crate::home::Home;
 
 /// What a coordinator may add; what it says beside that is ours to say.
 const WORDS: [&str; 4] = ["dispatched", "proved", "outputted", "failed"];
 /// Longest time in RFC 3339, with nanoseconds and an offset.
 const TIME_BYTES_MAX: usize = 35;
 
-/// Where the coordinator is: one of the two.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CoordinatorConfig {
-    /// Its URL, such as `http://10.0.0.7:9001`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub url: Option<String>,
-    /// A file with that URL, where it holds a secret.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub url_file: Option<PathBuf>,
-}
-
-impl CoordinatorConfig {
-    pub(crate) fn check(&self) -> Result<(), String> {
-        match (&self.url, &self.url_file) {
-            (Some(_), Some(_)) | (None, None) => Err("coordinator takes one of `url` and `url_file`".into()),
-            _ => Ok(()),
-        }
+fn endpoint(config: &CoordinatorConfig, home: &Home) -> Result<Endpoint, NodeError> {
+    let bad = |setting: &str, e: &dyn std::fmt::Display| {
+        NodeError::Config(format!("config.toml: coordinator.{setting}: {e}"))
+    };
+    if let Some(url) = &config.url {
+        return url.parse().map_err(|e| bad("url", &e));
     }
-
-    fn endpoint(&self, home: &Home) -> Result<Endpoint, NodeError> {
-        let bad = |setting: &str, e: &dyn std::fmt::Display| {
-            NodeError::Config(format!("config.toml: coordinator.{setting}: {e}"))
-        };
-        if let Some(url) = &self.url {
-            return url.parse().map_err(|e| bad("url", &e));
-        }
-        let file = home.path().join(self.url_file.as_deref().unwrap_or("".as_ref()));
-        let text = std::fs::read_to_string(&file).map_err(|e| bad("url_file", &format!("{}: {e}", file.display())))?;
-        text.parse().map_err(|e| bad("url_file", &e))
-    }
+    let file = home.path().join(config.url_file.as_deref().unwrap_or("".as_ref()));
+    let text = std::fs::read_to_string(&file).map_err(|e| bad("url_file", &format!("{}: {e}", file.display())))?;
+    text.parse().map_err(|e| bad("url_file", &e))
 }
 
 /// The answer of `GET /task/<projectID>/<taskID>`. Go writes `null` for no states.
@@ -125,7 +104,7 @@ impl Kept {
 }
 
 /// Asks the coordinator.
-pub struct Coordinator {
+pub(crate) struct Coordinator {
     service: Service,
     questions: Semaphore,
     kept: Mutex<Kept>,
@@ -136,9 +115,9 @@ impl Coordinator {
     ///
     /// # Errors
     /// If its URL cannot be used.
-    pub(crate) fn open(home: &Home, config: Option<&CoordinatorConfig>) -> Result<Option<Self>, NodeError> {
+    pub fn open(home: &Home, config: Option<&CoordinatorConfig>) -> Result<Option<Self>, NodeError> {
         let Some(config) = config else { return Ok(None) };
-        Ok(Some(Self::at(config.endpoint(home)?)?))
+        Ok(Some(Self::at(endpoint(config, home)?)?))
     }
 
     fn at(endpoint: Endpoint) -> Result<Self, NodeError> {

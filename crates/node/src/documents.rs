@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use lockstep_chain::{DocumentOptions, Endpoint, EndpointError};
 use lockstep_consensus::{ReadError, StateStore};
 use lockstep_ledger::{Document, History as _};
 use lockstep_types::{Address, Hash32};
 use parking_lot::Mutex;
 
+use crate::chain::{FetchError, Gateway};
 use crate::limits::DOCUMENTS_BYTES_MAX;
 
 /// Why a document that should be there is not.
@@ -17,9 +17,12 @@ pub enum DocumentsError {
     /// The chain has an address only, and this node was not told whom to ask.
     #[error("this node fetches no documents: its config.toml names no gateway in the section [chain]")]
     NoGateway,
-    /// The gateway does not give it; see [`lockstep_chain::DocumentError::is_retryable`].
+    /// The chain has a hash only.
+    #[error("the registry has no usable URI for the device")]
+    NoUri,
+    /// The gateway does not give it.
     #[error(transparent)]
-    Fetch(#[from] lockstep_chain::DocumentError),
+    Fetch(#[from] FetchError),
     /// It is no text.
     #[error("the device's document is not UTF-8")]
     NotText,
@@ -54,18 +57,14 @@ impl Kept {
 /// Finds devices' documents.
 pub struct Documents {
     state: StateStore,
-    gateway: Option<lockstep_chain::Documents>,
+    gateway: Option<Gateway>,
     kept: Mutex<Kept>,
 }
 
 impl Documents {
     /// Asks nobody yet. Without a gateway only documents that the log holds are found.
-    ///
-    /// # Errors
-    /// If TLS cannot be set up.
-    pub fn new(state: StateStore, gateway: Option<Endpoint>) -> Result<Self, EndpointError> {
-        let gateway = gateway.map(|url| lockstep_chain::Documents::new(DocumentOptions::new(url))).transpose()?;
-        Ok(Self { state, gateway, kept: Mutex::default() })
+    pub(crate) fn new(state: StateStore, gateway: Option<Gateway>) -> Self {
+        Self { state, gateway, kept: Mutex::default() }
     }
 
     /// A device's document; `None` where the device is unknown, not registered now, or has none. What was fetched is
@@ -84,7 +83,7 @@ impl Documents {
             return Ok(Some(text.to_string()));
         }
         if uri.is_empty() {
-            return Err(lockstep_chain::DocumentError::NoUri.into());
+            return Err(DocumentsError::NoUri);
         }
         let gateway = self.gateway.as_ref().ok_or(DocumentsError::NoGateway)?;
         let text = String::from_utf8(gateway.fetch(&uri, &hash).await?).map_err(|_| DocumentsError::NotText)?;

@@ -2,6 +2,7 @@
 
 use lockstep_api::ApiError;
 use lockstep_consensus::ConsensusError;
+use lockstep_ledger::RulesNeeded;
 use lockstep_network::NetworkError;
 use lockstep_store::StoreError;
 use lockstep_types::GenesisError;
@@ -17,6 +18,9 @@ pub enum NodeError {
     /// The genesis is wrong.
     #[error(transparent)]
     Genesis(#[from] GenesisError),
+    /// Its log may say what this program does not know how to do.
+    #[error(transparent)]
+    Rules(#[from] RulesNeeded),
     /// The store cannot be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -56,7 +60,8 @@ impl NodeError {
             Self::Config(_)
                 | Self::Api(ApiError::Options(_) | ApiError::Tls(_))
                 | Self::Genesis(_)
-                | Self::Place(PlaceError::Missing(_) | PlaceError::Damaged { .. })
+                | Self::Rules(_)
+                | Self::Place(PlaceError::Missing(_) | PlaceError::Damaged { .. } | PlaceError::LeftOut(_))
                 | Self::Store(StoreError::Open(_))
                 | Self::Consensus(ConsensusError::Store(StoreError::Open(_)))
                 | Self::Network(NetworkError::Options(_))

@@ -31,6 +31,7 @@ use zeroize::Zeroizing;
 
 use crate::config::Config;
 use crate::error::NodeError;
+use crate::features::BUILT_WITH;
 use crate::recover;
 use crate::secrets::SERVER_SECRET_FILE;
 
@@ -253,9 +254,10 @@ impl Home {
     /// Keeps what a newcomer needs until it is admitted.
     ///
     /// # Errors
-    /// If the files cannot be written, or are there.
+    /// If this program cannot take part in that network, or the files cannot be written, or are there.
     pub fn install_join(&self, genesis: &Genesis, join: &JoinFile) -> Result<(), NodeError> {
         let text = serde_json::to_string_pretty(join).map_err(|e| config_error(&self.path, e))?;
+        BUILT_WITH.check_network(&genesis.params)?;
         self.write_new("join.json", &(text + "\n"), 0o644)?;
         self.write_new("genesis.json", &genesis.to_text()?, 0o644)
     }
@@ -271,7 +273,7 @@ impl Home {
         let join =
             serde_json::from_str(&self.read("join.json")?).map_err(|e| config_error(&self.file("join.json"), e))?;
         let member = self.member()?;
-        let genesis = Genesis::parse(&self.read("genesis.json")?)?;
+        let genesis = self.genesis_to_use()?;
         Ok(Some(Waiting { join, member, key: self.read_key("node.key")?, genesis }))
     }
 
@@ -338,14 +340,16 @@ impl Home {
         Ok(Genesis::parse(&self.read("genesis.json")?)?)
     }
 
+    /// The genesis, where this program can take part in its network.
+    fn genesis_to_use(&self) -> Result<Genesis, NodeError> {
+        let genesis = self.genesis()?;
+        BUILT_WITH.check_network(&genesis.params)?;
+        Ok(genesis)
+    }
+
     /// Where members were found lately, kept for the next start.
     pub fn address_book(&self) -> PathBuf {
         self.file("peers.json")
-    }
-
-    /// What became of tasks on the chain.
-    pub(crate) fn task_states(&self) -> PathBuf {
-        self.file("task-states.sqlite")
     }
 
     /// Where the operator's commands reach the running node.
@@ -353,20 +357,16 @@ impl Home {
         self.file("admin.sock")
     }
 
-    /// Where it is noted which tasks were announced to W3bstream.
-    pub(crate) fn announced(&self) -> PathBuf {
-        self.file("w3bstream.json")
-    }
-
     /// Puts a genesis into the home.
     ///
     /// # Errors
-    /// If another one is there, or this node is not a member of it.
+    /// If this program cannot take part in that network, another one is there, or this node is not a member of it.
     pub fn install_genesis(&self, genesis: &Genesis) -> Result<NodeId, NodeError> {
+        BUILT_WITH.check_network(&genesis.params)?;
         let (node, _) = self.member_of(genesis, &self.read_key("node.key")?)?;
         let path = self.file("genesis.json");
         if path.exists() {
-            let present = Genesis::parse(&self.read("genesis.json")?)?;
+            let present = self.genesis()?;
             if present != *genesis {
                 return Err(config_error(&path, "there is another genesis here already"));
             }
@@ -444,7 +444,7 @@ impl Home {
             let hint = "there is no genesis yet; exchange member.json with the other operators, then run `lockstep init --home DIR --network NAME --member FILE …`";
             return Err(config_error(&self.file("genesis.json"), hint));
         }
-        let genesis = Genesis::parse(&self.read("genesis.json")?)?;
+        let genesis = self.genesis_to_use()?;
         let epochs = self.epochs(&genesis)?;
         let (node, member, found) = self.own_place(&genesis, &epochs, &node_key)?;
         let store = StoreHome::open(&self.file("store"))?;

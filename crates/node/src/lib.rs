@@ -9,13 +9,21 @@
 pub mod add_output;
 pub mod admin;
 mod adopt;
-pub mod announce;
+#[cfg(feature = "gossip")]
+mod announce;
+#[cfg(not(feature = "gossip"))]
+#[path = "no_announce.rs"]
+mod announce;
 pub mod audit;
 pub mod backup;
 pub mod blob_outputs;
 mod bulk;
 mod bundle;
 mod certify;
+#[cfg(feature = "chain")]
+mod chain;
+#[cfg(not(feature = "chain"))]
+#[path = "no_chain.rs"]
 mod chain;
 pub mod check;
 pub mod clock;
@@ -23,12 +31,14 @@ mod clock_guard;
 pub mod config;
 mod conflicts;
 mod control;
-pub mod coordinator;
+#[cfg(feature = "chain")]
+mod coordinator;
 pub mod devices;
 pub mod documents;
 pub mod doors;
 mod error;
 mod evidence;
+mod features;
 mod feed;
 mod forward;
 #[cfg(feature = "fuzz")]

@@ -21,15 +21,15 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{self};
 use crate::announce::{self};
 use crate::certify::{Certifier, CertifierParts};
-use crate::chain::{Chain, ChainAccess, ChainParts, TaskStates};
+use crate::chain::{Chain, ChainServices, TaskStates};
 use crate::clock::Clock;
 use crate::config::OutputConfig;
 use crate::conflicts::Conflicts;
-use crate::coordinator::Coordinator;
 use crate::documents::Documents;
 use crate::doors::bind_api;
 use crate::error::NodeError;
 use crate::evidence::EvidenceQueue;
+use crate::features::BUILT_WITH;
 use crate::gateways::{GatewayConfig, Gateways};
 use crate::home::{Home, Opened};
 use crate::ingress::{Ingress, IngressParts};
@@ -69,24 +69,22 @@ pub struct Node {
 }
 
 /// What starting collects step by step.
-struct Parts {
-    opened: Opened,
-    home: Home,
-    state: StateStore,
+pub(crate) struct Parts {
+    pub(crate) opened: Opened,
+    pub(crate) home: Home,
+    pub(crate) state: StateStore,
     mempool: Mempool,
-    tracker: Arc<Tracker>,
+    pub(crate) tracker: Arc<Tracker>,
     verifier: Verifier,
     verify_threads: Vec<std::thread::JoinHandle<()>>,
-    network: Handle,
-    consensus: Consensus,
+    pub(crate) network: Handle,
+    pub(crate) consensus: Consensus,
     ingress: Arc<Ingress>,
     certifier: Certifier,
     operator: Operator,
     conflicts: Conflicts,
-    chain: Chain,
-    /// Time between two looks of the leader at the chain.
-    chain_poll: Duration,
-    task_states: TaskStates,
+    pub(crate) chain: Chain,
+    pub(crate) task_states: TaskStates,
     documents: Arc<Documents>,
     prover: Option<Arc<dyn ProverStates>>,
     clock_off: watch::Sender<Option<i64>>,
@@ -225,7 +223,7 @@ impl Node {
         let admin = admin::bind(&home.admin_socket())?;
         let parts = Parts::start((home, opened), (handle, log), state, members, Means::default()).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
-        let announcements = announce::start(&mut supervisor, parts.announce_parts(&outputs)).await?;
+        let announcements = announce::start(&mut supervisor, &parts, &outputs).await?;
         parts.start_tasks(&mut supervisor, inbox, &outputs, first_peers)?;
         supervisor.spawn(
             "administration",
@@ -274,8 +272,8 @@ impl Parts {
         members: Members,
         means: Means,
     ) -> Result<Self, NodeError> {
-        let source = opened.genesis.params.chain.clone();
-        let access = ChainAccess::open(home, opened.config.chain.as_ref(), source.as_ref())?;
+        BUILT_WITH.check_network(&opened.genesis.params)?;
+        BUILT_WITH.check_config(&opened.config)?;
         let mempool = Mempool::new(opened.node, opened.config.pool_limits()).by_clock(means.clock.clone());
         let evidence = Arc::new(EvidenceQueue::default());
         let tracker = Arc::new(Tracker::new(
@@ -285,6 +283,8 @@ impl Parts {
             members,
             Projects::new(&opened.genesis.params, state.projects()?),
         ));
+        let ChainServices { chain, task_states, gateway, prover } =
+            ChainServices::open(home, &opened, &state, &tracker)?;
         let rates = Arc::new(Rates::new(&opened.config.limits));
         let (verifier, verify_threads) = means.verifier(
             opened.config.pool.verify_threads,
@@ -348,20 +348,7 @@ impl Parts {
             network: network.clone(),
             tracker: tracker.clone(),
         });
-        let task_states = TaskStates::open(&home.task_states(), access.reader.as_ref())?;
-        let chain = Chain::new(ChainParts {
-            reader: access.reader,
-            source,
-            network: opened.genesis.id()?,
-            epoch: opened.epoch(),
-            key: opened.node_key.clone(),
-            state: state.clone(),
-            next_block: tracker.next_block(),
-        });
-        let no_gateway = |e| NodeError::Config(format!("config.toml: chain.gateway: {e}"));
-        let coordinator = Coordinator::open(home, opened.config.coordinator.as_ref())?;
-        let prover = coordinator.map(|coordinator| Arc::new(coordinator) as Arc<dyn ProverStates>);
-        let documents = Arc::new(Documents::new(state.clone(), access.gateway).map_err(no_gateway)?);
+        let documents = Arc::new(Documents::new(state.clone(), gateway));
         let home = home.clone();
         Ok(Self {
             opened,
@@ -378,7 +365,6 @@ impl Parts {
             operator,
             conflicts,
             chain,
-            chain_poll: access.poll,
             task_states,
             documents,
             prover,

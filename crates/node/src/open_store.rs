@@ -10,6 +10,7 @@ use crate::blob_outputs::BlobKind;
 use crate::blob_outputs::Mode;
 use crate::config::{OutputConfig, OutputKind};
 use crate::error::NodeError;
+use crate::features::left_out;
 
 /// Longest file with a secret that is read, in bytes.
 const SECRET_FILE_BYTES_MAX: u64 = 64 << 10;
@@ -59,7 +60,7 @@ fn open_kind(kind: &OutputKind, home: &Path, owner: Owner) -> Result<Arc<dyn Out
         }
         OutputKind::Blobs(kind) => open_blobs(kind, home, owner),
         #[allow(unreachable_patterns, reason = "not with all features")]
-        other => Err(left_out(other.name())),
+        other => Err(NodeError::Config(left_out(other.name()))),
     }
 }
 
@@ -134,13 +135,8 @@ fn open_blobs(kind: &BlobKind, home: &Path, owner: Owner) -> Result<Arc<dyn Outp
             }
         }
         #[allow(unreachable_patterns, reason = "not with all features")]
-        other => Err(left_out(other.name())),
+        other => Err(NodeError::Config(left_out(other.name()))),
     }
-}
-
-#[allow(dead_code, reason = "not with all features")]
-fn left_out(feature: &str) -> NodeError {
-    NodeError::Config(format!("this program was built without {feature}: build it with the feature {feature}"))
 }
 
 #[allow(dead_code, reason = "each store is a feature")]

@@ -41,7 +41,8 @@ pub(crate) struct Tracker {
     projects: watch::Sender<Projects>,
     /// Those who wait for what becomes of an order.
     orders: Mutex<HashMap<(ProjectId, u64), WaitingForOrder>>,
-    next_block: watch::Sender<Option<u64>>,
+    /// The next block to read, where the network reads a chain and knows how.
+    pub next_block: watch::Sender<Option<u64>>,
     /// Batches that are not final yet, with the number of the task after each.
     unfinal: Mutex<VecDeque<(Height, TaskNumber)>>,
     head: watch::Sender<Option<Head>>,
@@ -133,11 +134,6 @@ impl Tracker {
             orders.entry((project, number)).or_default().push(told);
         }
         verdict
-    }
-
-    /// The next block to read, where the network reads a chain and knows how.
-    pub fn next_block(&self) -> watch::Receiver<Option<u64>> {
-        self.next_block.subscribe()
     }
 
     /// The number of the task after the newest final batch.

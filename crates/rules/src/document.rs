@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use lockstep_types::OutputName;
 use serde::{Deserialize, Serialize};
 
+use crate::engine::read_document;
 use crate::error::RulesError;
 use crate::limits::{
     DOCUMENT_BYTES_MAX, EXPRESSIONS_MAX, FUEL_DEFAULT, FUEL_MAX, GROUP_BYTES_MAX, GROUP_MESSAGES_MAX, NAME_BYTES_MAX,
@@ -257,7 +258,7 @@ impl Document {
         if text.len() > DOCUMENT_BYTES_MAX {
             return Err(RulesError::TooLarge { what: "the document", bytes_max: DOCUMENT_BYTES_MAX });
         }
-        let document: Self = toml::from_str(text).map_err(|e| RulesError::Document(e.to_string()))?;
+        let document = read_document(text)?;
         document.check()?;
         Ok(document)
     }

@@ -3,6 +3,9 @@
 /// Why rules cannot be used; for who wrote them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RulesError {
+    /// The program cannot use any: another one, built with them, can.
+    #[error("this program was built without rules of projects: use one that was built with the feature rules")]
+    LeftOut,
     /// The document is not what it should be.
     #[error("the document cannot be used: {0}")]
     Document(String),

@@ -5,7 +5,8 @@ use lockstep_types::{Address, DecodeError, Sequence, proto};
 use serde_json::Value;
 
 use crate::document::{Aggregate, GroupBy, Reduction, Sort, SortBy};
-use crate::judge::{Accepted, Rules};
+use crate::engine::Rules;
+use crate::judge::Accepted;
 use crate::limits::{GROUP_BYTES_MAX, GROUP_MESSAGES_MAX};
 use crate::reduce::{Reduced, payload};
 
@@ -101,6 +102,16 @@ impl Rules {
         let plain = document.sort == Sort::default() && document.aggregate == Aggregate::default();
         // A module may name groups.
         !plain || document.route.outputs.is_some() || document.code.is_some()
+    }
+
+    /// How messages are sorted within a task.
+    pub fn sort(&self) -> &Sort {
+        &self.document().sort
+    }
+
+    /// Names of reduced values, in order, and what is made of each.
+    pub fn reductions(&self) -> impl Iterator<Item = (&String, Reduction)> {
+        self.document().aggregate.reduce.iter().map(|(name, reduce)| (name, reduce.with))
     }
 
     /// Whether it matters how far a device's own time has come.

@@ -13,7 +13,7 @@ use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 
-use crate::decode::canonical;
+use crate::canonical::canonical;
 use crate::document::Reduction;
 use crate::limits::REDUCED_BYTES_MAX;
 

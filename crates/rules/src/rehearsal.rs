@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use lockstep_types::{Address, Sequence};
 
+use crate::engine::Rules;
 use crate::group::{Defaults, Group, Joining, LATE, Packed, Seen, Together};
-use crate::judge::{Accepted, Input, Last, Refusal, Rules};
-use crate::notes::Note;
+use crate::judge::{Accepted, Input, Last, Note, Refusal};
 
 /// Why a group became a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

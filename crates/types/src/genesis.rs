@@ -217,6 +217,8 @@ impl Retention {
 /// Fuel that the rules of one project may take in a second where the genesis says nothing: at most a sixtieth of a core on
 /// each node, so that three nodes on two cores lose less than a twentieth to one project that takes all it can.
 pub const RULES_FUEL_PER_SECOND: u64 = 500_000;
+/// The least that a genesis may give, where it does not give 0.
+pub const RULES_FUEL_PER_SECOND_MIN: u64 = 1_000;
 /// The most that a genesis may give.
 pub const RULES_FUEL_PER_SECOND_MAX: u64 = 1_000_000_000;
 
@@ -251,7 +253,7 @@ pub struct NetworkParams {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chain: Option<ChainSource>,
     /// Fuel that the rules of one project may take in a second of batch time; [`RULES_FUEL_PER_SECOND`] where nothing is
-    /// said.
+    /// said. With 0 no project can have rules, so that programs that were built without them can take part.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rules_fuel_per_second: Option<u64>,
 }
@@ -279,6 +281,11 @@ impl NetworkParams {
     /// Fuel that the rules of one project may take in a second of batch time.
     pub fn rules_fuel_per_second(&self) -> u64 {
         self.rules_fuel_per_second.unwrap_or(RULES_FUEL_PER_SECOND)
+    }
+
+    /// Whether owners of projects may set rules.
+    pub fn allows_rules(&self) -> bool {
+        self.rules_fuel_per_second() > 0
     }
 
     /// The settings that hold for `project`; `None` where it is unknown and unknown ones are refused.
@@ -404,8 +411,13 @@ impl Genesis {
         if params.message_bytes_max == 0 || params.open_groups_max == 0 || params.first_task_number.0 == 0 {
             return invalid("message_bytes_max, open_groups_max and first_task_number must be at least 1".into());
         }
-        if !(1_000..=RULES_FUEL_PER_SECOND_MAX).contains(&params.rules_fuel_per_second()) {
-            return invalid(format!("rules_fuel_per_second must be 1000 to {RULES_FUEL_PER_SECOND_MAX}"));
+        let fuel = RULES_FUEL_PER_SECOND_MIN..=RULES_FUEL_PER_SECOND_MAX;
+        if params.allows_rules() && !fuel.contains(&params.rules_fuel_per_second()) {
+            return invalid(format!(
+                "rules_fuel_per_second must be {} to {}, or 0 for a network without rules of projects",
+                fuel.start(),
+                fuel.end()
+            ));
         }
         if params.message_bytes_max > MESSAGE_BYTES_MAX {
             return invalid(format!("message_bytes_max must be at most {MESSAGE_BYTES_MAX}"));
@@ -486,6 +498,27 @@ mod tests {
         assert_eq!((read.to_text().unwrap(), read.id().unwrap()), (text, id));
         let new = Genesis::new("net", vec![member(1)], NetworkParams::default()).unwrap();
         assert_eq!(new.params.default_project.policy(), DevicePolicy::Registered);
+    }
+
+    #[test]
+    fn fuel_of_rules_is_0_or_within_its_bounds() {
+        for (fuel, is_good, allows_rules) in [
+            (None, true, true),
+            (Some(0), true, false),
+            (Some(1), false, true),
+            (Some(RULES_FUEL_PER_SECOND_MIN - 1), false, true),
+            (Some(RULES_FUEL_PER_SECOND_MIN), true, true),
+            (Some(RULES_FUEL_PER_SECOND_MAX), true, true),
+            (Some(RULES_FUEL_PER_SECOND_MAX + 1), false, true),
+        ] {
+            let params = NetworkParams { rules_fuel_per_second: fuel, ..NetworkParams::default() };
+            assert_eq!(params.allows_rules(), allows_rules, "{fuel:?}");
+            let genesis = Genesis::new("net", vec![member(1)], params);
+            assert_eq!(genesis.is_ok(), is_good, "{fuel:?}");
+            // 0 is written down: nothing said means the default.
+            let read = genesis.ok().map(|genesis| Genesis::parse(&genesis.to_text().unwrap()).unwrap());
+            assert!(read.is_none_or(|read| read.params.rules_fuel_per_second == fuel), "{fuel:?}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use lockstep_types::{Genesis, Member, NetworkParams, ProjectSettings};
 use serde::{Deserialize, Serialize};
 
 use crate::args::Up;
+use crate::init::first_params;
 
 const LIST_FILE: &str = "testnet.json";
 const NOTE: &str = "A TEST NETWORK: anybody may write to it, and all payloads are public. Not for real devices.";
@@ -116,7 +117,7 @@ impl Layout {
             allow_unknown_projects: true,
             public_payloads: true,
             default_project: ProjectSettings::open(),
-            ..NetworkParams::default()
+            ..first_params(lockstep_rules::HAS_ENGINE)
         };
         let mut genesis = Genesis::new("testnet", members, params)?;
         genesis.note = NOTE.into();

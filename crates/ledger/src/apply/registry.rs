@@ -69,6 +69,9 @@ pub enum OrderError {
     /// The rules that it brings cannot be used.
     #[error("{0}")]
     ProjectRules(RulesError),
+    /// No project of this network can have rules.
+    #[error("this network has no rules of projects: its genesis says so (rules_fuel_per_second is 0)")]
+    NoRules,
     /// Too many of the project's rules wait for their batches.
     #[error("32 rules of this project hold or wait for their batches already: let some of them begin first")]
     RulesAhead,
@@ -145,6 +148,8 @@ impl Projects {
             OrderKind::Settings(settings) if project.settings.strict_nonces && !settings.strict_nonces => {
                 Err(OrderError::StrictNonces)
             }
+            // Before anything of them is read: a program without rules has to say the same.
+            OrderKind::Rules(_) if !self.params().allows_rules() => Err(OrderError::NoRules),
             OrderKind::Rules(_) if rules_version < RULES_WITH_PROJECT_RULES => Err(OrderError::Rules),
             _ => Ok(()),
         }

@@ -5,6 +5,7 @@ use lockstep_rules::{Bundle, Stage};
 use lockstep_types::{NetworkParams, Order, OrderKind, ProjectSettings, RulesOrder};
 
 use super::*;
+use crate::rules::check_rules;
 
 pub(super) const PROJECT: ProjectId = ProjectId(7);
 pub(super) const OTHER: ProjectId = ProjectId(8);
@@ -85,6 +86,46 @@ fn rules_hold_from_their_batch_on_and_until_others_do() {
     }
     assert!(node.view.2.rules.is_empty());
     assert!(!node.ledger.projects().have_rules());
+}
+
+#[test]
+fn a_network_without_rules_refuses_every_order_that_sets_some_and_goes_on() {
+    let mut node = Node::new(NetworkParams { rules_fuel_per_second: Some(0), ..params() });
+    let good = || Some(bundle(RISING, &[]));
+    node.run(Command::Rules(RULES_WITH_PROJECT_RULES - 1));
+    assert_eq!(set(&mut node, good(), 0), Err(OrderError::NoRules), "also before the log knows any");
+    node.run(Command::Rules(RULES_NEWEST));
+    let before = node.ledger.head().clone();
+    // It is refused before anything is read: of what is no bundle it says the same.
+    for bundle in [good(), Some(Bytes::from_static(b"no bundle")), None] {
+        assert_eq!(set(&mut node, bundle, 0), Err(OrderError::NoRules));
+    }
+    assert_eq!((node.ledger.head(), node.ledger.projects().have_rules()), (&before, false));
+    assert_eq!(words(&node.batch(NOW, &[n(1, 200)])), ["ok"]);
+    let settings = Order {
+        epoch: Epoch(0),
+        project: PROJECT,
+        number: 1,
+        expires_ms: TimeMs(NOW + 60_000),
+        kind: OrderKind::Settings(ProjectSettings::open()),
+    };
+    let order = Box::new(settings.sign(&NetworkId([7; 32]), &key(50)));
+    assert_eq!(
+        node.run(Command::Order { time_ms: TimeMs(NOW), order }).order.unwrap().2,
+        Ok(()),
+        "others are carried out"
+    );
+}
+
+#[test]
+fn only_a_network_without_rules_takes_programs_without_them() {
+    for (fuel, with, without) in [(None, true, false), (Some(1_000), true, false), (Some(0), true, true)] {
+        let params = NetworkParams { rules_fuel_per_second: fuel, ..params() };
+        assert_eq!(check_rules(&params, true).is_ok(), with, "{fuel:?}");
+        assert_eq!(check_rules(&params, false).is_ok(), without, "{fuel:?}");
+    }
+    let refusal = check_rules(&params(), false).unwrap_err().to_string();
+    assert!(refusal.contains("rules_fuel_per_second") && refusal.contains("feature rules"), "{refusal}");
 }
 
 #[test]

@@ -41,12 +41,24 @@ const NO_BUCKET: &str = "there is no such bucket";
 
 /// See the module's documentation. It has a runtime of its own, which works on whichever thread calls it: so requests
 /// give way with the thread that makes a backup.
-pub(super) struct BucketPlace {
+struct BucketPlace {
     store: AmazonS3,
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
     prefix: Key,
     url: String,
+}
+
+/// Opens a bucket with the settings that the environment has, by the names that AWS' own programs use. Nobody is asked yet.
+///
+/// # Errors
+/// If the settings make no sense.
+pub(super) fn open(
+    bucket: &str,
+    prefix: &str,
+    settings: impl IntoIterator<Item = (String, String)>,
+) -> Result<Box<dyn BackupPlace>, PlaceError> {
+    Ok(Box::new(BucketPlace::new(bucket, prefix, settings)?))
 }
 
 impl fmt::Display for BucketPlace {
@@ -109,8 +121,7 @@ fn read_piece(source: &mut File, from: &Path) -> Result<Bytes, PlaceError> {
 }
 
 impl BucketPlace {
-    /// With the settings that the environment has, by the names that AWS' own programs use.
-    pub fn new(
+    fn new(
         bucket: &str,
         prefix: &str,
         settings: impl IntoIterator<Item = (String, String)>,

@@ -8,6 +8,10 @@
 //! Table files of the state never change, so a further backup copies only those that are new. There is no key, no log
 //! and no vote in a backup, and nothing of a node's own settings.
 
+#[cfg(feature = "buckets")]
+mod bucket;
+#[cfg(not(feature = "buckets"))]
+#[path = "no_bucket.rs"]
 mod bucket;
 mod directory;
 mod location;

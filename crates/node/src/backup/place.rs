@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use lockstep_consensus::copy::Hasher;
 
 use super::FILES;
-use super::bucket::BucketPlace;
+use super::bucket;
 use super::directory::DirectoryPlace;
 use super::location::BackupLocation;
 use super::manifest::BackupFile;
@@ -38,6 +38,9 @@ pub enum PlaceError {
         /// What happened.
         reason: String,
     },
+    /// This program knows no such place. Use another program, or another place.
+    #[error("{0}: this program was built without buckets: build it with the feature buckets, or name a directory")]
+    LeftOut(String),
     /// A file on this machine's own disk could not be read or written.
     #[error("{at}: {reason}")]
     Local {
@@ -126,7 +129,7 @@ pub fn open_place_with(
     let settings = environment.into_iter().filter(|(name, _)| name.starts_with(SETTING_PREFIX));
     Ok(match location {
         BackupLocation::Directory(path) => Box::new(DirectoryPlace::new(path.clone())),
-        BackupLocation::Bucket { bucket, prefix } => Box::new(BucketPlace::new(bucket, prefix, settings)?),
+        BackupLocation::Bucket { bucket, prefix } => bucket::open(bucket, prefix, settings)?,
     })
 }
 

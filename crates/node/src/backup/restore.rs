@@ -15,6 +15,7 @@ use super::place::{BackupPlace, fetch_file};
 use crate::clock::now_ms;
 use crate::config::Config;
 use crate::error::NodeError;
+use crate::features::BUILT_WITH;
 use crate::home::{Home, MemberOptions, config_error};
 
 /// What the new node is like.
@@ -55,7 +56,8 @@ pub fn pick(place: &dyn BackupPlace, height: Option<Height>) -> Result<BackupMan
 /// put into its place last. `on_file` is told bytes done and in all.
 ///
 /// # Errors
-/// If there is something in the way, the backup is damaged, or the disk fails. Then there is no home.
+/// If there is something in the way, this program cannot take part in the backup's network, the backup is damaged, or the
+/// disk fails. Then there is no home.
 pub fn restore(
     place: &dyn BackupPlace,
     manifest: &BackupManifest,
@@ -63,6 +65,7 @@ pub fn restore(
     options: RestoreOptions,
     mut on_file: impl FnMut(u64, u64),
 ) -> Result<Restored, NodeError> {
+    BUILT_WITH.check_network(&manifest.genesis.params)?;
     // Without a slash at its end, which would make what is beside it what is in it.
     let target = &home.path().components().collect::<PathBuf>();
     if target.exists() && fs::read_dir(target).map_err(failed(target))?.next().is_some() {

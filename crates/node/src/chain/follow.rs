@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
@@ -16,11 +16,11 @@ use tokio::time::{sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Chain;
-use super::attest::Attestation;
+use super::attest::{Attestation, ask_to_attest};
+use super::limits::{CHAIN_ATTEST_TIMEOUT, CHAIN_FOLLOWER_POLLS, CHAIN_OBJECTION_TIME};
 use super::read::{Found, Scan};
 use super::trouble::{Notice, Trouble};
-use crate::control::ask_to_attest;
-use crate::limits::{CHAIN_ATTEST_TIMEOUT, CHAIN_FOLLOWER_POLLS, CHAIN_OBJECTION_TIME, CONTROL_TIMEOUT};
+use crate::limits::CONTROL_TIMEOUT;
 use crate::tracker::Tracker;
 
 /// See the module's documentation.
@@ -30,8 +30,6 @@ pub(crate) struct Follower {
     pub consensus: Consensus,
     pub network: Handle,
     pub tracker: Arc<Tracker>,
-    /// Time between two looks of the leader.
-    pub poll: Duration,
 }
 
 /// What the voters said of an update.
@@ -112,7 +110,8 @@ impl Follower {
     /// Waits for the next look, or until this node begins to lead, or leads no more.
     async fn rest(&self) {
         let leads = self.leads();
-        let poll = if leads { self.poll } else { self.poll.saturating_mul(CHAIN_FOLLOWER_POLLS) };
+        let poll = self.chain.0.poll;
+        let poll = if leads { poll } else { poll.saturating_mul(CHAIN_FOLLOWER_POLLS) };
         let pause = self.chain.0.seen.lock().troubles.pause(poll, rand::random_range(0.5..1.0));
         let mut status = self.consensus.status();
         let changed = status.wait_for(|status| (status.role == Role::Leader) != leads);
@@ -136,7 +135,7 @@ impl Follower {
         }
         let confirmed = reader.head().await?.checked_sub(reader.source().confirmations);
         self.chain.0.seen.lock().confirmed = confirmed;
-        let next = *self.tracker.next_block().borrow();
+        let next = *self.tracker.next_block.borrow();
         let (Some(next), Some(confirmed), true) = (next, confirmed, self.leads()) else { return Ok(false) };
         let update = match scan.look(reader, next, confirmed).await? {
             Found::Nothing => return Ok(false),
@@ -223,7 +222,7 @@ impl Follower {
             Ok(Err(error)) => return Err(passing(&error)),
             Err(_) => return Err(passing(&"no majority answered in time")),
         }
-        let next = *self.tracker.next_block().borrow();
+        let next = *self.tracker.next_block.borrow();
         if next.is_some_and(|next| next > update.last) {
             tracing::debug!(
                 first = update.first,

@@ -5,8 +5,8 @@ use lockstep_types::registry::{CHAIN_EVENTS_MAX, CHAIN_UPDATE_BYTES_MAX};
 use lockstep_types::{ChainEvent, ChainUpdate};
 use prost::Message as _;
 
+use super::limits::CHAIN_EMPTY_BLOCKS;
 use super::trouble::Trouble;
-use crate::limits::CHAIN_EMPTY_BLOCKS;
 
 impl From<ChainError> for Trouble {
     fn from(error: ChainError) -> Self {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use lockstep_chain::{ChainError, ChainReader};
 use lockstep_types::{Hash32, ProjectId, TaskId, TimeMs, keccak256};
@@ -52,7 +52,6 @@ impl TaskStates {
 pub(crate) struct TaskFollower {
     pub chain: Chain,
     pub states: TaskStates,
-    pub poll: Duration,
 }
 
 fn disk(error: &rusqlite::Error) -> Trouble {
@@ -76,7 +75,7 @@ impl TaskFollower {
                     None => {}
                 }
                 if !more {
-                    sleep(troubles.pause(self.poll, rand::random_range(0.5..1.0))).await;
+                    sleep(troubles.pause(self.chain.0.poll, rand::random_range(0.5..1.0))).await;
                 }
             };
             tokio::select! {

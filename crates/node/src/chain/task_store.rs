@@ -6,7 +6,7 @@ use lockstep_chain::TaskState;
 use lockstep_types::{Hash32, ProjectId, TaskId, TimeMs};
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use crate::limits::TASK_STATES_MAX;
+use super::limits::TASK_STATES_MAX;
 
 /// In the form of the file; another one is made anew.
 const FORMAT: i64 = 1;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::limits::{CHAIN_BACKOFF_MAX, CHAIN_PATIENCE};
+use super::limits::{CHAIN_BACKOFF_MAX, CHAIN_PATIENCE};
 
 /// Why the chain is not followed, as a sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::Desk;
 use crate::adopt::Adopter;
-use crate::announce::{AnnounceParts, Announcements};
+use crate::announce::Announcements;
 use crate::audit::{AuditParts, Audits};
 use crate::backup::Backups;
-use crate::chain::{Follower, TaskFollower};
+use crate::chain;
 use crate::clock_guard::ClockGuard;
 use crate::config::Scope;
 use crate::control::ControlService;
@@ -104,17 +104,7 @@ impl Parts {
             off: self.clock_off.clone(),
         };
         supervisor.spawn("the clock guard", clock_guard.run(token.clone()));
-        let follower = Follower {
-            node: self.opened.node,
-            chain: self.chain.clone(),
-            consensus: self.consensus.clone(),
-            network: self.network.clone(),
-            tracker: self.tracker.clone(),
-            poll: self.chain_poll,
-        };
-        supervisor.spawn("the chain", follower.run(token.clone()));
-        let tasks = TaskFollower { chain: self.chain.clone(), states: self.task_states.clone(), poll: self.chain_poll };
-        supervisor.spawn("states of tasks", tasks.run(token.clone()));
+        chain::start(supervisor, self);
         let (own, members) = (self.opened.node, self.tracker.members());
         let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
         supervisor.spawn("the address book", book);
@@ -297,18 +287,6 @@ impl Parts {
         let registry = Arc::new(self.orders()?);
         let prover = self.prover.clone();
         Ok(Ports { submit: self.ingress.clone(), read, sealed: Arc::new(sealing), registry, feed, prover })
-    }
-
-    pub(super) fn announce_parts<'a>(&'a self, outputs: &'a [RunningOutput]) -> AnnounceParts<'a> {
-        AnnounceParts {
-            opened: &self.opened,
-            home: &self.home,
-            state: &self.state,
-            consensus: &self.consensus,
-            tracker: &self.tracker,
-            task_states: &self.task_states,
-            outputs,
-        }
     }
 
     pub(super) fn reader(

@@ -245,7 +245,7 @@ pub(super) fn evaluate<'a>(
         }
         Node::Matches(of, pattern) => match evaluate(of, scope, bound, fuel)? {
             Value::Text(text) => {
-                // Time grows with the text, and with nothing else: see [`crate::pattern`].
+                // Time grows with the text, and with nothing else: see [`crate::engine::pattern`].
                 fuel.take(1 + text.len() as u64 / (FUEL_FOR_STEP * PATTERN_BYTES_FOR_FUEL))?;
                 Value::Bool(pattern.is_match(&text))
             }

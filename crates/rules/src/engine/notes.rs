@@ -1,17 +1,6 @@
-//! What each stage did with a message, for whoever tries rules out.
+//! Collects what each stage did with a message, for whoever tries rules out.
 
-use crate::judge::{Accepted, Stage};
-
-/// What a stage did with a message.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Note {
-    /// The stage.
-    pub stage: Stage,
-    /// What it did, in a few words.
-    pub did: String,
-    /// Fuel that it took.
-    pub fuel: u64,
-}
+use crate::judge::{Accepted, Note, Stage};
 
 /// Notes, where somebody wants them: nothing is put into words elsewhere.
 #[derive(Debug, Default)]

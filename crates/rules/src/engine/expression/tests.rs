@@ -2,8 +2,8 @@ use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
 use super::*;
+use crate::engine::pattern::Patterns;
 use crate::limits::EXPRESSION_FUEL;
-use crate::pattern::Patterns;
 
 fn scope<'a>(message: &'a Json, last: Option<&'a Json>) -> Scope<'a> {
     Scope {

@@ -4,10 +4,10 @@
 use jsonschema::{Draft, PatternOptions, Validator};
 use serde_json::Value;
 
-use crate::decode::Decoded;
+use super::decode::Decoded;
+use super::pattern::{Patterns, with_ascii_classes};
 use crate::error::RulesError;
 use crate::limits::{PATTERN_BYTES_FOR_FUEL, PATTERN_CACHE_BYTES, SCHEMA_BYTES_MAX, SCHEMA_FUEL, SCHEMA_PARTS_MAX};
-use crate::pattern::{Patterns, with_ascii_classes};
 
 /// Keywords that say something about the schema only, or whose value is no schema.
 const PLAIN: [&str; 33] = [

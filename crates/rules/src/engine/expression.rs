@@ -18,9 +18,9 @@ use regex::Regex;
 pub(crate) use evaluation::{Fuel, Scope, Value};
 use functions::Function;
 
+use super::pattern::{Patterns, with_ascii_classes};
 use crate::error::RulesError;
 use crate::limits::{EXPRESSION_BYTES_MAX, EXPRESSION_DEPTH_MAX, PATTERN_CACHE_BYTES};
-use crate::pattern::{Patterns, with_ascii_classes};
 
 /// Names that an expression can use.
 pub(crate) const VARIABLES: [&str; 7] = ["message", "last", "device", "time", "data", "version", "nonce"];
