@@ -22,8 +22,6 @@ mod network;
 mod options;
 mod plan;
 mod teller;
-#[cfg(feature = "testing")]
-pub mod testing;
 
 pub use announcement::Announcement;
 pub use announcer::{Announcer, Handle, Status};

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use lockstep_announce::testing::Peer;
 use lockstep_announce::{Announcement, Announcer, CommittedTask, FeedError, Handle, Options, TaskFeed};
+use lockstep_testkit::w3bstream_peer::Peer;
 use lockstep_types::{ProjectId, SigningKey, TaskId, TaskNumber};
 use parking_lot::Mutex;
 use serde_json::Value;

@@ -7,11 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::body::{Body, HttpBody as _};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use crate::options::Options;
 use crate::problem::Problem;
 use axum::http::StatusCode;
+
+/// Large answers that are written at a time; others wait.
+const LARGE_WRITES_MAX: usize = 2;
 
 /// Counts what is under way.
 pub(crate) struct Admission {
@@ -19,6 +22,7 @@ pub(crate) struct Admission {
     streams: Arc<Semaphore>,
     feeds: Arc<Semaphore>,
     reads: Arc<Semaphore>,
+    writes: Semaphore,
     body_bytes: AtomicUsize,
     answer_bytes: Arc<AtomicUsize>,
 }
@@ -30,6 +34,7 @@ impl Admission {
             streams: Arc::new(Semaphore::new(options.submit_streams_max.min(Semaphore::MAX_PERMITS))),
             feeds: Arc::new(Semaphore::new(options.feeds_max.min(Semaphore::MAX_PERMITS))),
             reads: Arc::new(Semaphore::new(options.reads_max.min(Semaphore::MAX_PERMITS))),
+            writes: Semaphore::new(LARGE_WRITES_MAX),
             body_bytes: AtomicUsize::new(0),
             answer_bytes: Arc::default(),
         }
@@ -73,6 +78,11 @@ impl Admission {
     pub(crate) fn read(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let permit = Arc::clone(&self.reads).try_acquire_owned();
         permit.map_err(|_| Problem::busy("too many reads are under way on this node, try again later"))
+    }
+
+    /// A turn to write a large answer; its readers wait for each other, and devices for none of them.
+    pub(crate) async fn write(&self) -> Option<SemaphorePermit<'_>> {
+        self.writes.acquire().await.ok()
     }
 
     /// A large answer, whose bytes count until its client has taken them or its connection is gone: who asks for much

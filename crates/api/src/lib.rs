@@ -9,7 +9,7 @@ mod bulk;
 mod caller;
 mod connection;
 mod feed;
-#[cfg(feature = "fuzz")]
+#[doc(hidden)]
 pub mod fuzz;
 mod gateway;
 mod grpc;

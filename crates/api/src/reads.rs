@@ -65,6 +65,7 @@ pub(crate) async fn large(
     write: impl FnOnce() -> serde_json::Result<Vec<u8>> + Send + 'static,
 ) -> Result<Response, Problem> {
     let failed = |e: &dyn std::fmt::Display| ReadError::Failed(format!("the answer was not written: {e}"));
+    let _turn = app.admission.write().await;
     let bytes = tokio::task::spawn_blocking(write).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
     let body = app.admission.answer(&app.options, bytes)?;
     Ok(([(header::CONTENT_TYPE, content_type)], body).into_response())

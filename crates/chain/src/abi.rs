@@ -4,7 +4,7 @@ use lockstep_types::message::PROJECT_ID_MAX;
 use lockstep_types::{Address, Hash32, ProjectId, keccak256};
 
 /// One 32-byte word.
-pub(crate) type Word = [u8; 32];
+pub type Word = [u8; 32];
 
 /// Bytes of a word.
 pub(crate) const WORD: usize = 32;
@@ -15,7 +15,7 @@ pub(crate) fn topic(signature: &str) -> Hash32 {
 }
 
 /// The data of a call whose arguments are all of fixed size.
-pub(crate) fn call(signature: &str, arguments: &[Word]) -> Vec<u8> {
+pub fn call(signature: &str, arguments: &[Word]) -> Vec<u8> {
     let mut data = topic(signature)[..4].to_vec();
     data.extend(arguments.iter().flatten());
     data
@@ -60,14 +60,14 @@ pub(crate) fn bytes_at<'a>(data: &'a [u8], offset: &Word) -> Option<&'a [u8]> {
 }
 
 /// An address as a word.
-pub(crate) fn address_word(address: &Address) -> Word {
+pub fn address_word(address: &Address) -> Word {
     let mut word = [0; WORD];
     word[WORD - Address::LEN..].copy_from_slice(address.as_bytes());
     word
 }
 
 /// A number as a word.
-pub(crate) fn number_word(number: u64) -> Word {
+pub fn number_word(number: u64) -> Word {
     let mut word = [0; WORD];
     word[WORD - 8..].copy_from_slice(&number.to_be_bytes());
     word

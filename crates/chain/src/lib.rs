@@ -10,13 +10,13 @@
 //!
 //! `abi`, `log`, `event` and `uri` decide and never wait; `rpc`, `reader`, `documents` and `service` ask.
 
-mod abi;
+pub mod abi;
 mod documents;
 mod endpoint;
 mod error;
 mod event;
 mod failures;
-#[cfg(feature = "fuzz")]
+#[doc(hidden)]
 pub mod fuzz;
 mod log;
 mod reader;
@@ -24,10 +24,6 @@ mod rpc;
 mod service;
 mod source;
 mod uri;
-
-/// A chain of anvil and contracts with the events that this crate reads.
-#[cfg(feature = "testing")]
-pub mod testing;
 
 pub use documents::{DOCUMENT_BYTES_MAX, DOCUMENT_TIMEOUT, DocumentOptions, Documents, FAILURE_TTL, FETCHES_MAX};
 pub use endpoint::{Endpoint, EndpointError, TransferError, read_body, send};

@@ -30,7 +30,7 @@ mod device;
 mod error;
 mod feed;
 pub mod fleet;
-#[cfg(feature = "fuzz")]
+#[doc(hidden)]
 pub mod fuzz;
 mod histogram;
 mod look_up;

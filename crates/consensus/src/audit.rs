@@ -200,7 +200,6 @@ pub fn check_log(home: &StoreHome, read: &mut dyn FnMut(u64)) -> Result<LogFacts
 }
 
 /// The same for records that are at hand, in the order of their keys.
-#[cfg(feature = "fuzz")]
 pub(crate) fn check_log_records(records: Vec<(&[u8], bytes::Bytes)>) -> Result<LogFacts, AuditError> {
     let mut audit = LogAudit::default();
     for (key, value) in records {

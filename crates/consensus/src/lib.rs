@@ -14,7 +14,7 @@ mod convert;
 pub mod copy;
 pub mod epoch;
 mod fetch;
-#[cfg(feature = "fuzz")]
+#[doc(hidden)]
 pub mod fuzz;
 mod handle;
 pub mod limits;

@@ -29,7 +29,7 @@ mod client;
 mod directory;
 mod doors;
 mod frame;
-#[cfg(feature = "fuzz")]
+#[doc(hidden)]
 pub mod fuzz;
 mod gateway;
 mod gateway_client;

@@ -13,15 +13,11 @@ use lockstep_types::{
     Batch, ExportPage, Height, ProjectId, Ruled, Sequence, SigningKey, Task, TaskId, TaskNumber, TimeMs, w3bstream,
 };
 
-use tokio::sync::Semaphore;
-
 use crate::chain::TaskStates;
-use crate::limits::{FEED_BATCHES_LOOKED_AT_MAX, FEED_PAGE_BYTES_MAX, FEED_READS_MAX, READ_BYTES_MAX};
+use crate::limits::{FEED_BATCHES_LOOKED_AT_MAX, FEED_PAGE_BYTES_MAX, READ_BYTES_MAX};
 use crate::proofs::{self, PageQuery};
 use crate::publish::TaskReader;
 use crate::reader::{Reader, device_view, failed};
-
-static READS: Semaphore = Semaphore::const_new(FEED_READS_MAX);
 
 /// Batches that are read from the store at a time.
 const BATCHES_AT_A_TIME: usize = 16;
@@ -159,7 +155,7 @@ impl Feed for Reader {
     async fn tasks(&self, query: TasksQuery) -> Result<TasksView, ReadError> {
         let (state, views, bounds) =
             (self.state.clone(), self.task_views(), (self.oldest_height(), self.newest_task()));
-        proofs::aside(&READS, state.blocking(), move || page(&state, &views, &query, bounds)).await
+        proofs::aside(state.blocking(), move || page(&state, &views, &query, bounds)).await
     }
 
     async fn wait_for_task(&self, after: Option<TaskNumber>) {

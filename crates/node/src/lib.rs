@@ -41,7 +41,7 @@ mod evidence;
 mod features;
 mod feed;
 mod forward;
-#[cfg(feature = "fuzz")]
+#[doc(hidden)]
 pub mod fuzz;
 mod gaps;
 pub mod gateways;

@@ -68,10 +68,9 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 pub const VERIFY_STOP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for a successor to take over the lead at shutdown.
 pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Proofs and pages of the history that are put together at a time; others wait.
-pub const EXPORTS_MAX: usize = 2;
-/// Pages of feeds that are read at a time.
-pub const FEED_READS_MAX: usize = 4;
+/// Proofs and pages (of tasks, batches and the history) that are put together at a time; others wait. Devices share the
+/// cores with their readers.
+pub const LARGE_READS_MAX: usize = 2;
 /// Most payload text, in bytes, of a page of a feed (one task may exceed it).
 pub const FEED_PAGE_BYTES_MAX: usize = 4 << 20;
 /// Batches that are looked at for one page of a feed.

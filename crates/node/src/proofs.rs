@@ -11,7 +11,7 @@ use lockstep_types::{
 };
 use tokio::sync::Semaphore;
 
-use crate::limits::{EXPORT_BATCHES_MAX, EXPORTS_MAX, NOT_FINAL_RETRY_MS, READ_BYTES_MAX};
+use crate::limits::{EXPORT_BATCHES_MAX, LARGE_READS_MAX, NOT_FINAL_RETRY_MS, READ_BYTES_MAX};
 use crate::reader::failed;
 
 /// What a history hangs on.
@@ -23,18 +23,17 @@ pub(crate) struct History {
     pub epochs: Epochs,
 }
 
-static EXPORTS: Semaphore = Semaphore::const_new(EXPORTS_MAX);
+static LARGE_READS: Semaphore = Semaphore::const_new(LARGE_READS_MAX);
 
 /// Runs a read that may take long where it holds up nobody; only so many at a time.
 pub(crate) async fn aside<T: Send + 'static>(
-    places: &Semaphore,
     blocking: Blocking,
     read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
 ) -> Result<T, ReadError> {
     let ended = |e: &dyn std::fmt::Display| ReadError::Failed(format!("the read did not end: {e}"));
     // The places are the process', of which a simulation shares nothing that changes.
     let _place = match blocking {
-        Blocking::Threads => Some(places.acquire().await.map_err(|e| ended(&e))?),
+        Blocking::Threads => Some(LARGE_READS.acquire().await.map_err(|e| ended(&e))?),
         Blocking::Inline => None,
     };
     blocking.run(read).await.map_err(|e| ended(&e))?
@@ -47,7 +46,7 @@ pub(crate) async fn proof(
     id: MessageId,
     pending: bool,
 ) -> Result<Option<Proof>, ReadError> {
-    aside(&EXPORTS, state.blocking(), move || match find_proof(&state, &history, id)? {
+    aside(state.blocking(), move || match find_proof(&state, &history, id)? {
         None if pending => Err(ReadError::NotFinal { retry_after_ms: NOT_FINAL_RETRY_MS }),
         found => Ok(found),
     })
@@ -125,7 +124,7 @@ pub(crate) fn boundaries(state: &StateStore, from: Height, limit: usize) -> Resu
 
 /// A page of the history.
 pub(crate) async fn export(state: StateStore, history: History, page: PageQuery) -> Result<ExportPage, ReadError> {
-    aside(&EXPORTS, state.blocking(), move || make_page(&state, &history, &page)).await
+    aside(state.blocking(), move || make_page(&state, &history, &page)).await
 }
 
 /// Which part of the history, and who wants it.

@@ -365,12 +365,17 @@ impl Read for Reader {
     }
 
     async fn batches(&self, from: Height, limit: usize) -> Result<BatchesView, ReadError> {
-        let batches = self.state.batches(from, limit, READ_BYTES_MAX).map_err(failed)?;
+        let state = self.state.clone();
+        let batches = proofs::aside(state.blocking(), move || {
+            let batches = state.batches(from, limit, READ_BYTES_MAX).map_err(failed)?;
+            Ok(batches.iter().map(batch_view).collect())
+        })
+        .await?;
         let oldest = self.oldest_height();
         if from < oldest {
             return Err(ReadError::Pruned { first: oldest });
         }
-        Ok(BatchesView { batches: batches.iter().map(batch_view).collect(), head: self.head_height() })
+        Ok(BatchesView { batches, head: self.head_height() })
     }
 
     async fn batch(&self, height: Height) -> Result<Option<BatchView>, ReadError> {

@@ -125,7 +125,7 @@ fn commitment_of(answer: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// A server's answer to a put, for the fuzz targets. True where it is a commitment.
-#[cfg(feature = "fuzz")]
+#[doc(hidden)]
 pub fn fuzz(answer: &[u8]) -> bool {
     commitment_of(answer).is_some_and(|commitment| {
         let text = format!("0x{}", hex::encode(&commitment));

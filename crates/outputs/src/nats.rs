@@ -301,7 +301,7 @@ impl Output for NatsOutput {
 }
 
 /// Headers of a message in a stream, one to a line, for the fuzz targets. True where they say whose it is.
-#[cfg(feature = "fuzz")]
+#[doc(hidden)]
 pub fn fuzz(text: &str) -> bool {
     let mut headers = async_nats::HeaderMap::new();
     for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
@@ -317,7 +317,7 @@ pub fn fuzz(text: &str) -> bool {
 }
 
 /// The headers of a message that fills a task in, for the seeds of [`fuzz`].
-#[cfg(feature = "fuzz")]
+#[doc(hidden)]
 pub fn fuzz_seed() -> String {
     use lockstep_types::{Epoch, NetworkId, TaskId, TaskNumber};
     let kind = mark::Kind::Filled(TaskNumber(7), TaskId([7; 32]));

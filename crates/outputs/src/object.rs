@@ -388,7 +388,7 @@ impl Output for ObjectOutput {
 }
 
 /// A link, a mark of an owner or of a gap in an object store, for the fuzz targets. True where it is one.
-#[cfg(feature = "fuzz")]
+#[doc(hidden)]
 pub fn fuzz(bytes: &[u8]) -> bool {
     fn reads<T: serde::de::DeserializeOwned + serde::Serialize + PartialEq>(bytes: &[u8]) -> bool {
         entry::parse::<T>("an entry", bytes).is_ok_and(|read| {

@@ -3,6 +3,7 @@
 //!
 //! For tests only: nothing here is part of a release, and failures are panics that say what to do.
 
+pub mod anvil;
 pub mod audit;
 pub mod background;
 pub mod balancer;
@@ -30,4 +31,5 @@ pub mod rounds;
 pub mod sim;
 pub mod sockets;
 pub mod tmpfs;
+pub mod w3bstream_peer;
 pub mod wait;

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use crate::http::local;
 use crate::ports::free_port;
+use crate::process::tool;
 
 /// Longest wait for a server, or for the servers to agree.
 const SERVER_DEADLINE: Duration = Duration::from_secs(60);
@@ -212,13 +213,11 @@ fn is_healthy(port: u16) -> bool {
 
 /// The server's program: where `testnet/install-nats.sh` puts it, or in `PATH`.
 fn find_program() -> PathBuf {
-    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache/lockstep/tools"));
-    let tools = std::env::var_os("LOCKSTEP_TOOLS").map(PathBuf::from).or_else(home);
-    let installed = tools.map(|tools| tools.join("bin/nats-server")).filter(|program| program.exists());
-    installed.unwrap_or_else(|| {
-        let in_path = std::env::var_os("PATH").unwrap_or_default();
-        let in_path =
-            std::env::split_paths(&in_path).map(|dir| dir.join("nats-server")).find(|program| program.is_file());
-        in_path.expect("NATS's server is not installed; run `make deps`")
-    })
+    let installed = tool("nats-server");
+    if installed.exists() {
+        return installed;
+    }
+    let in_path = std::env::var_os("PATH").unwrap_or_default();
+    let in_path = std::env::split_paths(&in_path).map(|dir| dir.join("nats-server")).find(|program| program.is_file());
+    in_path.expect("NATS's server is not installed; run `make deps`")
 }

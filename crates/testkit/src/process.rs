@@ -331,3 +331,9 @@ pub fn raise_open_files() -> u64 {
     }
     limit.rlim_cur
 }
+
+/// Where `make deps` puts a program that tests run: the cache of tools, or what LOCKSTEP_TOOLS names.
+pub fn tool(name: &str) -> PathBuf {
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/lockstep/tools");
+    std::env::var_os("LOCKSTEP_TOOLS").map_or_else(home, PathBuf::from).join("bin").join(name)
+}

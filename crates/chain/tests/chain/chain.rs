@@ -1,7 +1,7 @@
 //! The reader against a real chain: anvil's, with contracts that have the real ones' events.
 
-use lockstep_chain::testing::{Anvil, Contracts, bytecode, register_call, set_call};
 use lockstep_chain::{ChainError, ChainReader, ChainSource, Event, Range, Rpc, TaskState, URI_BYTES_MAX};
+use lockstep_testkit::anvil::{Anvil, Contracts, bytecode, register_call, set_call};
 use lockstep_types::message::PROJECT_ID_MAX;
 use lockstep_types::{Address, ProjectId, TaskId};
 

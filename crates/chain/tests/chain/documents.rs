@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::support::{Reply, Server};
-use lockstep_chain::testing::until;
 use lockstep_chain::{DOCUMENT_BYTES_MAX, DocumentError, DocumentOptions, Documents};
+use lockstep_testkit::wait::eventually;
 use lockstep_types::{Hash32, keccak256};
 
 const DOCUMENT: &[u8] = br#"{"id":"did:io:0x01"}"#;
@@ -111,9 +111,9 @@ async fn what_failed_is_asked_again_after_a_while() {
     let options =
         DocumentOptions { failure_ttl: Duration::from_millis(50), ..DocumentOptions::new(server.url.parse().unwrap()) };
     let documents = Documents::new(options).unwrap();
-    until("a second request", async || {
+    eventually("it is asked a second time", Duration::from_secs(30), async || {
         documents.fetch("ipfs://Qm", &hash()).await.unwrap_err();
-        (server.requests() == 2).then_some(())
+        if server.requests() == 2 { Ok(()) } else { Err("it was asked once".to_owned()) }
     })
     .await;
 }

@@ -1,12 +1,12 @@
 //! Tasks are announced to a peer that is set as those of W3bstream.
 
-use lockstep_announce::testing::Peer;
 use lockstep_api::views::W3bstreamView;
-use lockstep_chain::testing::{Anvil, Contracts};
+use lockstep_testkit::anvil::{Anvil, Contracts};
 use lockstep_testkit::cluster::{Cluster, ClusterOptions, change_config, open_params};
 use lockstep_testkit::http::post_message;
 use lockstep_testkit::load::device_key;
 use lockstep_testkit::postgres::Postgres;
+use lockstep_testkit::w3bstream_peer::Peer;
 use lockstep_testkit::wait::eventually;
 use lockstep_types::{Address, ChainSource, NetworkParams, ProjectId, TaskId};
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lockstep_api::views::{ChainView, StatusView};
-use lockstep_chain::testing::{Anvil, Contracts};
+use lockstep_testkit::anvil::{Anvil, Contracts};
 use lockstep_testkit::cluster::{Cluster, ClusterOptions, change_config};
 use lockstep_testkit::http::{get, post_message};
 use lockstep_testkit::load::device_key;

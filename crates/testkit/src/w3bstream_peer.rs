@@ -1,8 +1,7 @@
-//! For tests: a libp2p peer that is set as those of W3bstream, run by Node.
+//! A libp2p peer that is set as those of W3bstream, run by Node.
 //!
 //! `testnet/install-w3bstream-peer.sh` installs it. Everything here panics with a reason, as a test would.
 
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,6 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
+
+use crate::process::tool;
 
 /// For anything that the peer does.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -27,15 +28,10 @@ pub struct Peer {
     id: String,
 }
 
-fn program() -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/lockstep/tools");
-    std::env::var_os("LOCKSTEP_TOOLS").map_or_else(home, PathBuf::from).join("bin/w3bstream-peer.js")
-}
-
 impl Peer {
     /// Starts a peer and waits until it listens. It does not listen to announcements yet.
     pub async fn start(chain_id: u64) -> Self {
-        let program = program();
+        let program = tool("w3bstream-peer.js");
         assert!(program.exists(), "the peer is missing: testnet/install-w3bstream-peer.sh installs it");
         let mut command = Command::new("node");
         command.arg(program).arg(chain_id.to_string()).kill_on_drop(true);

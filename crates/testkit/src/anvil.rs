@@ -1,42 +1,36 @@
-//! For tests: a chain of its own, with contracts that have the events which this crate reads.
+//! A chain of its own, with contracts that have the events which `lockstep-chain` reads.
 //!
 //! The chain is anvil's, which `testnet/install-anvil.sh` installs. Everything here panics with a reason, as a
 //! test would. Each block holds one transaction unless more are mined.
 
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use lockstep_chain::abi::{Word, address_word, call, number_word};
+use lockstep_chain::{ANSWER_BYTES_MAX, ChainSource, Endpoint, Rpc};
 use lockstep_types::{Address, Hash32, ProjectId, TaskId};
 use serde_json::{Value, json};
 
-use crate::abi::{Word, address_word, call, number_word};
-use crate::log::quantity;
-use crate::{ANSWER_BYTES_MAX, ChainSource, Endpoint, Rpc};
+use crate::ports::free_port;
+use crate::process::tool;
+use crate::wait::eventually;
 
 /// For anything that anvil does.
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Between two looks at a condition.
-const POLL_INTERVAL: Duration = Duration::from_millis(10);
-/// Below Linux's ephemeral range, so that nobody takes the port while the chain is stopped; and below the ports
-/// that tests of whole networks use.
-const PORT_FIRST: u16 = 12_000;
-const PORT_COUNT: u16 = 8_000;
 /// Gas of each transaction: enough for all the tests do.
 const GAS: &str = "0xe4e1c0";
 
-/// Bytecode of the contracts in tests/contracts/Devices.sol, as hex.
+/// Bytecode of the contracts in `contracts/Devices.sol`, as hex.
 pub mod bytecode {
     /// ioID's registry: `register(device, owner, hash, uri)`, `remove(device, owner)`, `documentURI`.
-    pub const REGISTRY: &str = include_str!("../tests/contracts/Registry.hex");
+    pub const REGISTRY: &str = include_str!("../contracts/Registry.hex");
     /// W3bstream's project-device: `set(project, devices, value)`, `approved`.
-    pub const PROJECT_DEVICE: &str = include_str!("../tests/contracts/ProjectDevice.hex");
+    pub const PROJECT_DEVICE: &str = include_str!("../contracts/ProjectDevice.hex");
     /// Events of both without indexed parameters.
-    pub const PLAIN: &str = include_str!("../tests/contracts/Plain.hex");
+    pub const PLAIN: &str = include_str!("../contracts/Plain.hex");
     /// W3bstream's task manager: `assign(project, task, prover, deadline)`, `settle(project, task, prover)`.
-    pub const TASK_MANAGER: &str = include_str!("../tests/contracts/TaskManager.hex");
+    pub const TASK_MANAGER: &str = include_str!("../contracts/TaskManager.hex");
 }
 
 /// A running chain. Ends with this value.
@@ -72,7 +66,11 @@ impl Anvil {
         // The chain is written at SIGTERM only. The standard library can but kill.
         let signalled = Command::new("kill").args(["-TERM", &process.id().to_string()]).status();
         assert!(signalled.expect("the program kill").success());
-        until("anvil to end", async || process.try_wait().ok().flatten()).await;
+        eventually("anvil ends", DEADLINE, async || match process.try_wait() {
+            Ok(Some(_)) => Ok(()),
+            _ => Err("it runs".to_owned()),
+        })
+        .await;
     }
 
     /// Starts the chain after [`Anvil::stop`], on the same port.
@@ -84,10 +82,10 @@ impl Anvil {
         command.arg("--cache-path").arg(self.home.join("cache"));
         let process = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         self.process = Some(process.expect("anvil is missing: testnet/install-anvil.sh installs it"));
-        until("anvil to answer", async || {
+        eventually("anvil answers", DEADLINE, async || {
             let ended = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten());
             assert_eq!(ended, None, "anvil ended at once");
-            self.rpc.call::<String>("eth_chainId", json!([]), ANSWER_BYTES_MAX).await.ok()
+            self.rpc.call::<String>("eth_chainId", json!([]), ANSWER_BYTES_MAX).await.map_err(|error| error.to_string())
         })
         .await;
     }
@@ -138,9 +136,9 @@ impl Anvil {
         transaction["from"] = json!(self.account);
         transaction["gas"] = json!(GAS);
         let hash = self.ask("eth_sendTransaction", json!([transaction])).await;
-        let receipt = until("a receipt", async || {
+        let receipt = eventually("there is a receipt", DEADLINE, async || {
             let receipt = self.ask("eth_getTransactionReceipt", json!([hash])).await;
-            (!receipt.is_null()).then_some(receipt)
+            if receipt.is_null() { Err("there is none".to_owned()) } else { Ok(receipt) }
         })
         .await;
         assert_eq!(receipt["status"], "0x1", "the transaction failed: {receipt}");
@@ -238,40 +236,16 @@ pub fn set_call(project: Word, devices: &[Address], value: bool) -> Vec<u8> {
     data
 }
 
-/// Looks again and again until there is something.
-///
-/// # Panics
-/// When there is nothing in half a minute.
-pub async fn until<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        if let Some(found) = look().await {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited {DEADLINE:?} for {what}");
-        tokio::time::sleep(POLL_INTERVAL).await;
-    }
-}
-
 /// Where `testnet/install-anvil.sh` puts it, or what LOCKSTEP_ANVIL names.
 fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("LOCKSTEP_ANVIL") {
-        return path.into();
-    }
-    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache/lockstep/tools");
-    std::env::var_os("LOCKSTEP_TOOLS").map_or_else(home, PathBuf::from).join("bin/anvil")
+    std::env::var_os("LOCKSTEP_ANVIL").map_or_else(|| tool("anvil"), PathBuf::from)
+}
+
+/// A number as JSON-RPC writes it.
+fn quantity(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.strip_prefix("0x")?, 16).ok()
 }
 
 fn endpoint_at(port: u16) -> Endpoint {
     format!("http://127.0.0.1:{port}").parse().expect("a URL")
-}
-
-/// A port that nobody listens on, and that this process has not given out before.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Tests run in processes of their own, which have consecutive ids: they start far from each other.
-    let start = u16::try_from(std::process::id().wrapping_mul(31) % u32::from(PORT_COUNT)).unwrap_or_default();
-    let ports = std::iter::repeat_with(|| NEXT.fetch_add(1, Ordering::Relaxed)).take(PORT_COUNT.into());
-    let mut ports = ports.map(|offset| PORT_FIRST + (start + offset % PORT_COUNT) % PORT_COUNT);
-    ports.find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()).expect("a free port")
 }
