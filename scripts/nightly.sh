@@ -13,7 +13,13 @@ seeds=${NIGHTLY_SEEDS:-2000}
 minutes=${NIGHTLY_MINUTES:-30}
 seed=${NIGHTLY_SEED:-$(date +%Y%m%d)}
 home=${NIGHTLY_HOME:-.lockstep/nightly}
-parts=" ${NIGHTLY_PARTS:-sim chaos rounds outages features advisories fuzz} "
+every_part="sim chaos rounds outages features advisories fuzz"
+parts=" ${NIGHTLY_PARTS:-$every_part} "
+for part in $parts; do
+    [[ " $every_part " == *" $part "* ]] || { echo "nightly: unknown part '$part'; there are $every_part" >&2; exit 2; }
+done
+# The last line of each part is its figures, not make's.
+export GNUMAKEFLAGS=--no-print-directory
 mkdir -p "$home"
 
 figures=()
@@ -37,7 +43,7 @@ nodes() { scripts/cargo.sh test --locked -p lockstep-cli --test nodes -- --nocap
 if wants sim; then
     part sim-default make sim SIM_ARGS="--seeds $seeds"
     for scenario in members disks snapshots upgrade plain; do
-        part "sim-$scenario" make sim SIM_ARGS="--seeds $((seeds / 10)) --scenario $scenario"
+        part "sim-$scenario" make sim SIM_ARGS="--seeds $((seeds > 10 ? seeds / 10 : 1)) --scenario $scenario"
     done
 fi
 if wants chaos; then
@@ -54,7 +60,7 @@ if wants features; then
     part features make features
 fi
 if wants advisories; then
-    part advisories scripts/deny.sh all
+    part advisories scripts/deny.sh advisories
 fi
 if wants fuzz; then
     if cargo +nightly --version >/dev/null 2>&1; then

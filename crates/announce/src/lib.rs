@@ -26,4 +26,5 @@ mod teller;
 pub use announcement::Announcement;
 pub use announcer::{Announcer, Handle, Status};
 pub use feed::{CommittedTask, FeedError, TaskFeed};
+pub use limits::ATTEMPTS_MAX;
 pub use options::{AnnounceError, Options};

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::body::{Body, HttpBody as _};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::options::Options;
 use crate::problem::Problem;
 use axum::http::StatusCode;
 
-/// Large answers that are written at a time; others wait.
-const LARGE_WRITES_MAX: usize = 2;
+/// Large answers that are put together at a time; others wait.
+const LARGE_ANSWERS_MAX: usize = 2;
 
 /// Counts what is under way.
 pub(crate) struct Admission {
@@ -22,7 +22,7 @@ pub(crate) struct Admission {
     streams: Arc<Semaphore>,
     feeds: Arc<Semaphore>,
     reads: Arc<Semaphore>,
-    writes: Semaphore,
+    large: Arc<Semaphore>,
     body_bytes: AtomicUsize,
     answer_bytes: Arc<AtomicUsize>,
 }
@@ -34,7 +34,7 @@ impl Admission {
             streams: Arc::new(Semaphore::new(options.submit_streams_max.min(Semaphore::MAX_PERMITS))),
             feeds: Arc::new(Semaphore::new(options.feeds_max.min(Semaphore::MAX_PERMITS))),
             reads: Arc::new(Semaphore::new(options.reads_max.min(Semaphore::MAX_PERMITS))),
-            writes: Semaphore::new(LARGE_WRITES_MAX),
+            large: Arc::new(Semaphore::new(LARGE_ANSWERS_MAX)),
             body_bytes: AtomicUsize::new(0),
             answer_bytes: Arc::default(),
         }
@@ -80,9 +80,9 @@ impl Admission {
         permit.map_err(|_| Problem::busy("too many reads are under way on this node, try again later"))
     }
 
-    /// A turn to write a large answer; its readers wait for each other, and devices for none of them.
-    pub(crate) async fn write(&self) -> Option<SemaphorePermit<'_>> {
-        self.writes.acquire().await.ok()
+    /// A turn to read and write a large answer: its readers wait for each other, and devices for none of them.
+    pub(crate) async fn large(&self) -> Turn {
+        Turn { _permit: Arc::clone(&self.large).acquire_owned().await.ok() }
     }
 
     /// A large answer, whose bytes count until its client has taken them or its connection is gone: who asks for much
@@ -149,6 +149,11 @@ impl Admission {
         }
         Ok(held)
     }
+}
+
+/// Whose large answer is put together; given back when it is dropped.
+pub(crate) struct Turn {
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 /// An answer in memory; its bytes count until it is dropped, which is when the socket has the last of them.

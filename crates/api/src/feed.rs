@@ -66,8 +66,10 @@ pub(crate) async fn tasks(
     let _place = app.admission.read()?;
     let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
     let limit = range.limit.unwrap_or(TASKS_DEFAULT).clamp(1, TASKS_MAX);
-    let page = app.ports.feed.tasks(range.query(viewer, limit)?).await?;
-    large(&app, JSON, move || serde_json::to_vec(&page)).await
+    let query = range.query(viewer, limit)?;
+    let turn = app.admission.large().await;
+    let page = app.ports.feed.tasks(query).await?;
+    large(&app, turn, JSON, move || serde_json::to_vec(&page)).await
 }
 
 /// `GET /api/feed`: the same without an end, as server-sent events.

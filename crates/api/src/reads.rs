@@ -13,6 +13,7 @@ use lockstep_types::{Height, MessageId, Proof, Sequence, TaskId};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::admission::Turn;
 use crate::ports::ReadError;
 use crate::problem::Problem;
 use crate::routes::App;
@@ -61,12 +62,17 @@ impl FromRequestParts<Arc<App>> for Reading {
 /// taken.
 pub(crate) async fn large(
     app: &App,
+    turn: Turn,
     content_type: &'static str,
     write: impl FnOnce() -> serde_json::Result<Vec<u8>> + Send + 'static,
 ) -> Result<Response, Problem> {
     let failed = |e: &dyn std::fmt::Display| ReadError::Failed(format!("the answer was not written: {e}"));
-    let _turn = app.admission.write().await;
-    let bytes = tokio::task::spawn_blocking(write).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
+    // The turn ends with the writing, also where nobody waits for it any more.
+    let in_turn = move || {
+        let _turn = turn;
+        write()
+    };
+    let bytes = tokio::task::spawn_blocking(in_turn).await.map_err(|e| failed(&e))?.map_err(|e| failed(&e))?;
     let body = app.admission.answer(&app.options, bytes)?;
     Ok(([(header::CONTENT_TYPE, content_type)], body).into_response())
 }
@@ -100,8 +106,9 @@ pub(crate) async fn batches(
     let limit = range.limit.unwrap_or(BATCHES_DEFAULT).clamp(1, BATCHES_MAX);
     let newest = || (app.ports.read.status().head.height.0 + 1).saturating_sub(limit as u64);
     let from = range.from.unwrap_or_else(newest).max(1);
+    let turn = app.admission.large().await;
     let page = app.ports.read.batches(Height(from), limit).await?;
-    large(&app, JSON, move || serde_json::to_vec(&page)).await
+    large(&app, turn, JSON, move || serde_json::to_vec(&page)).await
 }
 
 pub(crate) async fn batch(
@@ -160,8 +167,9 @@ pub(crate) async fn export(
     range: Result<Query<BatchRange>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
+    let turn = app.admission.large().await;
     let page = app.ports.read.export(Height(range.from.unwrap_or(0)), viewer).await?;
-    large(&app, "application/x-protobuf", move || Ok(page.encode())).await
+    large(&app, turn, "application/x-protobuf", move || Ok(page.encode())).await
 }
 
 /// The HTTP interface, for programs that make clients of it. Tests hold the handlers' answers against it.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lockstep_announce::{
-    Announcement, Announcer, CommittedTask, FeedError, Handle, Options as AnnouncerOptions, TaskFeed,
+    ATTEMPTS_MAX, Announcement, Announcer, CommittedTask, FeedError, Handle, Options as AnnouncerOptions, TaskFeed,
 };
 use lockstep_api::views::W3bstreamView;
 use lockstep_consensus::{Consensus, ReadError, Role, StateStore};
@@ -18,13 +18,16 @@ use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 
 use crate::chain::TaskStates;
-use crate::config::Scope;
+use crate::config::{ATTEMPTS_MAX_DEFAULT, Scope};
 use crate::error::NodeError;
 use crate::home::{hex_line, random_key};
 use crate::limits::READ_BYTES_MAX;
 use crate::node::Parts;
 use crate::publish::RunningOutput;
 use crate::supervisor::Supervisor;
+
+// A program without announcements reads the same configuration.
+const _: () = assert!(ATTEMPTS_MAX_DEFAULT == ATTEMPTS_MAX);
 
 /// Where in the home it is noted which tasks were announced.
 const NOTE_FILE: &str = "w3bstream.json";

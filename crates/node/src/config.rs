@@ -19,6 +19,8 @@ use crate::gateways::GatewayConfig;
 
 pub use self::chain::{CHAIN_SPAN_MAX, CHAIN_SPAN_MAX_DEFAULT, ChainConfig, CoordinatorConfig};
 pub use self::outputs::{OutputConfig, OutputKind, Scope};
+#[cfg(feature = "gossip")]
+pub use self::w3bstream::ATTEMPTS_MAX_DEFAULT;
 pub use self::w3bstream::W3bstreamConfig;
 
 /// The file. Paths are relative to the node's home.

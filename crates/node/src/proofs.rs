@@ -32,11 +32,16 @@ pub(crate) async fn aside<T: Send + 'static>(
 ) -> Result<T, ReadError> {
     let ended = |e: &dyn std::fmt::Display| ReadError::Failed(format!("the read did not end: {e}"));
     // The places are the process', of which a simulation shares nothing that changes.
-    let _place = match blocking {
+    let place = match blocking {
         Blocking::Threads => Some(LARGE_READS.acquire().await.map_err(|e| ended(&e))?),
         Blocking::Inline => None,
     };
-    blocking.run(read).await.map_err(|e| ended(&e))?
+    // The place is given back when the read has ended, also where nobody waits for it any more.
+    let in_place = move || {
+        let _place = place;
+        read()
+    };
+    blocking.run(in_place).await.map_err(|e| ended(&e))?
 }
 
 /// The proof of a message; `pending` says that it waits for its place on this node.

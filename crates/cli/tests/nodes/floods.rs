@@ -24,6 +24,8 @@ const DEAF_CONNECTIONS: usize = 200;
 /// What takes work to answer, or much memory.
 const DEAF_PATHS: [&str; 6] =
     ["/metrics", "/api/export", "/api/batches?limit=100", "/api/tasks?limit=1000", "/api/openapi.json", "/api/feed"];
+/// What takes work even when nobody waits for it any more.
+const LARGE: &str = "/api/batches?limit=100";
 /// Requests on one connection whose answers nobody reads.
 const PIPELINED: usize = 500;
 /// A head that does not end is given up after 10 s, which is looked at every 2.5 s.
@@ -77,11 +79,15 @@ fn http2_floods() -> Vec<(&'static str, Vec<u8>)> {
     let preface = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(4, 0, 0, &[])].concat();
     // GET http / of the static table (RFC 7541, appendix A).
     let head = [0x82, 0x86, 0x84];
+    // The same with a path of its own (RFC 7541, section 6.2.2).
+    let large = [&[0x82, 0x86, 0x04, LARGE.len() as u8], LARGE.as_bytes()].concat();
     let with = |frames: Vec<u8>| [&preface[..], &frames].concat();
     let resets = |n: u32| [frame(1, 5, 2 * n + 1, &head), frame(3, 0, 2 * n + 1, &[0, 0, 0, 8])].concat();
     let open = frame(1, 1, 1, &head);
+    let left = |n: u32| [frame(1, 5, 2 * n + 1, &large), frame(3, 0, 2 * n + 1, &[0, 0, 0, 8])].concat();
     vec![
         ("requests that are reset at once", with((0..20_000).flat_map(resets).collect())),
+        ("large reads that are left at once", with((0..10_000).flat_map(left).collect())),
         ("pings", with(frame(6, 0, 0, &[7; 8]).repeat(100_000))),
         ("settings", with(frame(4, 0, 0, &[0, 4, 0, 0, 255, 255]).repeat(100_000))),
         ("a head without an end", with([open, frame(9, 0, 1, &[0x82; 1_024]).repeat(2_000)].concat())),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Layout, OutputConfig, OutputKind};
 
 /// Announcements of one task where the file says nothing: they come to an end within half an hour.
-const ATTEMPTS_MAX_DEFAULT: u32 = 12;
+pub const ATTEMPTS_MAX_DEFAULT: u32 = 12;
 
 /// W3bstream's network, on which tasks of one output are announced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
