@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -116,7 +117,12 @@ impl Open {
     }
 
     /// See [`Bound::run`].
-    pub async fn run(self) {
+    pub fn run(self) -> BoxFuture<'static, ()> {
+        // Boxed, so that this crate compiles it, and not each program that awaits it.
+        Box::pin(self.serve())
+    }
+
+    async fn serve(self) {
         metrics::describe();
         let Self { bound: Bound { options, listener, local_addr, tls }, app } = self;
         let (connections_max, token) = (options.connections_max, app.stop.clone());

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use lockstep_identity::signed_body;
 use lockstep_types::{ProjectId, Signature, SigningKey, w3bstream};
 use serde::{Deserialize, Serialize};
@@ -112,7 +113,12 @@ pub struct BenchReport {
 }
 
 /// Measures.
-pub async fn run(options: BenchOptions) -> Result<BenchReport, ClientError> {
+pub fn run(options: BenchOptions) -> BoxFuture<'static, Result<BenchReport, ClientError>> {
+    // Boxed, so that this crate compiles it, and not each program that awaits it.
+    Box::pin(measure(options))
+}
+
+async fn measure(options: BenchOptions) -> Result<BenchReport, ClientError> {
     let endpoints = Endpoint::parse_all(&options.urls)?;
     if options.concurrency == 0 || options.concurrency > CONCURRENCY_MAX || options.seconds == 0 {
         let limits = format!("a benchmark has 1 to {CONCURRENCY_MAX} clients and takes at least 1 second");

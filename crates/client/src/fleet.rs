@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use lockstep_types::{Address, MessageId, ProjectId, Sequence, SigningKey, keccak256};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
@@ -109,7 +110,12 @@ pub fn device_key(seed: u64, device: usize) -> Result<SigningKey, ClientError> {
 
 impl Fleet {
     /// Runs until `token` is cancelled. A reading that is under way then is finished first, for a bounded time.
-    pub async fn run(self, token: CancellationToken) -> Result<FleetStats, ClientError> {
+    pub fn run(self, token: CancellationToken) -> BoxFuture<'static, Result<FleetStats, ClientError>> {
+        // Boxed, so that this crate compiles it, and not each program that awaits it.
+        Box::pin(self.run_until(token))
+    }
+
+    async fn run_until(self, token: CancellationToken) -> Result<FleetStats, ClientError> {
         if self.devices == 0 || self.devices > DEVICES_MAX || !self.rate.is_finite() || self.rate <= 0.0 {
             return Err(ClientError::Setup(format!("a fleet has 1 to {DEVICES_MAX} devices and a rate above 0")));
         }

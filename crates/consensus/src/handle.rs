@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use lockstep_store::StoreError;
 use lockstep_store::home::StoreHome;
 use lockstep_types::{Epoch, Genesis, GenesisError, NodeId, proto};
@@ -197,7 +198,17 @@ impl Consensus {
     ///
     /// # Errors
     /// With a sentence for the operator.
-    pub async fn start(
+    pub fn start(
+        options: Options,
+        transport: Arc<dyn Transport>,
+        state: StateStore,
+        observer: Arc<dyn Observer>,
+    ) -> BoxFuture<'static, Result<Self, ConsensusError>> {
+        // Boxed, so that this crate compiles it, and not each program that awaits it.
+        Box::pin(Self::start_on(options, transport, state, observer))
+    }
+
+    async fn start_on(
         options: Options,
         transport: Arc<dyn Transport>,
         state: StateStore,
@@ -276,7 +287,11 @@ impl Consensus {
     }
 
     /// Answers a raft request of a member. The caller has made sure who it is.
-    pub async fn serve(&self, from: NodeId, request: Bytes) -> Bytes {
+    pub fn serve(&self, from: NodeId, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(self.serve_raft(from, request))
+    }
+
+    async fn serve_raft(&self, from: NodeId, request: Bytes) -> Bytes {
         let kind = match self.answer(from, request).await {
             Ok(kind) => kind,
             Err(reason) => {
@@ -326,7 +341,11 @@ impl Consensus {
 
     /// Answers a request of a member on the snapshot channel: a piece of a copy of the state that it was offered. The
     /// caller has made sure who it is.
-    pub async fn serve_bulk(&self, from: NodeId, request: Bytes) -> Bytes {
+    pub fn serve_bulk(&self, from: NodeId, request: Bytes) -> BoxFuture<'_, Bytes> {
+        Box::pin(self.serve_piece(from, request))
+    }
+
+    async fn serve_piece(&self, from: NodeId, request: Bytes) -> Bytes {
         use proto::bulk_response::Kind;
         let kind = match proto::BulkRequest::decode(request).map(|request| request.kind) {
             Ok(Some(proto::bulk_request::Kind::Piece(piece))) => {

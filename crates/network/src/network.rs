@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use libp2p::core::ConnectedPoint;
 use libp2p::core::transport::ListenerId;
 use libp2p::gossipsub::PublishError;
@@ -48,7 +49,12 @@ pub struct Network {
 impl Network {
     /// Checks the options and opens the listening sockets, so that a used port is an error here and not later.
     /// Nothing is dialed or answered before [`Network::run`].
-    pub async fn bind(options: Options) -> Result<(Self, Handle, GossipInbox), NetworkError> {
+    pub fn bind(options: Options) -> BoxFuture<'static, Result<(Self, Handle, GossipInbox), NetworkError>> {
+        // Boxed, so that this crate compiles it, and not each program that awaits it.
+        Box::pin(Self::bind_to(options))
+    }
+
+    async fn bind_to(options: Options) -> Result<(Self, Handle, GossipInbox), NetworkError> {
         let members = options.others()?;
         let identity = Identity {
             network: options.network,
@@ -133,7 +139,11 @@ impl Network {
 
     /// Runs until `stop` is cancelled; then ends all streams and connections and waits for the tasks that served
     /// them.
-    pub async fn run(mut self, stop: CancellationToken) {
+    pub fn run(self, stop: CancellationToken) -> BoxFuture<'static, ()> {
+        Box::pin(self.run_until(stop))
+    }
+
+    async fn run_until(mut self, stop: CancellationToken) {
         loop {
             let due_at = self.links.next_due().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use lockstep_network::{AskError, ask};
 use lockstep_types::members::{member_from_proto, member_to_proto};
 use lockstep_types::{Epochs, Genesis, Member, NodeId, SigningKey, proto};
@@ -92,11 +93,14 @@ pub(crate) fn read_join_answer(answer: Bytes) -> Result<JoinAnswer, JoinError> {
 ///
 /// # Errors
 /// If the network turns the newcomer away, or the home cannot be read or written.
-pub async fn wait_for_admission(home: &Home, stop: &CancellationToken) -> Result<bool, NodeError> {
-    match home.waiting()? {
-        Some(waiting) => wait(home, waiting, stop).await,
-        None => Ok(true),
-    }
+pub fn wait_for_admission<'a>(home: &'a Home, stop: &'a CancellationToken) -> BoxFuture<'a, Result<bool, NodeError>> {
+    // Boxed, so that this crate compiles it, and not each program that awaits it.
+    Box::pin(async move {
+        match home.waiting()? {
+            Some(waiting) => wait(home, waiting, stop).await,
+            None => Ok(true),
+        }
+    })
 }
 
 async fn wait(home: &Home, waiting: Waiting, stop: &CancellationToken) -> Result<bool, NodeError> {

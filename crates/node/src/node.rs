@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use lockstep_api::ProverStates;
 use lockstep_consensus::rebuild::fetch_state;
 use lockstep_consensus::{Consensus, Options as ConsensusOptions, Role, StateStore};
@@ -206,7 +207,12 @@ impl Node {
     ///
     /// # Errors
     /// One sentence for the operator; nothing of the node is left running.
-    pub async fn start(home: &Home) -> Result<Self, NodeError> {
+    pub fn start(home: &Home) -> BoxFuture<'_, Result<Self, NodeError>> {
+        // Boxed, so that this crate compiles it, and not each program that awaits it.
+        Box::pin(Self::start_in(home))
+    }
+
+    async fn start_in(home: &Home) -> Result<Self, NodeError> {
         raise_file_limit();
         let opened = home.open()?;
         let state = StateStore::open(&opened.store)?;
@@ -385,7 +391,11 @@ impl Node {
     ///
     /// # Errors
     /// If a part without which the node cannot go on has failed.
-    pub async fn run(mut self, stop: CancellationToken) -> Result<(), NodeError> {
+    pub fn run(self, stop: CancellationToken) -> BoxFuture<'static, Result<(), NodeError>> {
+        Box::pin(self.run_until(stop))
+    }
+
+    async fn run_until(mut self, stop: CancellationToken) -> Result<(), NodeError> {
         let mut status = self.consensus.status();
         let ingress = self.ingress.clone();
         let departed = peers::departed(self.node, self.key.clone(), self.members.clone(), move || ingress.stop());

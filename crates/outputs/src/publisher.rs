@@ -6,6 +6,7 @@ mod retry;
 mod work;
 
 use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use lockstep_types::{OutputName, ProjectId, TaskNumber};
@@ -184,7 +185,12 @@ impl Publisher {
     }
 
     /// Publishes until `token` is cancelled. Nothing is lost by stopping at any point: the store says where to go on.
-    pub async fn run(mut self, token: CancellationToken) {
+    pub fn run(self, token: CancellationToken) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        // Boxed, so that this crate compiles it, and not each program that awaits it.
+        Box::pin(self.run_until(token))
+    }
+
+    async fn run_until(mut self, token: CancellationToken) {
         loop {
             while let Some(state) = self.turn.rest() {
                 self.work.rest(state);

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use lockstep_api::views::ProjectView;
 use lockstep_api::{Feed, OrderProblem, Registry as _};
 use lockstep_consensus::{Consensus, StateStore};
@@ -62,7 +63,12 @@ impl Bare {
     ///
     /// # Errors
     /// As [`Node::start`](crate::Node::start).
-    pub async fn start(options: BareOptions) -> Result<Self, NodeError> {
+    pub fn start(options: BareOptions) -> BoxFuture<'static, Result<Self, NodeError>> {
+        // Boxed, so that this crate compiles it, and not each program that awaits it.
+        Box::pin(Self::start_on(options))
+    }
+
+    async fn start_on(options: BareOptions) -> Result<Self, NodeError> {
         let BareOptions { home, opened, medium, network, inbox, clock, open_output, ask_members } = options;
         let inline = medium.works_inline();
         let state = StateStore::open_on(&opened.store, medium)?;
