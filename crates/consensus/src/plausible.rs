@@ -4,7 +4,7 @@
 //!
 //! Raft itself goes on trusting its voters: see docs/hostile.md for what a voter that lies can still do.
 
-use lockstep_types::elements::{self, Bound};
+use lockstep_types::elements::{self, Bound, KIND_FIELDS_MAX};
 use lockstep_types::{DecodeError, NodeId};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 
@@ -13,6 +13,11 @@ use crate::raft_types::{Entry, LogId, TypeConfig, Vote};
 
 fn bad(reason: &str) -> DecodeError {
     DecodeError::malformed("raft message", reason)
+}
+
+/// Refuses what holds more than a message that is one of several kinds.
+pub(crate) fn check_one(what: &'static str, request: &[u8]) -> Result<(), DecodeError> {
+    elements::check_fields(what, request, KIND_FIELDS_MAX)
 }
 
 /// Counts what is repeated in an encoded `RaftRequest`, before it is read.
@@ -25,6 +30,7 @@ pub(crate) fn check_size(request: &[u8]) -> Result<(), DecodeError> {
         Bound { path: &[5, 4, 1], count_max: RAFT_NODES_MAX },
         Bound { path: &[5, 6], count_max: SNAPSHOT_FILES_MAX },
     ];
+    check_one("raft message", request)?;
     elements::check("raft message", request, &bounds)
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use lockstep_types::elements::{self, Bound};
+use lockstep_types::elements::{self, Bound, KIND_FIELDS_MAX};
 use lockstep_types::registry::SIGNED_KEYS_MAX;
 use lockstep_types::{DecodeError, Message, VerifiedMessage, proto};
 use prost::Message as _;
@@ -57,6 +57,7 @@ pub(crate) fn encode(messages: &[Arc<VerifiedMessage>]) -> (Bytes, usize) {
 
 /// Reads a bundle of a member. Its messages are not verified.
 pub(crate) fn decode(bytes: Bytes) -> Result<Vec<Message>, DecodeError> {
+    elements::check_fields("bundle", &bytes, BUNDLE_MESSAGES_MAX + KIND_FIELDS_MAX)?;
     elements::check("bundle", &bytes, &BOUNDS)?;
     let bundle = proto::Bundle::decode(bytes).map_err(|e| DecodeError::malformed("bundle", e))?;
     if bundle.version > BUNDLE_VERSION {

@@ -10,7 +10,7 @@ use lockstep_consensus::Consensus;
 use lockstep_ledger::{Command, Members};
 use lockstep_network::{CallError, Client, Service};
 use lockstep_types::conflict::Conflict;
-use lockstep_types::elements::{self, Bound};
+use lockstep_types::elements::{self, Bound, KIND_FIELDS_MAX};
 use lockstep_types::place::PLACES_MAX;
 use lockstep_types::registry::ORDER_DEVICES_MAX;
 use lockstep_types::{
@@ -77,6 +77,7 @@ const BOUNDS: [Bound; 6] = [
 
 /// Reads a request of a member.
 pub(crate) fn decode(request: Bytes) -> Result<proto::ControlRequest, DecodeError> {
+    elements::check_fields("control request", &request, KIND_FIELDS_MAX)?;
     elements::check("control request", &request, &BOUNDS)?;
     proto::ControlRequest::decode(request).map_err(|e| DecodeError::malformed("control request", e))
 }
@@ -164,6 +165,7 @@ impl Service for ControlService {
 pub(crate) async fn ask(client: &mut Client, kind: Request, timeout: Duration) -> Result<Response, ControlError> {
     let request = proto::ControlRequest { kind: Some(kind) }.encode_to_vec();
     let answer = client.call(&[request.into()], timeout).await?;
+    elements::check_fields("control answer", &answer, KIND_FIELDS_MAX).map_err(|_| ControlError::Malformed)?;
     let answer = proto::ControlResponse::decode(answer).map_err(|_| ControlError::Malformed)?;
     match answer.kind.ok_or(ControlError::Malformed)? {
         Response::Refused(reason) => Err(ControlError::Refused(reason)),

@@ -14,6 +14,9 @@ pub struct Bound {
     pub count_max: usize,
 }
 
+/// Outermost fields of a request or an answer that is one of several kinds: its encoding has one, and room for newer ones.
+pub const KIND_FIELDS_MAX: usize = 8;
+
 /// Deepest that a path goes.
 const DEPTH_MAX: usize = 8;
 
@@ -27,6 +30,23 @@ pub fn check(what: &'static str, bytes: &[u8], bounds: &[Bound]) -> Result<(), D
         count(what, bytes, &bound.path[..bound.path.len().min(DEPTH_MAX)], &mut left)?;
     }
     Ok(())
+}
+
+/// Refuses bytes with more than `fields_max` fields at the outermost level. A decoder reads each of them, also where the
+/// next one takes its place: two bytes a time.
+///
+/// # Errors
+/// If there are more, or the bytes are no encoding as far as they are read.
+pub fn check_fields(what: &'static str, mut bytes: &[u8], fields_max: usize) -> Result<(), DecodeError> {
+    let bad = |reason: &dyn std::fmt::Display| DecodeError::malformed(what, reason);
+    for _ in 0..fields_max {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let (field, wire) = decode_key(&mut bytes).map_err(|e| bad(&e))?;
+        skip_field(wire, field, &mut bytes, DecodeContext::default()).map_err(|e| bad(&e))?;
+    }
+    if bytes.is_empty() { Ok(()) } else { Err(bad(&"too many fields")) }
 }
 
 fn count(what: &'static str, mut bytes: &[u8], path: &[u32], left: &mut usize) -> Result<(), DecodeError> {
@@ -78,6 +98,17 @@ mod tests {
         assert!(allows(&bytes, &[2], 3) && !allows(&bytes, &[2], 2));
         assert!(allows(&bytes, &[2, 11, 2], 12) && !allows(&bytes, &[2, 11, 2], 11));
         assert!(allows(&bytes, &[5], 0) && allows(&[], &[2], 0));
+    }
+
+    #[test]
+    fn fields_are_counted_at_the_outermost_level_whatever_they_are() {
+        let bytes = bundle(3, 4);
+        assert!(check_fields("bundle", &bytes, 4).is_ok() && check_fields("bundle", &bytes, 3).is_err());
+        assert!(check_fields("bundle", &[], 0).is_ok());
+        let same_again = [0x12, 0].repeat(KIND_FIELDS_MAX + 1);
+        assert!(check_fields("request", &same_again, KIND_FIELDS_MAX).is_err());
+        assert!(check_fields("request", &same_again[2..], KIND_FIELDS_MAX).is_ok());
+        assert!(check_fields("request", &bytes[..bytes.len() - 1], 4).is_err(), "it breaks off");
     }
 
     #[test]
