@@ -36,19 +36,13 @@ pub(crate) struct Device {
     client: Client,
     pub(crate) history: History,
     number: std::cell::Cell<u64>,
-    patience: Duration,
 }
 
 impl Device {
     pub(crate) fn new(url: String) -> Self {
-        Self::patient(url, Duration::from_secs(5))
-    }
-
-    /// One that waits so long for each message.
-    pub(crate) fn patient(url: String, patience: Duration) -> Self {
-        let limits = ClientOptions { attempt_timeout: patience.mul_f32(0.8), ..ClientOptions::default() };
+        let limits = ClientOptions { attempt_timeout: Duration::from_secs(4), ..ClientOptions::default() };
         let client = Client::with_options(vec![url], limits).unwrap();
-        Self { client, history: History::new(), number: std::cell::Cell::new(0), patience }
+        Self { client, history: History::new(), number: std::cell::Cell::new(0) }
     }
 
     pub(crate) async fn submit(&self) -> Duration {
@@ -57,7 +51,7 @@ impl Device {
         let call = self.history.invoke(Content::signed(key.address(), ProjectId(7), "0.1", data.as_bytes()));
         let started = Instant::now();
         let body = sign_body(&key, ProjectId(7), "0.1", &data);
-        let answer = self.client.submit(body, self.patience).await;
+        let answer = self.client.submit(body, Duration::from_secs(5)).await;
         self.history.acknowledge(call, &answer.unwrap_or_else(|e| panic!("a normal message was not ordered: {e}")));
         started.elapsed()
     }

@@ -306,8 +306,7 @@ async fn a_member_gone_bad_is_refused_and_changes_nothing() {
     let params = NetworkParams { default_project, ..open_params() };
     let mut cluster = Cluster::start(binary(), ClusterOptions::of(4).with_params(params)).await;
     let network = cluster.genesis().id().unwrap();
-    // Slowness is measured at the end, over all messages.
-    let device = Device::patient(cluster.node(0).url(), SOON);
+    let device = Device::new(cluster.node(0).url());
     device.submit().await;
     cluster.wait_head_equal(SOON).await;
     // Again and again the leader tells all who has acknowledged what, and then makes the next rules hold. So two changes
