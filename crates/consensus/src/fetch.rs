@@ -21,6 +21,7 @@ use crate::limits::{
     BAD_FILES_MAX, DISK_FREE_BYTES_MIN, PIECE_BYTES_MAX, PIECE_PAUSE_MAX, PIECE_PAUSE_MIN, PIECE_TIMEOUT,
     PIECES_AT_A_TIME,
 };
+use crate::plausible;
 use crate::snapshot::{FileInfo, Manifest, SnapshotId, sum_of};
 use crate::transport::{Connection, Transport};
 
@@ -203,17 +204,19 @@ impl Fetch {
         loop {
             let trouble = match connection.call(request.clone(), PIECE_TIMEOUT).await {
                 Err(error) => error.to_string(),
-                Ok(answer) => match proto::BulkResponse::decode(answer).map(|answer| answer.kind) {
-                    Ok(Some(Kind::Piece(piece))) if piece.len() as u64 == bytes => {
-                        self.counts.fetched.fetch_add(bytes, Ordering::Relaxed);
-                        *self.trouble.lock() = None;
-                        return Ok(piece);
+                Ok(answer) => {
+                    match plausible::read_one::<proto::BulkResponse>("bulk answer", answer).map(|answer| answer.kind) {
+                        Ok(Some(Kind::Piece(piece))) if piece.len() as u64 == bytes => {
+                            self.counts.fetched.fetch_add(bytes, Ordering::Relaxed);
+                            *self.trouble.lock() = None;
+                            return Ok(piece);
+                        }
+                        Ok(Some(Kind::Piece(piece))) => format!("a piece has {} bytes instead of {bytes}", piece.len()),
+                        Ok(Some(Kind::Gone(reason))) => return Err(FetchError::Gone(self.node, reason)),
+                        Ok(Some(Kind::Failed(reason))) => reason,
+                        Ok(Some(Kind::Offer(_)) | None) | Err(_) => "an answer cannot be read".into(),
                     }
-                    Ok(Some(Kind::Piece(piece))) => format!("a piece has {} bytes instead of {bytes}", piece.len()),
-                    Ok(Some(Kind::Gone(reason))) => return Err(FetchError::Gone(self.node, reason)),
-                    Ok(Some(Kind::Failed(reason))) => reason,
-                    Ok(Some(Kind::Offer(_)) | None) | Err(_) => "an answer cannot be read".into(),
-                },
+                }
             };
             tracing::debug!(node = %self.node, file = file.name, offset, trouble, "a piece of the state did not come");
             *self.trouble.lock() = Some(trouble);

@@ -347,15 +347,14 @@ impl Consensus {
 
     async fn serve_piece(&self, from: NodeId, request: Bytes) -> Bytes {
         use proto::bulk_response::Kind;
-        let one = plausible::check_one("bulk request", &request).map_err(|e| e.to_string());
-        let read = one.and_then(|()| proto::BulkRequest::decode(request).map_err(|e| e.to_string()));
-        let kind = match read.map(|request| request.kind) {
+        let request = plausible::read_one::<proto::BulkRequest>("bulk request", request);
+        let kind = match request.map(|request| request.kind) {
             Ok(Some(proto::bulk_request::Kind::Piece(piece))) => {
                 self.state.shelf().serve(piece, self.state.blocking()).await
             }
             Ok(Some(proto::bulk_request::Kind::Copy(copy))) => self.offer_copy(copy.at_least).await,
             Ok(None) => Kind::Failed("unknown kind".into()),
-            Err(error) => Kind::Failed(error),
+            Err(error) => Kind::Failed(error.to_string()),
         };
         if let Kind::Failed(reason) | Kind::Gone(reason) = &kind {
             tracing::debug!(%from, reason, "a piece of the state was not served");

@@ -4,6 +4,7 @@
 //!
 //! Raft itself goes on trusting its voters: see docs/hostile.md for what a voter that lies can still do.
 
+use bytes::Bytes;
 use lockstep_types::elements::{self, Bound, KIND_FIELDS_MAX};
 use lockstep_types::{DecodeError, NodeId};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
@@ -15,9 +16,10 @@ fn bad(reason: &str) -> DecodeError {
     DecodeError::malformed("raft message", reason)
 }
 
-/// Refuses what holds more than a message that is one of several kinds.
-pub(crate) fn check_one(what: &'static str, request: &[u8]) -> Result<(), DecodeError> {
-    elements::check_fields(what, request, KIND_FIELDS_MAX)
+/// Reads a request or an answer that is one of several kinds; refuses what holds more.
+pub(crate) fn read_one<M: prost::Message + Default>(what: &'static str, bytes: Bytes) -> Result<M, DecodeError> {
+    elements::check_fields(what, &bytes, KIND_FIELDS_MAX)?;
+    M::decode(bytes).map_err(|e| DecodeError::malformed(what, e))
 }
 
 /// Counts what is repeated in an encoded `RaftRequest`, before it is read.
@@ -30,7 +32,7 @@ pub(crate) fn check_size(request: &[u8]) -> Result<(), DecodeError> {
         Bound { path: &[5, 4, 1], count_max: RAFT_NODES_MAX },
         Bound { path: &[5, 6], count_max: SNAPSHOT_FILES_MAX },
     ];
-    check_one("raft message", request)?;
+    elements::check_fields("raft message", request, KIND_FIELDS_MAX)?;
     elements::check("raft message", request, &bounds)
 }
 
@@ -118,7 +120,6 @@ pub(crate) fn check_append_answer(
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use openraft::EntryPayload;
 
     use super::*;

@@ -15,6 +15,7 @@ use crate::epoch::EpochError;
 use crate::fetch::{Fetch, prepare};
 use crate::limits::PIECE_TIMEOUT;
 use crate::log_store::LogStore;
+use crate::plausible;
 use crate::pledges::Pledges;
 use crate::shelf::SnapshotDirectory;
 use crate::snapshot::Manifest;
@@ -86,7 +87,8 @@ async fn fetch_from(
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let request = proto::BulkRequest { kind: Some(proto::bulk_request::Kind::Copy(proto::CopyRequest { at_least })) };
     let answer = transport.connect_bulk(node).call(request.encode_to_vec().into(), PIECE_TIMEOUT).await;
-    let answer = proto::BulkResponse::decode(answer.map_err(|e| text(&e))?).map_err(|e| text(&e))?;
+    let answer = answer.map_err(|e| text(&e))?;
+    let answer = plausible::read_one::<proto::BulkResponse>("bulk answer", answer).map_err(|e| text(&e))?;
     let offer = match answer.kind {
         Some(Kind::Offer(offer)) => offer,
         Some(Kind::Failed(reason) | Kind::Gone(reason)) => return Err(reason),

@@ -101,7 +101,8 @@ impl Link {
                     TransportError::Broken(_) => RPCError::Network(NetworkError::new(&error)),
                 }
             })?;
-        let answer = proto::RaftResponse::decode(answer).map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
+        let answer = plausible::read_one::<proto::RaftResponse>("raft answer", answer)
+            .map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
         match answer.kind {
             // The peer's raft has stopped, or cannot serve this: treat it as away.
             Some(Response::Failed(reason)) => Err(RPCError::Unreachable(Unreachable::from_string(reason))),
