@@ -408,24 +408,32 @@ fn fuel_pays_for_the_time_that_hostile_rules_take() {
     };
     let schema = |text: String| rules("[validate]\nschema = \"s\"", &[("s", text.as_bytes())]);
     let expect = |that: &str| rules(&format!("[[validate.expect]]\nthat = '''{that}'''\nreason = \"x\""), &[]);
+    let module = |wat: &str| {
+        let wasm = wat::parse_str(wat).unwrap();
+        rules("[code]\nmodule = \"m\"\nfuel = 2000000", &[("m", &wasm)])
+    };
+    let endless =
+        r#"(module (memory (export "memory") 1) (func (export "check") (result i32) (loop (br 0)) (i32.const 0)))"#;
     let loops = "[1,2,3,4,5,6,7,8,9].all(a, [1,2,3,4,5,6,7,8,9].all(b, [1,2,3,4,5,6,7,8,9].all(c, a + b + c > 0)))";
     for (what, rules, text) in [
         ("patterns with many states", schema(patterns(7, 16)), letters(8_000)),
         ("patterns that begin anew again and again", schema(patterns(1, 32)), letters(8_000)),
         ("a pattern in an expression", expect("message.matches('a[ab]{9}[^ab]')"), letters(8_000)),
         ("loops", expect(loops), String::new()),
+        ("an endless module", module(endless), String::new()),
         ("texts", expect("message + message + message + message + message == message"), letters(8_000)),
     ] {
         let input = input(format!("\"{text}\""));
-        let fuel = rules.judge(&input).fuel;
-        let begun = Instant::now();
-        for _ in 0..20 {
-            let _ = rules.judge(&input);
-        }
-        let nanoseconds = begun.elapsed().as_nanos() as u64 / 20 / fuel;
+        // Other programs on the machine take time away and never give any; so the fastest of them counts.
+        let times = (0..20).map(|_| {
+            let begun = Instant::now();
+            let fuel = rules.judge(&input).fuel;
+            (begun.elapsed().as_nanos() as u64 / fuel, fuel)
+        });
+        let (nanoseconds, fuel) = times.min().unwrap();
         println!("{what}: {fuel} fuel, {nanoseconds} ns for each");
         // Some 17 where the machine has nothing else to do.
-        assert!(nanoseconds < 200, "{what}: {nanoseconds} ns");
+        assert!(nanoseconds < 50, "{what}: {nanoseconds} ns");
     }
 }
 
