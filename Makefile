@@ -1,5 +1,6 @@
 # Shortcuts; each can be read off its recipe or its script. 'make' alone lists them.
-# The program is built as a release, tests and lints in cargo's profile dev, the program for others in the profile dist.
+# The program for every day is a release; demo, tests and lints are built in cargo's profile dev, the program for others in
+# the profile dist.
 # RocksDB is compiled once for all of them (scripts/rocksdb.sh), also for plain cargo.
 # CARGO_TARGET_DIR says where builds go, as always with cargo.
 
@@ -10,7 +11,7 @@ PROGRAM := --locked -p lockstep-cli
 TESTKIT := --release --locked -p lockstep-cli -p lockstep-testkit
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo build dist test lint features fmt deny bench sim rounds chaos fuzz nightly clean
+.PHONY: help deps demo quick build dist test lint features fmt deny bench sim rounds chaos fuzz nightly clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
@@ -20,6 +21,10 @@ deps: ## Install what is missing to build, test and demonstrate (Debian, Ubuntu)
 
 demo: ## Three nodes and thirty devices on this machine for a minute (DEMO_SECONDS, DEMO_HOME, DEMO_PORT)
 	@scripts/demo.sh
+
+quick: ## Build the program to try it, in half the time: target/debug/lockstep
+	@scripts/deps.sh build
+	@$(CARGO) build $(PROGRAM)
 
 build: ## Build the program for every day: target/release/lockstep
 	@scripts/deps.sh build

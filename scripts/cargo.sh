@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
 
 # The library is this machine's; for another one the crate compiles its own.
-if [[ -n "${CARGO_BUILD_TARGET:-}" || " $* " == *" --target"* ]]; then
+if [[ -n "${CARGO_BUILD_TARGET:-}" || " $* " == *" --target "* || " $* " == *" --target="* ]]; then
     export ROCKSDB_COMPILE=1
 fi
 case "${1:-}" in

@@ -11,17 +11,17 @@ seconds=${DEMO_SECONDS:-60}
 port=${DEMO_PORT:-9001}
 own_home=.lockstep/demo
 home=${DEMO_HOME:-$own_home}
-lockstep=$(target_dir)/release/lockstep
+lockstep=$(target_dir)/debug/lockstep
 
 echo "The demo needs Rust, and of Debian's packages g++, libclang, sqlite3 and curl; it installs those that are missing."
 if [[ -x "$lockstep" ]]; then
     echo "It then builds what changed since the last build."
 else
-    echo "It then builds Lockstep: about 15 minutes the first time on two cores, 4 of them for RocksDB, which is kept for"
-    echo "all other builds; a few seconds afterwards. It needs about 1.5 GB of disk under $(target_dir)."
+    echo "It then builds Lockstep, quickly and not for speed: about 10 minutes the first time on two cores, 4 of them for"
+    echo "RocksDB, which is kept for all other builds; a few seconds afterwards. It needs about 1.5 GB of disk under $(target_dir)."
 fi
 scripts/deps.sh build demo
-scripts/cargo.sh build --release --locked -p lockstep-cli
+scripts/cargo.sh build --locked -p lockstep-cli
 
 if [[ "$home" == "$own_home" ]]; then
     rm -rf "$own_home"

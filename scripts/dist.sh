@@ -10,7 +10,16 @@ bytes_max=50000000
 
 echo "dist: optimising the program as a whole takes about ten minutes on top of a build" >&2
 scripts/cargo.sh build --profile dist --locked -p lockstep-cli "$@"
-program=$(target_dir)/dist/lockstep
+# Another target has a directory of its own.
+target=${CARGO_BUILD_TARGET:-}
+arguments=("$@")
+for at in "${!arguments[@]}"; do
+    case "${arguments[at]}" in
+    --target=*) target=${arguments[at]#--target=} ;;
+    --target) target=${arguments[at + 1]:-} ;;
+    esac
+done
+program=$(target_dir)/${target:+$target/}dist/lockstep
 bytes=$(wc -c <"$program")
 echo "$program: $bytes bytes, at most $bytes_max"
 if [[ $bytes -gt $bytes_max ]]; then

@@ -3,9 +3,9 @@
 #
 # The crate librocksdb-sys compiles 342 files one by one for each target directory and profile. Here the same files, with
 # the same flags, are compiled in units of several files, which takes less than half the time, and the archive is kept
-# outside the checkout. `.cargo/rocksdb.toml` then points to a file beside it with the settings that make librocksdb-sys
-# take it; `.cargo/config.toml` includes that where it is there, so plain cargo takes the same way. Without it the crate's
-# own way is taken; whatever goes wrong here leads there, too.
+# outside the checkout. `.cargo/rocksdb-VERSION.toml` then points to a file beside it with the settings that make
+# librocksdb-sys take it; `.cargo/config.toml` includes that where it is there, so plain cargo takes the same way. Without
+# it the crate's own way is taken; whatever goes wrong here leads there, too.
 #   ROCKSDB_LIB_DIR    a library of your own: nothing is done here
 #   ROCKSDB_COMPILE=1  the crate's own way, for one cargo command (scripts/cargo.sh sets it for other targets)
 #   CXX, CXXFLAGS      the C++ compiler, and flags after the script's own (such as -march; RUSTFLAGS do not reach RocksDB)
@@ -15,7 +15,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 unit_files=24
 # Memory that the compiler may need for one unit, in KiB.
 unit_memory=$((2 << 20))
-settings=.cargo/rocksdb.toml
 kept=${XDG_CACHE_HOME:-${HOME:-}/.cache}/lockstep/rocksdb
 read -r -a compiler <<<"${CXX:-c++}"
 
@@ -23,6 +22,12 @@ read -r -a compiler <<<"${CXX:-c++}"
 locked() {
     awk -v name="\"$1\"" '$1 == "name" { found = $3 == name } found && ($1 == "version" || $1 == "checksum") { print $3 }' Cargo.lock
 }
+
+settings=.cargo/rocksdb-$(locked librocksdb-sys | sed -n '1s/"//gp').toml
+if ! grep -qF "\"${settings#.cargo/}\"" .cargo/config.toml; then
+    echo "rocksdb: Cargo.lock has another librocksdb-sys than .cargo/config.toml: its include must be \"${settings#.cargo/}\"" >&2
+    exit 1
+fi
 
 # Where the crate's sources are, vendored or not; cargo downloads them if they are not there.
 sources_of() {
@@ -81,7 +86,9 @@ take_library() {
 
 take_library
 failed=$kept/$hash.failed
-[[ ! -e "$failed" ]] || own_way "it did not compile in units before (to try again, remove $failed)"
+# What went wrong may have been the day's: a full disk, too little memory.
+find "$failed" -mmin +1440 -delete 2>/dev/null || true
+[[ ! -e "$failed" ]] || own_way "it did not compile in units today (to try again at once, remove $failed)"
 mkdir -p "$kept" 2>/dev/null || own_way "$kept cannot be made"
 exec 9>"$kept/lock" || own_way "$kept cannot be written"
 flock --nonblock 9 || { echo "rocksdb: waiting for another build of it" >&2; flock 9; }
@@ -118,7 +125,7 @@ compile_units() (
     echo "rocksdb: compiling RocksDB once for this machine: ${#units[@]} units on $jobs processors, about 4 minutes on two" >&2
     cd "$rocksdb" && printf '%s\0' "${units[@]}" | xargs -0 -n 1 -P "$jobs" bash -c '
         work=$1 count=$2 unit=${*: -1}
-        "${@:3:$#-3}" "@$work/flags" "@$unit" -x c++ -c /dev/null -o "$unit.o" || exit 255
+        "${@:3:$#-3}" "@$work/flags" "@$unit" -x c++ -c /dev/null -o "$unit.o" 9>&- || exit 255
         echo "rocksdb: $(find "$work" -name "*.o" | wc -l) of $count" >&2
     ' compile "$work" "${#units[@]}" "${compiler[@]}"
 )

@@ -15,6 +15,8 @@ use axum::http::StatusCode;
 
 /// Large answers that are put together at a time; others wait.
 const LARGE_ANSWERS_MAX: usize = 2;
+/// Large answers that wait for that, or are put together: few of the places for reads, so that other readers have theirs.
+const LARGE_ANSWERS_WAITING_MAX: usize = 64;
 
 /// Counts what is under way.
 pub(crate) struct Admission {
@@ -23,6 +25,7 @@ pub(crate) struct Admission {
     feeds: Arc<Semaphore>,
     reads: Arc<Semaphore>,
     large: Arc<Semaphore>,
+    large_waiting: Arc<Semaphore>,
     body_bytes: AtomicUsize,
     answer_bytes: Arc<AtomicUsize>,
 }
@@ -35,6 +38,7 @@ impl Admission {
             feeds: Arc::new(Semaphore::new(options.feeds_max.min(Semaphore::MAX_PERMITS))),
             reads: Arc::new(Semaphore::new(options.reads_max.min(Semaphore::MAX_PERMITS))),
             large: Arc::new(Semaphore::new(LARGE_ANSWERS_MAX)),
+            large_waiting: Arc::new(Semaphore::new(LARGE_ANSWERS_WAITING_MAX)),
             body_bytes: AtomicUsize::new(0),
             answer_bytes: Arc::default(),
         }
@@ -81,8 +85,12 @@ impl Admission {
     }
 
     /// A turn to read and write a large answer: its readers wait for each other, and devices for none of them.
-    pub(crate) async fn large(&self) -> Turn {
-        Turn { _permit: Arc::clone(&self.large).acquire_owned().await.ok() }
+    pub(crate) async fn large(&self) -> Result<Turn, Problem> {
+        let place = Arc::clone(&self.large_waiting).try_acquire_owned();
+        let place = place.map_err(|_| Problem::busy("too many large reads wait on this node, try again later"))?;
+        let permit = Arc::clone(&self.large).acquire_owned().await;
+        let permit = permit.map_err(|_| Problem::busy("this node is stopping, try another one"))?;
+        Ok(Turn { _permits: [permit, place] })
     }
 
     /// A large answer, whose bytes count until its client has taken them or its connection is gone: who asks for much
@@ -153,7 +161,7 @@ impl Admission {
 
 /// Whose large answer is put together; given back when it is dropped.
 pub(crate) struct Turn {
-    _permit: Option<OwnedSemaphorePermit>,
+    _permits: [OwnedSemaphorePermit; 2],
 }
 
 /// An answer in memory; its bytes count until it is dropped, which is when the socket has the last of them.

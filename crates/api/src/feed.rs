@@ -67,7 +67,7 @@ pub(crate) async fn tasks(
     let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
     let limit = range.limit.unwrap_or(TASKS_DEFAULT).clamp(1, TASKS_MAX);
     let query = range.query(viewer, limit)?;
-    let turn = app.admission.large().await;
+    let turn = app.admission.large().await?;
     let page = app.ports.feed.tasks(query).await?;
     large(&app, turn, JSON, move || serde_json::to_vec(&page)).await
 }

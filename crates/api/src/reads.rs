@@ -106,7 +106,7 @@ pub(crate) async fn batches(
     let limit = range.limit.unwrap_or(BATCHES_DEFAULT).clamp(1, BATCHES_MAX);
     let newest = || (app.ports.read.status().head.height.0 + 1).saturating_sub(limit as u64);
     let from = range.from.unwrap_or_else(newest).max(1);
-    let turn = app.admission.large().await;
+    let turn = app.admission.large().await?;
     let page = app.ports.read.batches(Height(from), limit).await?;
     large(&app, turn, JSON, move || serde_json::to_vec(&page)).await
 }
@@ -167,7 +167,7 @@ pub(crate) async fn export(
     range: Result<Query<BatchRange>, QueryRejection>,
 ) -> Result<Response, Problem> {
     let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
-    let turn = app.admission.large().await;
+    let turn = app.admission.large().await?;
     let page = app.ports.read.export(Height(range.from.unwrap_or(0)), viewer).await?;
     large(&app, turn, "application/x-protobuf", move || Ok(page.encode())).await
 }

@@ -205,7 +205,7 @@ impl Fetch {
             let trouble = match connection.call(request.clone(), PIECE_TIMEOUT).await {
                 Err(error) => error.to_string(),
                 Ok(answer) => {
-                    match plausible::read_one::<proto::BulkResponse>("bulk answer", answer).map(|answer| answer.kind) {
+                    match plausible::read_bulk_answer(answer).map(|answer| answer.kind) {
                         Ok(Some(Kind::Piece(piece))) if piece.len() as u64 == bytes => {
                             self.counts.fetched.fetch_add(bytes, Ordering::Relaxed);
                             *self.trouble.lock() = None;

@@ -60,7 +60,7 @@ fn snapshot_offer(offer: proto::SnapshotOffer) -> bool {
 /// An answer to a request of raft. True where it would reach openraft.
 pub fn raft_answer(bytes: Bytes) -> bool {
     use proto::raft_response::Kind;
-    let Ok(proto::RaftResponse { kind: Some(kind) }) = proto::RaftResponse::decode(bytes) else { return false };
+    let Ok(proto::RaftResponse { kind: Some(kind) }) = plausible::read_raft_answer(bytes) else { return false };
     match kind {
         Kind::Append(answer) => {
             let Ok(answer) = convert::append_response_from(answer) else { return false };

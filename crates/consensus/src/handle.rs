@@ -347,7 +347,7 @@ impl Consensus {
 
     async fn serve_piece(&self, from: NodeId, request: Bytes) -> Bytes {
         use proto::bulk_response::Kind;
-        let request = plausible::read_one::<proto::BulkRequest>("bulk request", request);
+        let request = plausible::read_bulk_request(request);
         let kind = match request.map(|request| request.kind) {
             Ok(Some(proto::bulk_request::Kind::Piece(piece))) => {
                 self.state.shelf().serve(piece, self.state.blocking()).await

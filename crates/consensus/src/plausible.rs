@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use lockstep_types::elements::{self, Bound, KIND_FIELDS_MAX};
-use lockstep_types::{DecodeError, NodeId};
+use lockstep_types::{DecodeError, NodeId, proto};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, TransferLeaderRequest, VoteRequest};
 
 use crate::limits::{RAFT_ENTRIES_MAX, RAFT_NODES_MAX, SNAPSHOT_FILES_MAX, TERM_LEAP_MAX};
@@ -16,10 +16,35 @@ fn bad(reason: &str) -> DecodeError {
     DecodeError::malformed("raft message", reason)
 }
 
-/// Reads a request or an answer that is one of several kinds; refuses what holds more.
-pub(crate) fn read_one<M: prost::Message + Default>(what: &'static str, bytes: Bytes) -> Result<M, DecodeError> {
+/// What is repeated in a `BulkResponse`: voter sets and files of an offer.
+const BULK_ANSWER: [Bound; 2] = [
+    Bound { path: &[4, 4, 1], count_max: RAFT_NODES_MAX },
+    Bound { path: &[4, 6], count_max: SNAPSHOT_FILES_MAX },
+];
+
+fn read_one<M: prost::Message + Default>(
+    what: &'static str,
+    bytes: Bytes,
+    bounds: &[Bound],
+) -> Result<M, DecodeError> {
     elements::check_fields(what, &bytes, KIND_FIELDS_MAX)?;
+    elements::check(what, &bytes, bounds)?;
     M::decode(bytes).map_err(|e| DecodeError::malformed(what, e))
+}
+
+/// Reads an answer to a request of raft; refuses what is more than one.
+pub(crate) fn read_raft_answer(bytes: Bytes) -> Result<proto::RaftResponse, DecodeError> {
+    read_one("raft answer", bytes, &[])
+}
+
+/// Reads a request on the channel for copies of the state; refuses what is more than one.
+pub(crate) fn read_bulk_request(bytes: Bytes) -> Result<proto::BulkRequest, DecodeError> {
+    read_one("bulk request", bytes, &[])
+}
+
+/// Reads an answer there; refuses what is more than one.
+pub(crate) fn read_bulk_answer(bytes: Bytes) -> Result<proto::BulkResponse, DecodeError> {
+    read_one("bulk answer", bytes, &BULK_ANSWER)
 }
 
 /// Counts what is repeated in an encoded `RaftRequest`, before it is read.

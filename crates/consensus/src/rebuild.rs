@@ -88,7 +88,7 @@ async fn fetch_from(
     let request = proto::BulkRequest { kind: Some(proto::bulk_request::Kind::Copy(proto::CopyRequest { at_least })) };
     let answer = transport.connect_bulk(node).call(request.encode_to_vec().into(), PIECE_TIMEOUT).await;
     let answer = answer.map_err(|e| text(&e))?;
-    let answer = plausible::read_one::<proto::BulkResponse>("bulk answer", answer).map_err(|e| text(&e))?;
+    let answer = plausible::read_bulk_answer(answer).map_err(|e| text(&e))?;
     let offer = match answer.kind {
         Some(Kind::Offer(offer)) => offer,
         Some(Kind::Failed(reason) | Kind::Gone(reason)) => return Err(reason),

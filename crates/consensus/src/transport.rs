@@ -101,7 +101,7 @@ impl Link {
                     TransportError::Broken(_) => RPCError::Network(NetworkError::new(&error)),
                 }
             })?;
-        let answer = plausible::read_one::<proto::RaftResponse>("raft answer", answer)
+        let answer = plausible::read_raft_answer(answer)
             .map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
         match answer.kind {
             // The peer's raft has stopped, or cannot serve this: treat it as away.

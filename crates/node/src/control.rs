@@ -62,6 +62,8 @@ pub(crate) struct ControlService {
 
 /// Most marks that a member is told.
 const MARKS_MAX: usize = 1_024;
+/// Most outputs of the network that a member can feed.
+const OUTPUTS_MAX: usize = 1_024;
 /// Counted before a request is read: what is empty takes two bytes here and up to hundreds in memory.
 const BOUNDS: [Bound; 6] = [
     Bound { path: &[2, 1], count_max: MARKS_MAX },
@@ -80,6 +82,15 @@ pub(crate) fn decode(request: Bytes) -> Result<proto::ControlRequest, DecodeErro
     elements::check_fields("control request", &request, KIND_FIELDS_MAX)?;
     elements::check("control request", &request, &BOUNDS)?;
     proto::ControlRequest::decode(request).map_err(|e| DecodeError::malformed("control request", e))
+}
+
+/// Reads an answer of a member.
+pub(crate) fn decode_answer(answer: Bytes) -> Result<proto::ControlResponse, DecodeError> {
+    // Names of outputs.
+    let bounds = [Bound { path: &[8, 1], count_max: OUTPUTS_MAX }];
+    elements::check_fields("control answer", &answer, KIND_FIELDS_MAX)?;
+    elements::check("control answer", &answer, &bounds)?;
+    proto::ControlResponse::decode(answer).map_err(|e| DecodeError::malformed("control answer", e))
 }
 
 impl ControlService {
@@ -165,8 +176,7 @@ impl Service for ControlService {
 pub(crate) async fn ask(client: &mut Client, kind: Request, timeout: Duration) -> Result<Response, ControlError> {
     let request = proto::ControlRequest { kind: Some(kind) }.encode_to_vec();
     let answer = client.call(&[request.into()], timeout).await?;
-    elements::check_fields("control answer", &answer, KIND_FIELDS_MAX).map_err(|_| ControlError::Malformed)?;
-    let answer = proto::ControlResponse::decode(answer).map_err(|_| ControlError::Malformed)?;
+    let answer = decode_answer(answer).map_err(|_| ControlError::Malformed)?;
     match answer.kind.ok_or(ControlError::Malformed)? {
         Response::Refused(reason) => Err(ControlError::Refused(reason)),
         Response::Unknown(reason) => Err(ControlError::Unknown(reason)),

@@ -50,7 +50,7 @@ pub fn control_request(bytes: Bytes) -> bool {
 /// A member's answer on the control channel.
 pub fn control_answer(bytes: Bytes) -> bool {
     use proto::control_response::Kind;
-    match proto::ControlResponse::decode(bytes) {
+    match control::decode_answer(bytes) {
         Ok(proto::ControlResponse { kind: Some(Kind::Certify(answer)) }) => answer.header.is_none_or(|header| {
             BatchHeader::from_proto(header).is_ok_and(|header| {
                 assert_eq!(BatchHeader::from_proto(header.to_proto()).map(|again| again.hash()), Ok(header.hash()));

@@ -19,17 +19,44 @@ pub const KIND_FIELDS_MAX: usize = 8;
 
 /// Deepest that a path goes.
 const DEPTH_MAX: usize = 8;
+/// Fields that are looked at on the way to one that is bounded, whatever the bound.
+const FIELDS_MAX: usize = 1_024;
+/// Fields more for each that a bound allows: a true encoding has fewer in it and before it.
+const FIELDS_OF_EACH: usize = 32;
 
-/// Refuses bytes in which one of the `bounds` is passed. Reads nothing but keys and lengths, and holds nothing.
+/// Refuses bytes in which one of the `bounds` is passed, or so many fields stand beside what is bounded that reading them
+/// would be what costs: two bytes are one, also where the next takes its place. Reads nothing but keys and lengths, and
+/// holds nothing.
 ///
 /// # Errors
 /// If a bound is passed, or the bytes are no encoding as far as the paths go.
 pub fn check(what: &'static str, bytes: &[u8], bounds: &[Bound]) -> Result<(), DecodeError> {
     for bound in bounds {
-        let mut left = bound.count_max;
+        // What stands beside it may be bounded by others.
+        let beside = bounds.iter().filter(|other| other.path.first() == bound.path.first());
+        let most = beside.map(|other| other.count_max).max().unwrap_or_default();
+        let fields = FIELDS_MAX.saturating_add(most.saturating_mul(FIELDS_OF_EACH));
+        let mut left = Left { count: bound.count_max, fields };
         count(what, bytes, &bound.path[..bound.path.len().min(DEPTH_MAX)], &mut left)?;
     }
     Ok(())
+}
+
+/// What may still come.
+struct Left {
+    /// Of what is bounded.
+    count: usize,
+    /// Of anything that is looked at.
+    fields: usize,
+}
+
+/// The key of the next field. Groups are refused: nobody writes them, and one of them is any number of fields.
+fn next_key(what: &'static str, bytes: &mut &[u8]) -> Result<(u32, WireType), DecodeError> {
+    let (field, wire) = decode_key(bytes).map_err(|e| DecodeError::malformed(what, e))?;
+    if matches!(wire, WireType::StartGroup | WireType::EndGroup) {
+        return Err(DecodeError::malformed(what, "a group"));
+    }
+    Ok((field, wire))
 }
 
 /// Refuses bytes with more than `fields_max` fields at the outermost level. A decoder reads each of them, also where the
@@ -43,17 +70,18 @@ pub fn check_fields(what: &'static str, mut bytes: &[u8], fields_max: usize) -> 
         if bytes.is_empty() {
             return Ok(());
         }
-        let (field, wire) = decode_key(&mut bytes).map_err(|e| bad(&e))?;
+        let (field, wire) = next_key(what, &mut bytes)?;
         skip_field(wire, field, &mut bytes, DecodeContext::default()).map_err(|e| bad(&e))?;
     }
     if bytes.is_empty() { Ok(()) } else { Err(bad(&"too many fields")) }
 }
 
-fn count(what: &'static str, mut bytes: &[u8], path: &[u32], left: &mut usize) -> Result<(), DecodeError> {
+fn count(what: &'static str, mut bytes: &[u8], path: &[u32], left: &mut Left) -> Result<(), DecodeError> {
     let bad = |reason: &dyn std::fmt::Display| DecodeError::malformed(what, reason);
     let Some((wanted, rest)) = path.split_first() else { return Ok(()) };
     while !bytes.is_empty() {
-        let (field, wire) = decode_key(&mut bytes).map_err(|e| bad(&e))?;
+        left.fields = left.fields.checked_sub(1).ok_or_else(|| bad(&"too many fields"))?;
+        let (field, wire) = next_key(what, &mut bytes)?;
         if wire != WireType::LengthDelimited {
             skip_field(wire, field, &mut bytes, DecodeContext::default()).map_err(|e| bad(&e))?;
             continue;
@@ -66,7 +94,7 @@ fn count(what: &'static str, mut bytes: &[u8], path: &[u32], left: &mut usize) -
             continue;
         }
         if rest.is_empty() {
-            *left = left.checked_sub(1).ok_or_else(|| bad(&"too many of one kind"))?;
+            left.count = left.count.checked_sub(1).ok_or_else(|| bad(&"too many of one kind"))?;
         } else {
             count(what, inner, rest, left)?;
         }
@@ -109,6 +137,24 @@ mod tests {
         assert!(check_fields("request", &same_again, KIND_FIELDS_MAX).is_err());
         assert!(check_fields("request", &same_again[2..], KIND_FIELDS_MAX).is_ok());
         assert!(check_fields("request", &bytes[..bytes.len() - 1], 4).is_err(), "it breaks off");
+    }
+
+    #[test]
+    fn fields_beside_what_is_bounded_are_counted_at_every_level() {
+        // One message that says again and again which task it is of; or a group.
+        let again = |times: usize| {
+            let message = [0x5a, 0].repeat(times);
+            let mut bytes = vec![0x12];
+            prost::encoding::encode_varint(message.len() as u64, &mut bytes);
+            [bytes, message].concat()
+        };
+        let each = FIELDS_MAX + FIELDS_OF_EACH;
+        assert!(allows(&again(each - 1), &[2, 11, 2], 1) && !allows(&again(each), &[2, 11, 2], 1));
+        assert!(allows(&again(each), &[2], 1), "nothing in it is looked at");
+        let beside = [Bound { path: &[2, 11, 2], count_max: 1 }, Bound { path: &[2, 12], count_max: 2 }];
+        assert!(check("bundle", &again(each), &beside).is_ok());
+        let group = [&[0x9b, 0x06][..], &[0x08, 0].repeat(9), &[0x9c, 0x06]].concat();
+        assert!(!allows(&group, &[2], 1) && check_fields("request", &group, KIND_FIELDS_MAX).is_err());
     }
 
     #[test]
