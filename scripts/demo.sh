@@ -17,7 +17,7 @@ echo "The demo needs Rust, and of Debian's packages g++, libclang, sqlite3 and c
 if [[ -x "$lockstep" ]]; then
     echo "It then builds what changed since the last build."
 else
-    echo "It then builds Lockstep, quickly and not for speed: about 10 minutes the first time on two cores, 4 of them for"
+    echo "It then builds Lockstep, quickly and not for speed: about 12 minutes the first time on two cores, 4 of them for"
     echo "RocksDB, which is kept for all other builds; a few seconds afterwards. It needs about 1.5 GB of disk under $(target_dir)."
 fi
 scripts/deps.sh build demo
