@@ -204,19 +204,17 @@ impl Fetch {
         loop {
             let trouble = match connection.call(request.clone(), PIECE_TIMEOUT).await {
                 Err(error) => error.to_string(),
-                Ok(answer) => {
-                    match plausible::read_bulk_answer(answer).map(|answer| answer.kind) {
-                        Ok(Some(Kind::Piece(piece))) if piece.len() as u64 == bytes => {
-                            self.counts.fetched.fetch_add(bytes, Ordering::Relaxed);
-                            *self.trouble.lock() = None;
-                            return Ok(piece);
-                        }
-                        Ok(Some(Kind::Piece(piece))) => format!("a piece has {} bytes instead of {bytes}", piece.len()),
-                        Ok(Some(Kind::Gone(reason))) => return Err(FetchError::Gone(self.node, reason)),
-                        Ok(Some(Kind::Failed(reason))) => reason,
-                        Ok(Some(Kind::Offer(_)) | None) | Err(_) => "an answer cannot be read".into(),
+                Ok(answer) => match plausible::read_bulk_answer(answer).map(|answer| answer.kind) {
+                    Ok(Some(Kind::Piece(piece))) if piece.len() as u64 == bytes => {
+                        self.counts.fetched.fetch_add(bytes, Ordering::Relaxed);
+                        *self.trouble.lock() = None;
+                        return Ok(piece);
                     }
-                }
+                    Ok(Some(Kind::Piece(piece))) => format!("a piece has {} bytes instead of {bytes}", piece.len()),
+                    Ok(Some(Kind::Gone(reason))) => return Err(FetchError::Gone(self.node, reason)),
+                    Ok(Some(Kind::Failed(reason))) => reason,
+                    Ok(Some(Kind::Offer(_)) | None) | Err(_) => "an answer cannot be read".into(),
+                },
             };
             tracing::debug!(node = %self.node, file = file.name, offset, trouble, "a piece of the state did not come");
             *self.trouble.lock() = Some(trouble);

@@ -17,16 +17,10 @@ fn bad(reason: &str) -> DecodeError {
 }
 
 /// What is repeated in a `BulkResponse`: voter sets and files of an offer.
-const BULK_ANSWER: [Bound; 2] = [
-    Bound { path: &[4, 4, 1], count_max: RAFT_NODES_MAX },
-    Bound { path: &[4, 6], count_max: SNAPSHOT_FILES_MAX },
-];
+const BULK_ANSWER: [Bound; 2] =
+    [Bound { path: &[4, 4, 1], count_max: RAFT_NODES_MAX }, Bound { path: &[4, 6], count_max: SNAPSHOT_FILES_MAX }];
 
-fn read_one<M: prost::Message + Default>(
-    what: &'static str,
-    bytes: Bytes,
-    bounds: &[Bound],
-) -> Result<M, DecodeError> {
+fn read_one<M: prost::Message + Default>(what: &'static str, bytes: Bytes, bounds: &[Bound]) -> Result<M, DecodeError> {
     elements::check_fields(what, &bytes, KIND_FIELDS_MAX)?;
     elements::check(what, &bytes, bounds)?;
     M::decode(bytes).map_err(|e| DecodeError::malformed(what, e))

@@ -101,8 +101,7 @@ impl Link {
                     TransportError::Broken(_) => RPCError::Network(NetworkError::new(&error)),
                 }
             })?;
-        let answer = plausible::read_raft_answer(answer)
-            .map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
+        let answer = plausible::read_raft_answer(answer).map_err(|e| RPCError::Network(NetworkError::new(&e)))?;
         match answer.kind {
             // The peer's raft has stopped, or cannot serve this: treat it as away.
             Some(Response::Failed(reason)) => Err(RPCError::Unreachable(Unreachable::from_string(reason))),
