@@ -26,6 +26,9 @@ const DEAF_PATHS: [&str; 6] =
     ["/metrics", "/api/export", "/api/batches?limit=100", "/api/tasks?limit=1000", "/api/openapi.json", "/api/feed"];
 /// What takes work even when nobody waits for it any more.
 const LARGE: &str = "/api/batches?limit=100";
+/// Clients that ask for it and leave, and when they do.
+const LEAVING: usize = 64;
+const LEAVES_AFTER: Duration = Duration::from_millis(20);
 /// Requests on one connection whose answers nobody reads.
 const PIPELINED: usize = 500;
 /// A head that does not end is given up after 10 s, which is looked at every 2.5 s.
@@ -66,6 +69,19 @@ async fn deaf(address: SocketAddr, path: &str) -> Option<TcpStream> {
     // The node stops reading when it cannot write.
     let _ = tokio::time::timeout(Duration::from_secs(2), stream.write_all(requests.as_bytes())).await;
     Some(stream)
+}
+
+/// Asks for something large again and again, and each time leaves while it is put together.
+async fn leave_early(address: SocketAddr, time: Duration) -> u32 {
+    let (started, mut asked) = (Instant::now(), 0);
+    while started.elapsed() < time {
+        let Ok(mut stream) = TcpStream::connect(address).await else { continue };
+        let request = format!("GET {LARGE} HTTP/1.1\r\nhost: x\r\n\r\n");
+        asked += u32::from(stream.write_all(request.as_bytes()).await.is_ok());
+        // Long enough for the request to be read.
+        tokio::time::sleep(LEAVES_AFTER).await;
+    }
+    asked
 }
 
 /// A frame of HTTP/2: length, type, flags, stream, payload (RFC 9113, section 4.1).
@@ -153,6 +169,19 @@ async fn whoever_gives_nothing_for_a_connection_loses_it_and_devices_do_not_noti
     println!("{count} messages beside {} deaf clients, {longest:?} at most", held.len());
     assert!(longest < KEPT_ANSWER_MAX, "{longest:?}");
     drop(held);
+
+    // Large reads whose readers are gone when they are answered.
+    let mut leaving = JoinSet::new();
+    for _ in 0..LEAVING {
+        leaving.spawn(leave_early(address, Duration::from_secs(5)));
+    }
+    let (count, longest) = submit_for(&device, Duration::from_secs(5)).await;
+    let mut asked = 0;
+    while let Some(ended) = leaving.join_next().await {
+        asked += ended.unwrap();
+    }
+    println!("{count} messages beside {asked} large reads that are left, {longest:?} at most");
+    assert!(longest < KEPT_ANSWER_MAX && asked > 100, "{longest:?}, {asked} large reads");
 
     // HTTP/2 at its limits.
     for (name, bytes) in http2_floods() {
