@@ -88,6 +88,17 @@ impl Stream {
         jetstream::new(async_nats::connect(servers).await.unwrap())
     }
 
+    /// Changes its settings, as an operator does. Servers that agree on another leader among them leave requests unanswered.
+    pub async fn reconfigure(&self, change: impl Fn(&mut jetstream::stream::Config)) {
+        let context = self.context().await;
+        eventually("the stream is as it is wanted", || async {
+            let mut config = context.get_stream(&self.options.stream).await.ok()?.cached_info().config.clone();
+            change(&mut config);
+            context.update_stream(config).await.ok()
+        })
+        .await;
+    }
+
     /// Its messages with a subject, by an ordered consumer, in order.
     pub async fn messages(&self, subject: &str) -> Vec<Seen> {
         let context = self.context().await;
@@ -310,10 +321,7 @@ async fn a_task_larger_than_the_server_takes_is_refused_and_those_before_it_go()
     }
     output.publish(&tasks[..1], None).await.unwrap();
     // And where the stream is the narrower one.
-    let context = store.context().await;
-    let mut config = context.get_stream(&store.options.stream).await.unwrap().cached_info().config.clone();
-    config.max_message_size = 1200;
-    context.update_stream(config).await.unwrap();
+    store.reconfigure(|config| config.max_message_size = 1200).await;
     for output in [Arc::clone(&output), store.open(owner())] {
         let refused = output.publish(&blob_tasks(FIRST + 1..=FIRST + 9), number(FIRST)).await;
         assert!(matches!(&refused, Err(OutputError::Refused { task, .. }) if task.0 == FIRST + 1), "{refused:?}");
@@ -375,11 +383,7 @@ async fn limits_of_an_operator_take_what_is_old_and_nothing_else() {
     let output = store.open(owner());
     output.publish(&blob_tasks(FIRST..=20), None).await.unwrap();
     let context = store.context().await;
-    // Servers that agree on another leader among them answer such a request not at all.
-    let stream = eventually("the stream is told of", || async { context.get_stream(&store.options.stream).await.ok() });
-    let mut config = stream.await.cached_info().config.clone();
-    config.max_messages = 8;
-    eventually("few are kept", || async { context.update_stream(config.clone()).await.ok() }).await;
+    store.reconfigure(|config| config.max_messages = 8).await;
     let restarted = store.open(owner());
     assert_eq!(restarted.last().await, Ok(number(20)));
     restarted.publish(&blob_tasks(21..=25), number(20)).await.unwrap();
@@ -388,8 +392,7 @@ async fn limits_of_an_operator_take_what_is_old_and_nothing_else() {
     assert_eq!(restarted.read(&blob_tasks(19..=19)[0].id).await.unwrap(), blob_tasks(19..=19).pop());
     assert_eq!(restarted.read(&blob_tasks(17..=17)[0].id).await.unwrap(), None);
     // Once nothing is left nobody knows what was published: that is said, and nothing begins anew.
-    config.max_age = Duration::from_millis(100);
-    eventually("nothing is kept for long", || async { context.update_stream(config.clone()).await.ok() }).await;
+    store.reconfigure(|config| config.max_age = Duration::from_millis(100)).await;
     eventually("all is too old", || async {
         let info = context.get_stream(&store.options.stream).await.ok()?;
         (info.cached_info().state.messages == 0).then_some(())
