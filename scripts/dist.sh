@@ -20,6 +20,10 @@ for at in "${!arguments[@]}"; do
     esac
 done
 program=$(target_dir)/${target:+$target/}dist/lockstep
+# Cargo does not do it where the program's crate has a level of its own.
+if command -v strip >/dev/null; then
+    strip --strip-all "$program"
+fi
 bytes=$(wc -c <"$program")
 echo "$program: $bytes bytes, at most $bytes_max"
 if [[ $bytes -gt $bytes_max ]]; then
