@@ -20,10 +20,11 @@ for at in "${!arguments[@]}"; do
     esac
 done
 program=$(target_dir)/${target:+$target/}dist/lockstep
-# Cargo does not do it where the program's crate has a level of its own.
-if command -v strip >/dev/null; then
-    strip --strip-all "$program"
-fi
+# Not done by cargo: see the profile in Cargo.toml.
+"${STRIP:-strip}" --strip-all "$program" || {
+    echo "dist: $program has its symbols: set STRIP to a program that can strip it (for another target its own), and run this again" >&2
+    exit 1
+}
 bytes=$(wc -c <"$program")
 echo "$program: $bytes bytes, at most $bytes_max"
 if [[ $bytes -gt $bytes_max ]]; then

@@ -202,3 +202,29 @@ impl Drop for HeldBody<'_> {
         self.counter.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn few_large_answers_are_made_some_wait_and_others_are_refused() {
+        let admission = Admission::new(&Options::default());
+        let made: Vec<Turn> = (0..LARGE_ANSWERS_MAX)
+            .map(|_| admission.large().now_or_never().expect("nobody is before it").expect("there is room"))
+            .collect();
+        let mut waiting: Vec<_> =
+            (made.len()..LARGE_ANSWERS_WAITING_MAX).map(|_| Box::pin(admission.large())).collect();
+        assert!(waiting.iter_mut().all(|turn| turn.as_mut().now_or_never().is_none()));
+        let refused = || admission.large().now_or_never().is_some_and(|turn| turn.is_err());
+        assert!(refused());
+        // Who leaves makes room, waiting or not; the oldest is next.
+        waiting.pop();
+        assert!(!refused());
+        drop(made);
+        assert!(waiting[0].as_mut().now_or_never().is_some_and(|turn| turn.is_ok()));
+        assert!(admission.read().is_ok(), "other reads have their places");
+    }
+}
