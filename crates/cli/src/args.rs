@@ -471,6 +471,9 @@ pub struct Verify {
     /// Address of the key that the tasks of a blob have to be signed with.
     #[arg(long, value_name = "ADDRESS")]
     pub task_key: Option<Address>,
+    /// Take rules of `apply` up to this number, where an upgrade was rehearsed.
+    #[arg(long, value_name = "NUMBER", default_value_t = lockstep_ledger::RULES_NEWEST, hide = true)]
+    pub rules_known: u32,
 }
 
 /// Closed loop: every client sends its next message when the last one was acknowledged. 64 device keys; messages are

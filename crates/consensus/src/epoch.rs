@@ -86,7 +86,7 @@ pub fn apply_whole_log(
     home: &StoreHome,
     state: &StateStore,
     genesis: &Genesis,
-    epoch: Epoch,
+    (epoch, rules_known): (Epoch, u32),
 ) -> Result<Standing, EpochError> {
     let storage: Arc<dyn Storage> = Arc::new(RocksStorage::open(&home.log_path(), Kind::Log)?);
     let log = LogStore::open(storage.clone(), Arc::new(LogWriter::inline(storage)))?;
@@ -96,7 +96,7 @@ pub fn apply_whole_log(
         let reason = "the state ends before the log begins; nothing can be applied to it";
         return Err(io::Error::new(io::ErrorKind::InvalidData, reason).into());
     }
-    let mut machine = StateMachine::open(genesis, epoch, state.clone(), Arc::new(Silent))?;
+    let mut machine = StateMachine::open(genesis, (epoch, rules_known), state.clone(), Arc::new(Silent))?;
     let mut damage = None;
     while damage.is_none() {
         let next = applied.map_or(0, |index| index + 1);

@@ -56,6 +56,8 @@ pub struct Options {
     pub heartbeat_ms: u64,
     /// How long the log may get.
     pub compaction: CompactionOptions,
+    /// The newest rules of `apply` that this node knows.
+    pub rules_known: u32,
 }
 
 /// Raft could not be started.
@@ -220,7 +222,8 @@ impl Consensus {
         let pledges = Pledges::open(storage.clone(), writer.clone())?;
         let log = LogStore::open(storage, writer)?;
         check_state_reaches_log(&state, &log)?;
-        let machine = StateMachine::open(&options.genesis, options.epoch, state.clone(), observer)?;
+        let machine =
+            StateMachine::open(&options.genesis, (options.epoch, options.rules_known), state.clone(), observer)?;
         let connector = Connector { transport: transport.clone(), log: log.clone(), state: state.clone() };
         let raft = Raft::new(options.node.0, config, connector, log.clone(), machine)
             .await

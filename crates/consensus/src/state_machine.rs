@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
-use lockstep_ledger::{Applied, Command, Ledger, LedgerParts, Members, RULES_NEWEST, Target, Write, check_rules};
+use lockstep_ledger::{Applied, Command, Ledger, LedgerParts, Members, Target, Write, check_rules};
 use lockstep_types::{DecodeError, Epoch, Genesis, GenesisError, NodeId};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -47,7 +47,7 @@ fn uniform(membership: &Membership) -> Option<Target> {
 }
 
 /// The parts of a ledger that never change, from the genesis.
-fn constants(genesis: &Genesis, epoch: Epoch) -> Result<LedgerParts, GenesisError> {
+fn constants(genesis: &Genesis, epoch: Epoch, rules_known: u32) -> Result<LedgerParts, GenesisError> {
     Ok(LedgerParts {
         network: genesis.id()?,
         epoch,
@@ -61,6 +61,7 @@ fn constants(genesis: &Genesis, epoch: Epoch) -> Result<LedgerParts, GenesisErro
         rules: Default::default(),
         rules_states: Default::default(),
         chain: None,
+        rules_known,
     })
 }
 
@@ -84,13 +85,19 @@ fn load(state: &StateStore, constants: &LedgerParts) -> Result<Ledger, ReadError
 }
 
 impl StateMachine {
-    /// The state machine of a node in an epoch of its network, as it was stored. Whatever applies a log comes by here.
+    /// The state machine of a node in an epoch of its network, as it was stored, which knows rules of `apply` up to
+    /// `rules_known`. Whatever applies a log comes by here.
     ///
     /// # Errors
     /// If the state cannot be read, or the log of this network may say what this program does not know how to do.
-    pub fn open(genesis: &Genesis, epoch: Epoch, state: StateStore, observer: Arc<dyn Observer>) -> io::Result<Self> {
+    pub fn open(
+        genesis: &Genesis,
+        (epoch, rules_known): (Epoch, u32),
+        state: StateStore,
+        observer: Arc<dyn Observer>,
+    ) -> io::Result<Self> {
         check_rules(&genesis.params, lockstep_rules::HAS_ENGINE).map_err(io_error)?;
-        let constants = constants(genesis, epoch).map_err(io_error)?;
+        let constants = constants(genesis, epoch, rules_known).map_err(io_error)?;
         let ledger = load(&state, &constants).map_err(io_error)?;
         let (applied, membership) = state.applied().map_err(io_error)?;
         observer.loaded(&ledger);
@@ -99,8 +106,9 @@ impl StateMachine {
 
     fn apply_command(&mut self, payload: Payload) -> io::Result<Applied> {
         match Command::decode(payload.0) {
-            Ok(Command::Rules(found)) if found > RULES_NEWEST => {
-                Err(io_error(DecodeError::Newer { what: "the network's rules", found, known: RULES_NEWEST }))
+            Ok(Command::Rules(found)) if found > self.ledger.rules_known() => {
+                let known = self.ledger.rules_known();
+                Err(io_error(DecodeError::Newer { what: "the network's rules", found, known }))
             }
             Ok(command) => {
                 let applied = self.ledger.apply(&self.state, command).map_err(io_error)?;

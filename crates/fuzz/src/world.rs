@@ -227,6 +227,7 @@ impl View {
             rules: self.bundles.values().map(|bundle| compile_rules(bundle).expect("it was compiled before")).collect(),
             rules_states: self.rules_states.clone(),
             chain: self.chain,
+            rules_known: RULES_NEWEST,
         }
     }
 }
@@ -285,7 +286,7 @@ pub static PAST: LazyLock<Past> = LazyLock::new(|| {
         encode_batch(TimeMs(time), &messages.into_iter().map(Arc::new).collect::<Vec<_>>(), &[])
     };
     let output: OutputName = "main".parse().expect("a name");
-    run(&mut world, Command::encode_rules(RULES_NEWEST));
+    run(&mut world, Command::encode_rules(RULES_NEWEST + 1));
     run(&mut world, batch(1_000, vec![message(100, "one"), message(100, "two"), vouched("three")]));
     let certificate = world.certificate();
     run(&mut world, Command::encode_certificate(&certificate));

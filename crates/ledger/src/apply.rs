@@ -29,31 +29,13 @@ use crate::members::{ApprovalError, Approved, Members, Target};
 use crate::projects::{Project, Projects};
 use crate::rules::{LastTaken, RulesState};
 
-/// Rules of `apply` that every network begins with. A change that alters any result gets a new number, and holds from
-/// a log entry on that the leader proposes once every voter knows it ([`Command::Rules`]):
-///
-/// 1. The first.
-/// 2. Progress of outputs is left out of the effects digest: it says nothing about the order.
-/// 3. Orders of projects' owners and updates from a chain count; encrypted messages and the API of 2025 are taken.
-/// 4. An envelope is taken once, however late it comes again. Projects have reader tokens.
-/// 5. Reports of outputs say where tasks are.
-/// 6. Outputs of the network can be held up.
-/// 7. Projects have rules for their messages and tasks.
+/// Rules of `apply` that every network begins with. After a release a change that alters any result gets a new number, and
+/// holds from a log entry on that the leader proposes once every voter knows it ([`Command::Rules`]). Until then the rules
+/// may change as they are, and [`lockstep_types::genesis::FORMAT`] counts the changes.
 pub const RULES_FIRST: u32 = 1;
-/// The newest rules that this program knows.
-pub const RULES_NEWEST: u32 = 7;
-/// From these rules on progress of outputs is left out of the effects digest.
-const RULES_WITHOUT_PROGRESS: u32 = 2;
-/// From these rules on there are orders, updates from a chain, encrypted messages and the API of 2025.
-pub(crate) const RULES_WITH_REGISTRY: u32 = 3;
-/// From these rules on an envelope is taken once, and projects have reader tokens.
-const RULES_WITH_ENVELOPES: u32 = 4;
-/// From these rules on it is kept where outputs have tasks.
-pub const RULES_WITH_PLACES: u32 = 5;
-/// From these rules on outputs of the network can be held up.
-pub const RULES_WITH_PAUSES: u32 = 6;
-/// From these rules on projects have rules for their messages and tasks.
-pub const RULES_WITH_PROJECT_RULES: u32 = lockstep_types::task::RULES_WITH_PROJECT_RULES;
+/// The newest rules that this program has. Which ones a node knows is a value ([`LedgerParts::rules_known`]), so that an
+/// upgrade to the next ones can be rehearsed before there are any.
+pub const RULES_NEWEST: u32 = RULES_FIRST;
 
 /// Outputs that can be held up at a time.
 pub const PAUSED_OUTPUTS_MAX: usize = 256;
@@ -101,9 +83,6 @@ pub enum Rejection {
     /// Its data is empty, or its version too long.
     #[error("the message is malformed")]
     Malformed,
-    /// Not every member knows the API that it came by.
-    #[error("not every member of this network knows this API yet")]
-    Api,
     /// Its device may not submit to its project.
     #[error("the device may not submit to this project")]
     Device,
@@ -221,6 +200,8 @@ pub struct LedgerParts {
     pub rules_states: BTreeMap<ProjectId, RulesState>,
     /// How far the chain was read.
     pub chain: Option<ChainCursor>,
+    /// The newest rules of `apply` that this node knows: [`RULES_NEWEST`], or more where an upgrade is rehearsed.
+    pub rules_known: u32,
 }
 
 /// The state machine.
@@ -236,6 +217,7 @@ pub struct Ledger {
     paused: BTreeSet<OutputName>,
     chain: Option<ChainCursor>,
     rules: BTreeMap<ProjectId, RulesState>,
+    rules_known: u32,
 }
 
 impl Ledger {
@@ -260,7 +242,13 @@ impl Ledger {
             progress: parts.progress,
             paused: parts.paused,
             chain: parts.chain,
+            rules_known: parts.rules_known,
         }
+    }
+
+    /// The newest rules of `apply` that this node knows. It must stop before an entry that makes others hold.
+    pub fn rules_known(&self) -> u32 {
+        self.rules_known
     }
 
     /// The newest position.
@@ -276,10 +264,6 @@ impl Ledger {
     /// The projects, with the settings that hold now.
     pub fn projects(&self) -> &Projects {
         &self.projects
-    }
-
-    fn knows_registry(&self) -> bool {
-        self.head.knows_registry()
     }
 
     /// Open groups.
@@ -319,7 +303,6 @@ impl Ledger {
 
     /// Whether an approval would count, by the state now and the clock `now`.
     pub fn check_approval(&self, approval: &Approval, now: TimeMs) -> Result<(), ApprovalError> {
-        self.head.check_change(&approval.proposal.change)?;
         self.members.check(approval, &self.network, self.epoch, now.max(self.head.time_ms))
     }
 
@@ -357,20 +340,16 @@ impl Ledger {
         if task_number <= known || task_number >= self.head.next_task_number {
             return Ok(Applied { writes, ..Applied::default() });
         }
-        let mut effects = Effects::default();
-        effects.progress(&output, task_number);
+        // Not among the effects: it says nothing about the order.
+        writes.push(Write::Progress(output.clone(), task_number));
         self.progress.insert(output, task_number);
-        if self.head.rules_version >= RULES_WITHOUT_PROGRESS {
-            writes.append(&mut effects.writes);
-            return Ok(Applied { writes, ..Applied::default() });
-        }
-        Ok(self.roll(effects))
+        Ok(Applied { writes, ..Applied::default() })
     }
 
     /// Not among the effects: it says nothing about the order.
     fn apply_pause(&mut self, output: OutputName, paused: bool) -> Applied {
         let is_full = paused && self.paused.len() >= PAUSED_OUTPUTS_MAX;
-        if self.head.rules_version < RULES_WITH_PAUSES || is_full || self.paused.contains(&output) == paused {
+        if is_full || self.paused.contains(&output) == paused {
             return Applied::default();
         }
         if paused {
@@ -388,9 +367,6 @@ impl Ledger {
         output: &OutputName,
         places: Vec<Place>,
     ) -> Result<Vec<Write>, ApplyError<V::Error>> {
-        if self.head.rules_version < RULES_WITH_PLACES {
-            return Ok(Vec::new());
-        }
         let exists = |place: &Place| {
             place.first >= self.projects.params().first_task_number
                 && place.last < self.head.next_task_number
@@ -423,7 +399,6 @@ impl Ledger {
         if version <= self.head.rules_version {
             return Applied::default();
         }
-        // A node that does not know them is stopped by its state machine before it comes here.
         self.head.rules_version = version;
         let mut effects = Effects::default();
         effects.rules(version);
@@ -522,8 +497,7 @@ impl Ledger {
         let ids: Vec<ContentId> = proposal.messages.iter().map(Message::content_id).collect();
         // The only fallible step comes first: from here on the ledger changes.
         let earlier = view.occurrences(&ids).map_err(ApplyError)?;
-        let envelopes = self.head.rules_version >= RULES_WITH_ENVELOPES;
-        let asked = Permissions::ask(view, &self.projects, envelopes, &proposal.messages).map_err(ApplyError)?;
+        let asked = Permissions::ask(view, &self.projects, &proposal.messages).map_err(ApplyError)?;
         let judges = Judges::ask(view, self, &proposal.messages).map_err(ApplyError)?;
         let mut building = Building::new(self, proposal.time_ms, ids.len(), asked, judges);
         building.close_due();

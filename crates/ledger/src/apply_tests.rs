@@ -127,6 +127,7 @@ fn parts(params: NetworkParams) -> LedgerParts {
         rules: BTreeMap::new(),
         rules_states: BTreeMap::new(),
         chain: None,
+        rules_known: RULES_NEWEST,
     }
 }
 

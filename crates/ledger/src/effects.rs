@@ -2,15 +2,15 @@
 
 use bytes::Bytes;
 use lockstep_types::{
-    Address, Batch, BatchHash, Certificate, Change, ContentId, DecodeError, Hash32, Height, MessageId, OutputName,
-    Place, ProjectId, Sequence, TaskId, TaskNumber, TimeMs, keccak256, proto,
+    Address, Batch, BatchHash, Certificate, ContentId, DecodeError, Hash32, Height, MessageId, OutputName, Place,
+    ProjectId, Sequence, TaskId, TaskNumber, TimeMs, keccak256, proto,
 };
 use prost::Message as _;
 
-use crate::apply::{RULES_FIRST, RULES_WITH_REGISTRY};
+use crate::apply::RULES_FIRST;
 use crate::devices::{ChainCursor, Device, Grant, Nonce};
 use crate::groups::{GroupKey, OpenGroup};
-use crate::members::{ApprovalError, Members};
+use crate::members::Members;
 use crate::projects::Project;
 use crate::rules::{LastTaken, RulesState};
 
@@ -123,25 +123,6 @@ impl Head {
             rules_version: RULES_FIRST,
             final_height: Height(0),
             horizon: Horizon::default(),
-        }
-    }
-
-    /// Whether the rules know orders of owners, updates from a chain, encrypted messages and the API of 2025. Before,
-    /// none of these may be proposed: programs that are still in the network could not read them.
-    pub fn knows_registry(&self) -> bool {
-        self.rules_version >= RULES_WITH_REGISTRY
-    }
-
-    /// Whether the rules know a change. One that they do not know must not be proposed.
-    ///
-    /// # Errors
-    /// Says what to do.
-    pub fn check_change(&self, change: &Change) -> Result<(), ApprovalError> {
-        match change {
-            Change::Project(..) if !self.knows_registry() => Err(ApprovalError::Change(
-                "not every member of the network knows projects yet: upgrade all of them".into(),
-            )),
-            _ => Ok(()),
         }
     }
 

@@ -16,8 +16,7 @@ mod rules;
 
 pub use apply::{
     Applied, ApplyError, ChainRefusal, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError, Outcome,
-    PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, RULES_WITH_PAUSES, RULES_WITH_PLACES, RULES_WITH_PROJECT_RULES,
-    Rejection, rules_input,
+    PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, Rejection, rules_input,
 };
 pub use command::{COMMAND_VERSION, Command, GroupClosing, ProposedBatch, encode_batch};
 pub use devices::{ChainCursor, Device, Document, Grant, Nonce, NonceState, Standing};

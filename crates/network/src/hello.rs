@@ -6,12 +6,13 @@
 
 use bytes::Bytes;
 use libp2p::StreamProtocol;
+use lockstep_types::genesis::FORMAT;
 use lockstep_types::{Epoch, Incarnation, NetworkId, NodeId, proto};
 
 use crate::options::Member;
 
 /// Version of streams between members and of their `Hello`.
-pub(crate) const WIRE_VERSION: u32 = 2;
+pub(crate) const WIRE_VERSION: u32 = 1;
 /// Protocol id of requests to join. Without the network's id, which a newcomer does not know yet.
 pub(crate) const JOIN_PROTOCOL: StreamProtocol = StreamProtocol::new("/lockstep/join/1");
 /// Protocol id of bundles of gateways. Without the network's id as well: a gateway knows a node by its key.
@@ -88,6 +89,7 @@ impl Identity {
             node: self.node.0,
             incarnation: Bytes::copy_from_slice(self.incarnation.as_bytes()),
             last_index,
+            format: FORMAT,
         }
     }
 
@@ -96,6 +98,12 @@ impl Identity {
     pub fn check(&self, hello: &proto::Hello, member: &Member, acknowledged: u64) -> Result<(), String> {
         if hello.version != WIRE_VERSION {
             return Err(format!("wire version {} is not spoken here, {WIRE_VERSION} is", hello.version));
+        }
+        if hello.format != FORMAT {
+            return Err(format!(
+                "format {} is not this program's, {FORMAT}: before the first release all members run the same program",
+                hello.format
+            ));
         }
         if hello.network != self.network.as_bytes() {
             return Err(format!("network 0x{} is not this network, {}", hex::encode(&hello.network), self.network));

@@ -191,8 +191,19 @@ impl RaftConfig {
 #[serde(deny_unknown_fields, default)]
 pub struct UpgradeConfig {
     /// Newest rules of `apply` that this operator agrees to; they hold once every member agrees. Lower it to hold an
-    /// upgrade back.
+    /// upgrade back. Up to [`REHEARSED_RULES`] more than this program has are taken to rehearse an upgrade: they are the
+    /// newest rules under another number.
     pub rules_max: u32,
+}
+
+/// Rules of `apply` that an upgrade can be rehearsed with.
+pub const REHEARSED_RULES: u32 = 8;
+
+impl UpgradeConfig {
+    /// The newest rules of `apply` that the node knows, whether or not its operator agrees to them yet.
+    pub fn rules_known(&self) -> u32 {
+        self.rules_max.max(RULES_NEWEST)
+    }
 }
 
 impl Default for UpgradeConfig {
@@ -221,8 +232,11 @@ impl Config {
         if raft.heartbeat_ms == 0 || raft.election_timeout_ms < 3 * raft.heartbeat_ms {
             return Err(bad("election_timeout_ms must be at least three times heartbeat_ms".into()));
         }
-        if !(RULES_FIRST..=RULES_NEWEST).contains(&config.upgrade.rules_max) {
-            return Err(bad(format!("rules_max must be from {RULES_FIRST} to {RULES_NEWEST}")));
+        if !(RULES_FIRST..=RULES_NEWEST + REHEARSED_RULES).contains(&config.upgrade.rules_max) {
+            return Err(bad(format!(
+                "rules_max must be from {RULES_FIRST} to {RULES_NEWEST} (or up to {} to rehearse an upgrade)",
+                RULES_NEWEST + REHEARSED_RULES
+            )));
         }
         if raft.log_bytes_max == 0 || raft.log_entries_max == 0 {
             return Err(bad("log_bytes_max and log_entries_max must be at least 1".into()));

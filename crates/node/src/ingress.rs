@@ -36,7 +36,6 @@ pub struct Ingress {
     state: StateStore,
     projects: watch::Receiver<Projects>,
     rates: Arc<Rates>,
-    head: watch::Receiver<Option<Head>>,
     hold: Duration,
     stopping: AtomicBool,
     conflict: watch::Receiver<Option<(NodeId, Height)>>,
@@ -48,8 +47,6 @@ pub(crate) struct IngressParts {
     pub state: StateStore,
     pub projects: watch::Receiver<Projects>,
     pub rates: Arc<Rates>,
-    /// Says which rules hold.
-    pub head: watch::Receiver<Option<Head>>,
     /// How long a message is held.
     pub hold: Duration,
     /// Who signed two batches at one height.
@@ -58,8 +55,8 @@ pub(crate) struct IngressParts {
 
 impl Ingress {
     pub(crate) fn new(parts: IngressParts) -> Self {
-        let IngressParts { verifier, state, projects, rates, head, hold, conflict } = parts;
-        Self { verifier, state, projects, rates, head, hold, stopping: AtomicBool::new(false), conflict }
+        let IngressParts { verifier, state, projects, rates, hold, conflict } = parts;
+        Self { verifier, state, projects, rates, hold, stopping: AtomicBool::new(false), conflict }
     }
 
     /// Why nothing is acknowledged any more, if a voter signed two batches at one height.
@@ -160,20 +157,7 @@ impl Ingress {
         envelope: Hash32,
     ) -> Result<Accepted, SubmitError> {
         self.check_project(request.project_id, request.data.len())?;
-        self.wait_for_rules().await?;
         self.order(Submission::Opened { request, device, envelope }).await
-    }
-
-    /// Until every member of the network can read what is to be proposed: at once but for the first moments of a
-    /// network, and while it is upgraded.
-    async fn wait_for_rules(&self) -> Result<(), SubmitError> {
-        let mut head = self.head.clone();
-        let known = head.wait_for(|head| head.as_ref().is_some_and(Head::knows_registry));
-        match tokio::time::timeout(self.hold, known).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) => Err(SubmitError::Stopping),
-            Err(_) => Err(SubmitError::Halted(OrderError::Rules.to_string())),
-        }
     }
 
     async fn order(&self, request: Submission) -> Result<Accepted, SubmitError> {
@@ -193,7 +177,6 @@ impl Submit for Ingress {
 
     async fn submit_task(&self, request: TaskRequest) -> Result<(TaskId, Accepted), SubmitError> {
         self.check_project(request.project_id, request.payload.len())?;
-        self.wait_for_rules().await?;
         let accepted = self.order(Submission::Task(request)).await?;
         // By the message as it is ordered: a retry may have another signature, which names no task.
         let batch = self.state.batch(accepted.height).ok().flatten();

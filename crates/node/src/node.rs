@@ -315,6 +315,7 @@ impl Parts {
                 election_timeout_ms: opened.config.raft.election_timeout_ms,
                 heartbeat_ms: opened.config.raft.heartbeat_ms,
                 compaction: opened.config.raft.compaction(),
+                rules_known: opened.config.upgrade.rules_known(),
             },
             Arc::new(NetworkTransport(network.clone())),
             state.clone(),

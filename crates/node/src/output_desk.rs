@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use lockstep_consensus::{Consensus, Role};
-use lockstep_ledger::{Command, PAUSED_OUTPUTS_MAX, RULES_WITH_PAUSES};
+use lockstep_ledger::{Command, PAUSED_OUTPUTS_MAX};
 use lockstep_network::{Channel, Handle};
 use lockstep_outputs::publisher::{Handle as Publishing, State};
 use lockstep_types::{OutputName, TaskNumber, proto};
@@ -160,13 +160,6 @@ impl OutputDesk {
     }
 
     async fn pause_everywhere(&self, name: &OutputName, paused: bool) -> Result<(), String> {
-        let rules = self.tracker.rules_version();
-        if rules < RULES_WITH_PAUSES {
-            return Err(format!(
-                "an output of the network can be held up from rules {RULES_WITH_PAUSES} on, the network has {rules}: \
-                 they hold once every voter runs a program that knows them (`lockstep status`)"
-            ));
-        }
         let mut log = self.tracker.paused_outputs();
         if log.borrow().contains(name) == paused {
             return Ok(());

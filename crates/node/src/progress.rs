@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use lockstep_consensus::{Consensus, Role};
-use lockstep_ledger::{Command, RULES_WITH_PLACES};
+use lockstep_ledger::Command;
 use lockstep_network::{Channel, Handle};
 use lockstep_outputs::{Place, ProgressSink};
 use lockstep_types::place::PLACES_MAX;
@@ -71,8 +71,6 @@ fn reports(output: &OutputName, last: TaskNumber, places: &[Place]) -> Vec<proto
 #[async_trait]
 impl ProgressSink for LogSink {
     async fn record(&self, output: &OutputName, last: TaskNumber, places: &[Place]) -> bool {
-        // Members that do not know where to keep them would keep something else than those that do.
-        let places = if self.keeps_places() { places } else { &[] };
         match tokio::time::timeout(PROGRESS_TIMEOUT, self.report_all(output, last, places)).await {
             Ok(Ok(())) => return true,
             Ok(Err(error)) => tracing::debug!(%output, %error, "progress was not recorded; it will be told again"),
@@ -82,7 +80,7 @@ impl ProgressSink for LogSink {
     }
 
     fn keeps_places(&self) -> bool {
-        self.tracker.rules_version() >= RULES_WITH_PLACES
+        true
     }
 
     async fn recorded(&self, output: &OutputName) -> Option<TaskNumber> {

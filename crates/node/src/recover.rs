@@ -109,7 +109,8 @@ fn prepare(home: &Home) -> Result<(), NodeError> {
     let incarnation = Incarnation(random_bytes()?);
     let old = StateStore::open(&opened.store)?;
     tracing::info!("applying the whole log");
-    let standing = apply_whole_log(&opened.store, &old, &opened.genesis, opened.epoch())?;
+    let standing =
+        apply_whole_log(&opened.store, &old, &opened.genesis, (opened.epoch(), opened.config.upgrade.rules_known()))?;
     let store = StoreHome::create(&next, incarnation)?;
     old.copy_to(&store.state_path()?)?;
     drop(old);

@@ -33,7 +33,7 @@ impl Orders {
     /// What can be told at once, so that strangers cannot fill the log. `apply` checks all of it again.
     fn check(&self, signed: &SignedOrder) -> Result<(), OrderError> {
         let projects = self.tracker.projects().borrow().clone();
-        projects.check_order(signed, self.tracker.rules_version(), (&self.network_id, self.epoch), self.tracker.now())
+        projects.check_order(signed, (&self.network_id, self.epoch), self.tracker.now())
     }
 
     /// The leader's part of an order.

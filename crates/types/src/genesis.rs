@@ -1,7 +1,6 @@
 //! The genesis of a network: its members, their keys and stores, and its parameters. Every operator holds the same
 //! file; its hash is part of every protocol id and every batch header.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -14,10 +13,11 @@ use crate::signature::{PublicKey, SignatureError};
 use crate::task_v1::SignedKey;
 
 const GENESIS_DOMAIN: &[u8] = b"lockstep/genesis/v1";
-/// Version of the file. In files of version 1 a project takes any device, and says nothing about it.
-pub const GENESIS_VERSION: u32 = 2;
-/// From this version on projects say which devices they take.
-const VERSION_WITH_POLICIES: u32 = 2;
+/// Version of the file.
+pub const GENESIS_VERSION: u32 = 1;
+/// Counts the changes of formats and of what `apply` computes before the first release: networks of other numbers are
+/// refused, homes and peers alike. After the release what changes has versions of its own, and this stays as it is.
+pub const FORMAT: u32 = 2;
 /// Most members of a network at genesis.
 pub const MEMBERS_MAX: usize = 64;
 /// Shortest retry window: longer than a message can wait in a pool, so that what a node sends again is never taken for
@@ -37,6 +37,12 @@ pub enum GenesisError {
     /// Made by a newer Lockstep.
     #[error("the genesis has version {0}, this program knows {GENESIS_VERSION}; upgrade it")]
     Newer(u32),
+    /// Made by a program from before the first release that computes other things.
+    #[error(
+        "the network was formed by a program with format {0}, this one has {FORMAT}: before the first release formats \
+         change without a way from one to the next; form the network anew, or use the program that formed it"
+    )]
+    Format(u32),
     /// A member's key is not a key.
     #[error("member {name}: {reason}")]
     Key {
@@ -309,6 +315,9 @@ impl NetworkParams {
 pub struct Genesis {
     /// [`GENESIS_VERSION`] when it was made.
     pub version: u32,
+    /// [`FORMAT`] of the program that made it.
+    #[serde(default)]
+    pub format: u32,
     /// The network's name: 1 to 64 of `a-z 0-9 - _ .`
     pub network: String,
     /// A word to whoever opens the file, for example that this is a test network.
@@ -318,6 +327,26 @@ pub struct Genesis {
     pub members: Vec<Member>,
     /// Parameters.
     pub params: NetworkParams,
+}
+
+/// What a genesis says of the program that made it.
+#[derive(Deserialize)]
+struct MadeBy {
+    version: u32,
+    #[serde(default)]
+    format: u32,
+}
+
+impl MadeBy {
+    fn check(&self) -> Result<(), GenesisError> {
+        if self.format != FORMAT {
+            return Err(GenesisError::Format(self.format));
+        }
+        if self.version > GENESIS_VERSION {
+            return Err(GenesisError::Newer(self.version));
+        }
+        Ok(())
+    }
 }
 
 fn is_name(text: &str) -> bool {
@@ -333,43 +362,31 @@ impl Genesis {
             member.public_key = format!("0x{}", hex::encode(member.key()?.compressed()));
         }
         members.sort_by(|a, b| a.public_key.cmp(&b.public_key));
-        let genesis =
-            Self { version: GENESIS_VERSION, network: network.to_owned(), note: String::new(), members, params };
+        let genesis = Self {
+            version: GENESIS_VERSION,
+            format: FORMAT,
+            network: network.to_owned(),
+            note: String::new(),
+            members,
+            params,
+        };
         genesis.check()?;
         Ok(genesis)
     }
 
     /// Reads and checks a file's text.
     pub fn parse(text: &str) -> Result<Self, GenesisError> {
-        let mut genesis: Self = serde_json::from_str(text)?;
+        let made_by: MadeBy = serde_json::from_str(text)?;
+        // Before anything else: what another format has beside it need not be readable here.
+        made_by.check()?;
+        let genesis: Self = serde_json::from_str(text)?;
         genesis.check()?;
-        if genesis.version < VERSION_WITH_POLICIES {
-            genesis.set_policies(Some(DevicePolicy::Any));
-        }
         Ok(genesis)
-    }
-
-    fn set_policies(&mut self, devices: Option<DevicePolicy>) {
-        for settings in self.params.projects.values_mut().chain([&mut self.params.default_project]) {
-            settings.devices = devices;
-        }
-    }
-
-    /// What the file says: of version 1 without what it could not say.
-    fn written(&self) -> Cow<'_, Self> {
-        if self.version >= VERSION_WITH_POLICIES {
-            return Cow::Borrowed(self);
-        }
-        let mut written = self.clone();
-        written.set_policies(None);
-        Cow::Owned(written)
     }
 
     fn check(&self) -> Result<(), GenesisError> {
         let invalid = |reason: String| Err(GenesisError::Invalid(reason));
-        if self.version > GENESIS_VERSION {
-            return Err(GenesisError::Newer(self.version));
-        }
+        MadeBy { version: self.version, format: self.format }.check()?;
         if !is_name(&self.network) {
             return invalid("a network's name has 1 to 64 characters of a-z, 0-9, '-', '_' and '.'".into());
         }
@@ -427,13 +444,13 @@ impl Genesis {
 
     /// The file's text: pretty JSON, members in order, with a line feed at the end.
     pub fn to_text(&self) -> Result<String, GenesisError> {
-        Ok(serde_json::to_string_pretty(&*self.written())? + "\n")
+        Ok(serde_json::to_string_pretty(self)? + "\n")
     }
 
     /// The network's id: keccak256 over the compact JSON of the genesis as this program writes it, so that white
     /// space in a copied file does not matter.
     pub fn id(&self) -> Result<NetworkId, GenesisError> {
-        Ok(NetworkId(keccak256(&[GENESIS_DOMAIN, &serde_json::to_vec(&*self.written())?])))
+        Ok(NetworkId(keccak256(&[GENESIS_DOMAIN, &serde_json::to_vec(self)?])))
     }
 
     /// Members with their node ids.
@@ -488,16 +505,17 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_version_1_stays_what_it_was() {
-        let mut old = Genesis::new("net", vec![member(1)], NetworkParams::default()).unwrap();
-        old.version = 1;
-        let (text, id) = (old.to_text().unwrap(), old.id().unwrap());
-        assert!(!text.contains("\"devices\""));
-        let read = Genesis::parse(&text).unwrap();
-        assert_eq!(read.params.default_project.policy(), DevicePolicy::Any);
-        assert_eq!((read.to_text().unwrap(), read.id().unwrap()), (text, id));
-        let new = Genesis::new("net", vec![member(1)], NetworkParams::default()).unwrap();
-        assert_eq!(new.params.default_project.policy(), DevicePolicy::Registered);
+    fn a_network_of_another_format_is_refused_whatever_else_it_says() {
+        let text = Genesis::new("net", vec![member(1)], NetworkParams::default()).unwrap().to_text().unwrap();
+        let ours = format!("\"format\": {FORMAT},");
+        assert!(text.contains(&ours));
+        let newer = text.replace(&ours, &format!("\"format\": {}, \"unheard\": 1,", FORMAT + 1));
+        assert!(matches!(Genesis::parse(&newer), Err(GenesisError::Format(found)) if found == FORMAT + 1));
+        // Programs before there was the number wrote none.
+        let older = text.replace(&ours, "").replace("\"version\": 1", "\"version\": 2");
+        let refused = Genesis::parse(&older).unwrap_err();
+        assert!(matches!(refused, GenesisError::Format(0)));
+        assert!(refused.to_string().contains("form the network anew"), "{refused}");
     }
 
     #[test]
@@ -532,6 +550,6 @@ mod tests {
         assert!(Genesis::new("net", vec![bad], params()).is_err());
         let text = Genesis::new("net", vec![member(1)], params()).unwrap().to_text().unwrap();
         assert!(Genesis::parse(&text.replace("\"params\"", "\"parms\"")).is_err());
-        assert!(Genesis::parse(&text.replace("\"version\": 2", "\"version\": 3")).is_err());
+        assert!(Genesis::parse(&text.replace("\"version\": 1", "\"version\": 3")).is_err());
     }
 }

@@ -14,8 +14,6 @@ const TASK_DOMAIN: &[u8] = b"lockstep/task/v1";
 const RULED_TASK_DOMAIN: &[u8] = b"lockstep/task/v2";
 const RULED_DOMAIN: &[u8] = b"lockstep/ruled/v1";
 
-/// From these rules of `apply` on, projects' rules pack tasks.
-pub const RULES_WITH_PROJECT_RULES: u32 = 7;
 /// Most messages of a task that a project's rules have packed.
 pub const GROUP_MESSAGES_MAX: u64 = 10_000;
 

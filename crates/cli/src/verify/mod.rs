@@ -69,14 +69,15 @@ impl From<CheckError> for NotGood {
 pub async fn run(options: &Verify) -> anyhow::Result<()> {
     if let Some(home) = &options.home {
         // Reading and checking hold up nothing else in this process.
-        let report = tokio::task::block_in_place(|| check_home(home, &mut Shown::default())).map_err(NotGood::from)?;
+        let report = tokio::task::block_in_place(|| check_home(home, options.rules_known, &mut Shown::default()))
+            .map_err(NotGood::from)?;
         print_home(&report);
         return Ok(());
     }
     let genesis = read_genesis(options.genesis.as_deref())?;
     let epochs = read_epochs(options.epochs.as_deref(), &genesis)?;
     if let Some(url) = &options.url {
-        let report = remote::check(url, &genesis, &epochs, &mut Shown::default()).await?;
+        let report = remote::check(url, &genesis, options.rules_known, &epochs, &mut Shown::default()).await?;
         print_chain(&genesis, &report)?;
         return Ok(());
     }

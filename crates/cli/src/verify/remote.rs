@@ -26,6 +26,7 @@ fn unanswered(error: ClientError) -> NotGood {
 struct Remote<'a> {
     client: Client,
     genesis: &'a Genesis,
+    rules_known: u32,
     epochs: &'a Epochs,
 }
 
@@ -33,11 +34,12 @@ struct Remote<'a> {
 pub async fn check(
     url: &str,
     genesis: &Genesis,
+    rules_known: u32,
     epochs: &Epochs,
     progress: &mut dyn Progress,
 ) -> Result<ChainReport, NotGood> {
     let client = Client::new(vec![url.to_owned()]).map_err(unable)?;
-    let remote = Remote { client, genesis, epochs };
+    let remote = Remote { client, genesis, rules_known, epochs };
     let first = remote.page(Height(0)).await?;
     let (start, head, promised) = (first.oldest_height, first.head, first.final_height);
     let mut check = remote.begin(&first).await?;
@@ -93,11 +95,17 @@ impl Remote<'_> {
     async fn begin(&self, first: &ExportPage) -> Result<ChainCheck, NotGood> {
         let start = first.oldest_height;
         if start.0 <= 1 {
-            return Ok(ChainCheck::from_genesis(self.genesis, self.epochs, Part::Remote)?);
+            return Ok(ChainCheck::from_genesis(self.genesis, self.rules_known, self.epochs, Part::Remote)?);
         }
         let boundaries = self.boundaries(start).await?;
         let members = way_from_genesis(self.genesis, self.epochs, boundaries, start, Part::Remote)?;
-        Ok(ChainCheck::from_horizon(self.genesis, members, (start, first.oldest_sequence), Part::Remote))
+        Ok(ChainCheck::from_horizon(
+            self.genesis,
+            self.rules_known,
+            members,
+            (start, first.oldest_sequence),
+            Part::Remote,
+        ))
     }
 
     async fn boundaries(&self, below: Height) -> Result<Vec<Boundary>, NotGood> {

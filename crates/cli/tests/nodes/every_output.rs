@@ -17,7 +17,7 @@ use lockstep_testkit::wait::eventually;
 use lockstep_types::{NetworkParams, ProjectSettings};
 use serde_json::Value;
 
-use crate::steps::{more_messages, rules_hold};
+use crate::steps::more_messages;
 use crate::{SOON, binary};
 
 /// Leader kills where nobody asks for more; two minutes of them are 24.
@@ -71,7 +71,6 @@ async fn leaders_are_killed_and_every_output_has_each_task_as_the_chain_has_it()
     }
     cluster.start_all().await;
     // Stores without a cursor are read where the log says that tasks are.
-    rules_hold(&cluster, 5).await;
     let history = Arc::new(History::new());
     let load = Load::start(&LoadOptions::of(cluster.urls()), &history);
     more_messages(&history, 200).await;

@@ -10,7 +10,7 @@ use lockstep_testkit::history::History;
 use lockstep_testkit::load::{Load, LoadOptions};
 use lockstep_testkit::wait::eventually;
 
-use crate::steps::more_messages;
+use crate::steps::{agree_to_rules, more_messages};
 use crate::{SOON, binary};
 
 fn copy_all(from: &Path, to: &Path) {
@@ -154,32 +154,24 @@ async fn a_voter_whose_disk_was_wiped_does_not_start_and_joins_again_under_a_new
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn new_rules_hold_once_every_member_agrees_and_a_rolling_restart_between_them_loses_nothing() {
     let mut cluster = Cluster::prepare(binary(), ClusterOptions::of(3));
-    let config = |cluster: &Cluster, index: usize| cluster.node(index).process.home().join("config.toml");
-    let set = |path: &Path, from: &str, to: &str| {
-        let text = fs::read_to_string(path).unwrap();
-        assert!(text.contains(from), "{text}");
-        fs::write(path, text.replace(from, to)).unwrap();
-    };
-    let written = fs::read_to_string(config(&cluster, 0)).unwrap();
-    let newest = written.lines().find(|line| line.starts_with("rules_max = ")).unwrap().to_owned();
-    let newest_version: u32 = newest.rsplit(' ').next().unwrap().parse().unwrap();
-    for index in 0..3 {
-        set(&config(&cluster, index), &newest, "rules_max = 1");
-    }
     cluster.start_all().await;
+    cluster.wait_ready(0, SOON).await;
+    let old_version = cluster.status(0).await.unwrap().rules_version;
+    // There are no newer rules yet: those that hold, under the next number.
+    let new_version = old_version + 1;
     let history = Arc::new(History::new());
     let load = Load::start(&LoadOptions::of(cluster.urls()), &history);
     for index in 0..3 {
         more_messages(&history, 100).await;
-        assert_eq!(cluster.status(index).await.unwrap().rules_version, 1);
-        set(&config(&cluster, index), "rules_max = 1", &newest);
+        assert_eq!(cluster.status(index).await.unwrap().rules_version, old_version);
+        agree_to_rules(&cluster, index, new_version);
         assert!(cluster.restart(index, SOON).await.success());
         cluster.wait_ready(index, SOON).await;
     }
     eventually("the new rules hold on every node", SOON, async || {
         for index in 0..3 {
             let version = cluster.status(index).await?.rules_version;
-            if version != newest_version {
+            if version != new_version {
                 return Err(format!("rules {version} at place {index}"));
             }
         }

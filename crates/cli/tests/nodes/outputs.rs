@@ -14,7 +14,7 @@ use lockstep_testkit::wait::eventually;
 use lockstep_types::ProjectId;
 use serde_json::Value;
 
-use crate::steps::{more_messages, rules_hold};
+use crate::steps::more_messages;
 use crate::{SOON, binary};
 
 fn outputs(home: &Path, arguments: &[&str]) -> Result<String, String> {
@@ -90,7 +90,6 @@ async fn an_output_of_the_network_is_held_up_whoever_leads_until_it_is_let_go_on
         });
     }
     cluster.start_all().await;
-    rules_hold(&cluster, 6).await;
     let history = Arc::new(History::new());
     let load = Load::start(&LoadOptions::of(cluster.urls()), &history);
     more_messages(&history, 50).await;

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use lockstep_ledger::RULES_NEWEST;
 use lockstep_network::{CallError, Channel, Handle, LogView, Network, Options, Peer, Service};
+use lockstep_node::config::REHEARSED_RULES;
 use lockstep_testkit::audit::audit;
 use lockstep_testkit::cluster::{Cluster, ClusterOptions, open_params};
 use lockstep_testkit::history::Content;
@@ -23,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::hostile::Device;
-use crate::steps::rules_hold;
+use crate::steps::{agree_to_rules, rules_hold};
 use crate::{SOON, binary};
 
 /// The member that goes bad.
@@ -304,7 +306,9 @@ async fn a_member_gone_bad_is_refused_and_changes_nothing() {
     // The bundle that is replayed stays a repeat for as long as a slow machine needs for the attack.
     let default_project = ProjectSettings { retry_window_ms: 600_000, ..ProjectSettings::open() };
     let params = NetworkParams { default_project, ..open_params() };
-    let mut cluster = Cluster::start(binary(), ClusterOptions::of(4).with_params(params)).await;
+    let mut cluster = Cluster::prepare(binary(), ClusterOptions::of(4).with_params(params));
+    (0..4).for_each(|index| agree_to_rules(&cluster, index, RULES_NEWEST + REHEARSED_RULES));
+    cluster.start_all().await;
     let network = cluster.genesis().id().unwrap();
     let device = Device::new(cluster.node(0).url());
     device.submit().await;

@@ -13,7 +13,6 @@ use lockstep_testkit::wait::eventually;
 use lockstep_types::{Address, NetworkParams, ProjectId, ProjectSettings, Sequence, SigningKey};
 use serde_json::{Value, json};
 
-use crate::steps::rules_hold;
 use crate::{SOON, binary};
 
 const WEATHER: u64 = 7;
@@ -42,13 +41,6 @@ pub fn params_with(projects: &[u64]) -> NetworkParams {
         owners: projects.iter().map(|id| (ProjectId(*id), owner(*id).address())).collect(),
         ..NetworkParams::default()
     }
-}
-
-/// Waits until the network has the newest rules of `apply` that its nodes know.
-pub async fn newest_rules_hold(cluster: &Cluster) {
-    let config = std::fs::read_to_string(cluster.node(0).process.home().join("config.toml")).unwrap();
-    let newest = config.lines().find_map(|line| line.strip_prefix("rules_max = ")).unwrap();
-    rules_hold(cluster, newest.trim().parse().unwrap()).await;
 }
 
 /// What an owner does on the command line; else what the program says to it.
@@ -283,7 +275,6 @@ async fn the_three_examples_run_from_device_to_postgresql_row() {
     let dsn = postgres.dsn();
     let params = params_with(&[WEATHER, MOBILITY, ENERGY]);
     let cluster = Cluster::start(binary(), ClusterOptions::of(3).with_params(params).with_postgres(dsn.clone())).await;
-    newest_rules_hold(&cluster).await;
     let directory = cluster.directory();
     let documents = [
         (WEATHER, copy_of(directory, "weather", Some(30_000))),

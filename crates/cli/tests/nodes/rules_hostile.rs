@@ -22,7 +22,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
-use crate::rules_examples::{newest_rules_hold, params_with, rules_are_known, set_rules};
+use crate::rules_examples::{params_with, rules_are_known, set_rules};
 use crate::{SOON, binary};
 
 /// The project of [`Load`], without rules: what is measured.
@@ -266,7 +266,6 @@ async fn complaint(history: &History, senders: &Senders, (what, hostile): (&str,
 async fn hostile_rules_leave_95_percent_of_its_rate_to_another_project() {
     let params = params_with(&[VICTIM, QUIET, MODULE, SCHEMA, EXPRESSION]);
     let cluster = Cluster::start(binary(), ClusterOptions::of(3).with_params(params)).await;
-    newest_rules_hold(&cluster).await;
     set_all(&cluster).await;
     let history = Arc::new(History::new());
     let options = LoadOptions { clients: DEVICES, period: Duration::from_millis(1), ..LoadOptions::of(cluster.urls()) };

@@ -31,6 +31,14 @@ pub async fn rules_hold(cluster: &Cluster, wanted: u64) {
     .await;
 }
 
+/// What a node that is not running agrees to from its next start on: rules of `apply` up to this number.
+pub fn agree_to_rules(cluster: &Cluster, index: usize, rules_max: u32) {
+    let path = cluster.node(index).process.home().join("config.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let line = text.lines().find(|line| line.starts_with("rules_max = ")).unwrap().to_owned();
+    std::fs::write(&path, text.replace(&line, &format!("rules_max = {rules_max}"))).unwrap();
+}
+
 /// When the first message that was submitted after an instant was acknowledged.
 pub async fn first_answer_after(history: &History, instant: Instant) -> Instant {
     eventually("a message submitted after the fault is acknowledged", SOON, async || {

@@ -11,7 +11,7 @@ use lockstep_testkit::process::{Limits, run_limited, text_of};
 use lockstep_testkit::wait::eventually;
 use lockstep_types::{NetworkParams, ProjectId, ProjectSettings, Retention};
 
-use crate::rules_examples::{newest_rules_hold, params_with, rules_are_known, set_rules};
+use crate::rules_examples::{params_with, rules_are_known, set_rules};
 use crate::{SOON, binary};
 
 /// A project with rules.
@@ -139,7 +139,6 @@ async fn a_history_whose_beginning_was_forgotten_is_checked_from_what_is_kept() 
     cluster.add_node().await;
     let (address, url) = (cluster.node(0).address(), cluster.node(0).url());
     let device = device_key(1, 0);
-    newest_rules_hold(&cluster).await;
     let rules = cluster.directory().join("rules.toml");
     std::fs::write(&rules, "version = 1\n[aggregate]\nby = \"project\"\ncount = 9000\nage_ms = 2000000000\n").unwrap();
     eventually("the rules are set", SOON, async || set_rules(&cluster, WITH_RULES, &rules)).await;

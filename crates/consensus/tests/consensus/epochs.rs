@@ -11,7 +11,7 @@ use lockstep_consensus::rebuild::check_log;
 use lockstep_consensus::{
     CompactionOptions, Connection, Consensus, Observer, Options, Role, StateStore, Transport, TransportError,
 };
-use lockstep_ledger::{Applied, COMMAND_VERSION, Ledger};
+use lockstep_ledger::{Applied, COMMAND_VERSION, Ledger, RULES_NEWEST};
 use lockstep_store::home::StoreHome;
 use lockstep_types::{
     BatchHash, Epoch, EpochReason, Epochs, Genesis, Height, Incarnation, Member, MemberRole, NetworkParams, NodeId,
@@ -90,6 +90,7 @@ async fn start(path: &Path, node: NodeId, epoch: Epoch) -> (Consensus, StateStor
         election_timeout_ms: 400,
         heartbeat_ms: 100,
         compaction: CompactionOptions::default(),
+        rules_known: RULES_NEWEST,
     };
     let consensus = Consensus::start(options, Arc::new(Nobody), state.clone(), Arc::new(Quiet)).await.unwrap();
     let mut status = consensus.status();
@@ -127,7 +128,7 @@ async fn an_epoch_begins_with_the_whole_log_and_one_new_voter() {
     assert_eq!(standing.purged, None);
     let state = StateStore::open(&crashed).unwrap();
     assert!(state.head().unwrap().is_none_or(|before| before.height < head.height), "the test needs a crash");
-    let applied = apply_whole_log(&crashed, &state, &genesis, Epoch(0)).unwrap();
+    let applied = apply_whole_log(&crashed, &state, &genesis, (Epoch(0), RULES_NEWEST)).unwrap();
     assert_eq!((&applied.head, applied.applied, applied.damage), (&head, standing.last, None));
 
     let store = StoreHome::create(&new, Incarnation([9; 16])).unwrap();

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lockstep_consensus::{LogStore, Observer, StateMachine, StateStore, TypeConfig};
-use lockstep_ledger::{Applied, Ledger};
+use lockstep_ledger::{Applied, Ledger, RULES_NEWEST};
 use lockstep_store::home::StoreHome;
 use lockstep_store::{Kind, LogWriter, MemoryStorage, RocksStorage, Storage};
 use lockstep_types::{Genesis, Incarnation, Member, NetworkParams, SigningKey};
@@ -46,8 +46,8 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Bui
         let writer = Arc::new(LogWriter::spawn(storage.clone()).expect("test set-up"));
         let log = LogStore::open(storage, writer).expect("test set-up");
         let state = StateStore::open(&home).expect("test set-up");
-        let machine =
-            StateMachine::open(&genesis(), lockstep_types::Epoch(0), state, Arc::new(Silent)).expect("test set-up");
+        let machine = StateMachine::open(&genesis(), (lockstep_types::Epoch(0), RULES_NEWEST), state, Arc::new(Silent))
+            .expect("test set-up");
         Ok((dir, log, machine))
     }
 }

@@ -39,12 +39,13 @@ fn frame_seeds() -> Vec<Vec<u8>> {
 
 fn hello_seeds() -> Vec<Vec<u8>> {
     let hello = proto::Hello {
-        version: 2,
+        version: 1,
         network: Bytes::from_static(&[1; 32]),
         epoch: 0,
         node: 2,
         incarnation: Bytes::from_static(&[2; 16]),
         last_index: 7,
+        format: lockstep_types::genesis::FORMAT,
     };
     vec![hello.encode_to_vec()]
 }

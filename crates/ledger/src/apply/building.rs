@@ -85,9 +85,6 @@ impl<'a> Building<'a> {
     fn check(&self, message: &Message) -> Result<u64, Rejection> {
         let params = self.ledger.params();
         let project = self.ledger.projects.settings(message.project_id).ok_or(Rejection::UnknownProject)?;
-        if matches!(message.api, Api::Encrypted | Api::TaskV1) && !self.ledger.knows_registry() {
-            return Err(Rejection::Api);
-        }
         if message.api == Api::Unsigned && !params.allow_unsigned {
             return Err(Rejection::Unsigned);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use lockstep_rules::{Accepted, Input, Last, Rules};
 use lockstep_types::{Address, Height, Message, ProjectId, TimeMs};
 
-use super::{History, Ledger, RULES_WITH_PROJECT_RULES, Rejection};
+use super::{History, Ledger, Rejection};
 use crate::rules::{LastTaken, Reached, RulesState};
 
 /// A message, as rules see it.
@@ -33,7 +33,7 @@ impl Judges {
     /// Reads everything that the messages of a batch need, each thing once. Costs nothing where no project has rules.
     pub fn ask<V: History>(view: &V, ledger: &Ledger, messages: &[Message]) -> Result<Self, V::Error> {
         let mut judges = Self::default();
-        if ledger.head.rules_version < RULES_WITH_PROJECT_RULES || !ledger.projects.have_rules() {
+        if !ledger.projects.have_rules() {
             return Ok(judges);
         }
         let height = ledger.head.height.next();

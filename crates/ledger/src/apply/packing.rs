@@ -5,7 +5,6 @@ use std::sync::Arc;
 use lockstep_rules::{Accepted, Defaults, Group, Joining, LATE, Rules, Seen};
 use lockstep_types::{Api, Height, Message, MessageId, OutputName, ProjectSettings, Ruled, Sequence, Task, TaskId};
 
-use super::RULES_WITH_PROJECT_RULES;
 use super::building::Building;
 use crate::command::GroupClosing;
 use crate::groups::{GroupChange, GroupKey, OpenGroup};
@@ -123,9 +122,7 @@ impl Building<'_> {
             None => self.join_plain(message, (sequence, id), &settings),
         };
         if task.is_none() && self.ledger.groups.len() as u64 > self.ledger.params().open_groups_max {
-            let groups = &self.ledger.groups;
-            let by_project = self.ledger.head.rules_version >= RULES_WITH_PROJECT_RULES;
-            let excess = if by_project { groups.oldest_of_largest() } else { groups.oldest() }.cloned();
+            let excess = self.ledger.groups.oldest_of_largest().cloned();
             excess.and_then(|key| self.close_open(&key, self.height));
         }
         task

@@ -13,8 +13,6 @@ use crate::projects::Projects;
 #[derive(Debug, Default)]
 pub(super) struct Permissions {
     chain: bool,
-    /// Whether the rules know that an envelope is taken once.
-    envelopes: bool,
     standings: BTreeMap<(ProjectId, Address), Standing>,
     nonces: BTreeMap<Nonce, NonceState>,
 }
@@ -23,9 +21,9 @@ pub(super) struct Permissions {
 const ENVELOPES_DOMAIN: &[u8] = b"lockstep/envelopes/v1";
 
 /// What a message is taken once by: its nonce, or the beginning of its envelope's hash.
-fn nonce_of(message: &Message, envelopes: bool) -> Option<Nonce> {
+fn nonce_of(message: &Message) -> Option<Nonce> {
     match &message.evidence {
-        Evidence::Envelope { envelope, .. } if envelopes => {
+        Evidence::Envelope { envelope, .. } => {
             let (holder, (first, _)) =
                 (keccak256(&[ENVELOPES_DOMAIN, &message.device.0]), envelope.split_first_chunk::<8>()?);
             let holder = Address(*holder.last_chunk()?);
@@ -42,18 +40,13 @@ fn asks_for_device(message: &Message, settings: &ProjectSettings) -> bool {
 
 impl Permissions {
     /// Reads everything that the messages of a batch need, each thing once.
-    pub fn ask<V: History>(
-        view: &V,
-        projects: &Projects,
-        envelopes: bool,
-        messages: &[Message],
-    ) -> Result<Self, V::Error> {
+    pub fn ask<V: History>(view: &V, projects: &Projects, messages: &[Message]) -> Result<Self, V::Error> {
         let asks = |message: &&Message| {
             projects.settings(message.project_id).is_some_and(|settings| asks_for_device(message, settings))
         };
         let devices: BTreeSet<_> = messages.iter().filter(asks).map(|m| (m.project_id, m.device)).collect();
-        let nonces: BTreeSet<_> = messages.iter().filter_map(|m| nonce_of(m, envelopes)).collect();
-        let mut asked = Self { chain: projects.params().chain.is_some(), envelopes, ..Self::default() };
+        let nonces: BTreeSet<_> = messages.iter().filter_map(nonce_of).collect();
+        let mut asked = Self { chain: projects.params().chain.is_some(), ..Self::default() };
         if !devices.is_empty() {
             let devices: Vec<_> = devices.into_iter().collect();
             asked.standings = devices.iter().copied().zip(view.standings(&devices)?).collect();
@@ -94,7 +87,7 @@ impl Permissions {
     /// never the same for two readings.
     pub fn is_once(&self, message: &Message) -> bool {
         let is_used = |nonce| self.nonces.get(&nonce).is_some_and(|state| state.used);
-        message.api == Api::TaskV1 || nonce_of(message, self.envelopes).is_some_and(is_used)
+        message.api == Api::TaskV1 || nonce_of(message).is_some_and(is_used)
     }
 
     /// Uses up a message's nonce, where it has one: which to write down, and which lower one need not be kept.
@@ -103,7 +96,7 @@ impl Permissions {
         message: &Message,
         settings: &ProjectSettings,
     ) -> Result<Option<(Nonce, Option<u64>)>, Rejection> {
-        let Some(nonce) = nonce_of(message, self.envelopes) else { return Ok(None) };
+        let Some(nonce) = nonce_of(message) else { return Ok(None) };
         let state = self.nonces.get(&nonce).copied().unwrap_or_default();
         let strict = settings.strict_nonces && message.api == Api::TaskV1;
         let stale = strict && state.highest.is_some_and(|highest| highest >= nonce.2);

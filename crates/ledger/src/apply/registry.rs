@@ -9,9 +9,7 @@ use lockstep_types::{
     RulesOrder, Signature, SignedOrder, TimeMs,
 };
 
-use super::{
-    Applied, ApplyError, History, Ledger, RULES_WITH_ENVELOPES, RULES_WITH_PROJECT_RULES, RULES_WITH_REGISTRY,
-};
+use super::{Applied, ApplyError, History, Ledger};
 use crate::devices::{ChainCursor, Device, Document, Grant};
 use crate::effects::Effects;
 use crate::projects::{PROJECTS_MAX, Project, Projects};
@@ -23,9 +21,6 @@ pub const ORDER_LIFE_MS_MAX: u64 = 7 * 24 * 3600 * 1000;
 /// Why an order is not carried out. The same on every node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OrderError {
-    /// The rules that hold do not know orders yet.
-    #[error("not every member of the network knows orders yet: upgrade all of them")]
-    Rules,
     /// The network has no such project.
     #[error("project {0} is not registered in this network: a majority of its operators can register it")]
     UnknownProject(ProjectId),
@@ -83,7 +78,7 @@ pub enum OrderError {
 /// Why an update from a chain does not count. The same on every node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChainRefusal {
-    /// The network has no source on a chain, or the rules do not know it yet.
+    /// The network has no source on a chain.
     #[error("this network reads no chain")]
     NoChain,
     /// Another block is the next one.
@@ -116,13 +111,9 @@ impl Projects {
     pub fn check_order(
         &self,
         signed: &SignedOrder,
-        rules_version: u32,
         (network, epoch): (&NetworkId, Epoch),
         now: TimeMs,
     ) -> Result<(), OrderError> {
-        if rules_version < RULES_WITH_REGISTRY {
-            return Err(OrderError::Rules);
-        }
         let order = &signed.order;
         let project = self.get(order.project).ok_or(OrderError::UnknownProject(order.project))?;
         let owner = project.owner.ok_or(OrderError::NoOwner(order.project))?;
@@ -142,15 +133,11 @@ impl Projects {
             return Err(OrderError::Expired);
         }
         match &order.kind {
-            OrderKind::Settings(settings) if !settings.readers.is_empty() && rules_version < RULES_WITH_ENVELOPES => {
-                Err(OrderError::Rules)
-            }
             OrderKind::Settings(settings) if project.settings.strict_nonces && !settings.strict_nonces => {
                 Err(OrderError::StrictNonces)
             }
             // Before anything of them is read: a program without rules has to say the same.
             OrderKind::Rules(_) if !self.params().allows_rules() => Err(OrderError::NoRules),
-            OrderKind::Rules(_) if rules_version < RULES_WITH_PROJECT_RULES => Err(OrderError::Rules),
             _ => Ok(()),
         }
     }
@@ -163,7 +150,7 @@ impl Ledger {
     /// Says why not.
     pub fn check_order(&self, signed: &SignedOrder, now: TimeMs) -> Result<(), OrderError> {
         let history = (&self.network, self.epoch);
-        self.projects.check_order(signed, self.head.rules_version, history, now.max(self.head.time_ms))
+        self.projects.check_order(signed, history, now.max(self.head.time_ms))
     }
 
     pub(super) fn apply_order<V: History>(
@@ -258,9 +245,9 @@ impl Ledger {
         self.projects.set(id, project);
     }
 
-    /// The block that must be read next, where the network reads a chain and the rules know how.
+    /// The block that must be read next, where the network reads a chain.
     pub fn next_block(&self) -> Option<u64> {
-        let source = self.projects.params().chain.as_ref().filter(|_| self.knows_registry())?;
+        let source = self.projects.params().chain.as_ref()?;
         Some(self.chain.map_or(source.start_block, |cursor| cursor.last.saturating_add(1)))
     }
 
@@ -270,7 +257,7 @@ impl Ledger {
     }
 
     fn check_chain(&self, update: &ChainUpdate, signatures: &BTreeMap<NodeId, Signature>) -> Result<(), ChainRefusal> {
-        let source = self.projects.params().chain.as_ref().filter(|_| self.knows_registry());
+        let source = self.projects.params().chain.as_ref();
         let source = source.ok_or(ChainRefusal::NoChain)?;
         let expected = self.next_block().unwrap_or_default();
         if update.first != expected || update.last < update.first {

@@ -235,11 +235,6 @@ fn where_outputs_have_tasks_is_kept_and_a_table_is_one_place() {
         places: places.to_vec(),
     };
     let kept = |node: &Node| node.view.2.places.values().cloned().collect::<Vec<_>>();
-    // Rules that do not know of places.
-    node.run(Command::Rules(4));
-    node.run(report(1, &[place(1, 1, b"")]));
-    assert_eq!(kept(&node), []);
-    node.run(Command::Rules(5));
     let effects = node.ledger.head.effects;
     node.run(report(2, &[place(1, 1, b""), place(2, 2, b"")]));
     assert_eq!(kept(&node), [place(1, 2, b"")]);
@@ -259,10 +254,6 @@ fn an_output_is_held_up_until_it_is_let_go_on_whoever_leads() {
     let (db, other): (OutputName, OutputName) = ("db".parse().unwrap(), "other".parse().unwrap());
     let pause = |output: &OutputName, paused| Command::OutputPause { output: output.clone(), paused };
     let held = |node: &Node| node.ledger.paused_outputs().iter().cloned().collect::<Vec<_>>();
-    // Rules that do not know of it.
-    node.run(Command::Rules(5));
-    assert!(node.run(pause(&db, true)).writes.is_empty());
-    node.run(Command::Rules(6));
     let effects = node.ledger.head.effects;
     for (output, paused, expected) in [
         (&db, true, vec![db.clone()]),
@@ -289,19 +280,11 @@ fn rules_are_activated_by_the_log_and_never_go_back() {
     let mut node = Node::new(params(1));
     node.batch(1, &[message("a"), message("b")]);
     assert_eq!(node.batches[0].header.rules_version, RULES_FIRST);
-    let report = |n: u64| Command::OutputProgress {
-        output: "pg".parse().unwrap(),
-        task_number: TaskNumber(n),
-        places: Vec::new(),
-    };
     let before = node.ledger.head.effects;
-    node.run(report(1));
-    assert_ne!(node.ledger.head.effects, before);
     node.run(Command::Rules(2));
+    assert_ne!(node.ledger.head.effects, before);
     assert!(node.run(Command::Rules(1)).writes.is_empty());
-    let before = node.ledger.head.effects;
-    node.run(report(2));
-    assert_eq!(node.ledger.head.effects, before);
+    assert!(node.run(Command::Rules(2)).writes.is_empty());
     node.batch(2, &[message("c")]);
     assert_eq!(node.batches[1].header.rules_version, 2);
 }

@@ -193,7 +193,6 @@ fn where_too_many_groups_are_open_the_project_with_most_closes_one() {
     let mut params = NetworkParams { open_groups_max: 4, ..super::rules::params() };
     params.projects.get_mut(&super::rules::OTHER).unwrap().group_messages_max = 100;
     let mut node = Node::new(params);
-    node.run(Command::Rules(RULES_NEWEST));
     let document = "version = 1\n[aggregate]\ncount = 100\nage_ms = 99999999\n";
     set(&mut node, Some(bundle(document, &[])), 0).unwrap();
     // The oldest group is alone in its project.
@@ -211,7 +210,6 @@ fn groups_end_where_a_network_forgets_and_only_there() {
     let closes = |retention: lockstep_types::Retention, after: u64| {
         let params = NetworkParams { retention, ..super::rules::params() };
         let mut node = Node::new(params);
-        node.run(Command::Rules(RULES_NEWEST));
         let document = "version = 1\n[aggregate]\nby = \"project\"\ncount = 100\nage_ms = 2000000000\n";
         set(&mut node, Some(bundle(document, &[])), 0).unwrap();
         node.batch(NOW, &[n(1, 1), n(2, 2)]);

@@ -20,10 +20,7 @@ fn owned(settings: ProjectSettings) -> NetworkParams {
 }
 
 fn node(params: NetworkParams) -> Node {
-    let mut node = Node::new(params);
-    node.run(Command::Rules(2));
-    node.run(Command::Rules(3));
-    node
+    Node::new(params)
 }
 
 fn order(node: &Node, project: ProjectId, kind: OrderKind) -> Order {
@@ -219,10 +216,6 @@ fn an_envelope_is_taken_once_however_late_it_comes_again() {
     let late = NOW + 1_000_000;
     let window = node.ledger.projects().settings(PROJECT).unwrap().retry_window_ms;
     assert!(late > NOW + window);
-    // Under the rules before, what comes again late is a new reading.
-    assert_eq!(outcome(&mut node, sealed(9, "old")), Ok(1));
-    assert!(matches!(node.batch(NOW + window, &[sealed(9, "old")])[0], Outcome::Ordered { .. }));
-    node.run(Command::Rules(4));
     let first = node.batch(late, &[sealed(1, "a"), sealed(2, "a"), sealed(1, "a")]);
     assert!(matches!(first[0], Outcome::Ordered { .. }));
     assert!(matches!(first[1..], [Outcome::Duplicate { .. }, Outcome::Duplicate { .. }]), "retries in the window");
@@ -243,20 +236,6 @@ fn what_the_project_wants_signed_must_be_signed() {
     let payload = r#"{"timestamp":7}"#;
     assert_eq!(outcome(&mut node, task(1, payload, &[])), Err(Rejection::SignedKeys));
     assert_eq!(outcome(&mut node, task(1, payload, &[("timestamp", 7)])), Ok(1));
-}
-
-#[test]
-fn older_rules_take_no_orders_and_no_new_messages() {
-    let mut node = Node::new(any(false, &[]));
-    let signed = order(&node, PROJECT, entry(Address([1; 20]), None)).sign(&NetworkId([7; 32]), &key(50));
-    assert_eq!(run(&mut node, signed), Err(OrderError::Rules));
-    assert_eq!(outcome(&mut node, task(1, "1", &[])), Err(Rejection::Api));
-    let change = lockstep_types::Change::Project(PROJECT, key(50).address());
-    let proposal = node.ledger.members().propose(Epoch(0), change, TimeMs(NOW + 1_000));
-    let (id, _) = node.ledger.members().all().next().unwrap();
-    let approval = Box::new(proposal.approve(&NetworkId([7; 32]), id, &key(1)));
-    let applied = node.run(Command::Approval { time_ms: TimeMs(NOW), approval });
-    assert!(matches!(applied.refused, Some(ApprovalError::Change(_))), "{:?}", applied.refused);
 }
 
 fn chained(attestations: u64) -> NetworkParams {

@@ -26,9 +26,7 @@ pub(super) fn params() -> NetworkParams {
 }
 
 pub(super) fn node() -> Node {
-    let mut node = Node::new(params());
-    node.run(Command::Rules(RULES_NEWEST));
-    node
+    Node::new(params())
 }
 
 pub(super) fn bundle(document: &str, files: &[(&str, &[u8])]) -> Bytes {
@@ -92,9 +90,6 @@ fn rules_hold_from_their_batch_on_and_until_others_do() {
 fn a_network_without_rules_refuses_every_order_that_sets_some_and_goes_on() {
     let mut node = Node::new(NetworkParams { rules_fuel_per_second: Some(0), ..params() });
     let good = || Some(bundle(RISING, &[]));
-    node.run(Command::Rules(RULES_WITH_PROJECT_RULES - 1));
-    assert_eq!(set(&mut node, good(), 0), Err(OrderError::NoRules), "also before the log knows any");
-    node.run(Command::Rules(RULES_NEWEST));
     let before = node.ledger.head().clone();
     // It is refused before anything is read: of what is no bundle it says the same.
     for bundle in [good(), Some(Bytes::from_static(b"no bundle")), None] {
@@ -198,10 +193,6 @@ fn rules_that_cannot_be_used_change_nothing() {
         assert!(matches!(set(&mut node, Some(bundle), 0), Err(OrderError::ProjectRules(_))));
         assert_eq!(*node.ledger.head(), before);
     }
-    // Nor do any, before the network knows them.
-    let mut old = Node::new(node.ledger.params().clone());
-    old.run(Command::Rules(RULES_WITH_PROJECT_RULES - 1));
-    assert_eq!(set(&mut old, Some(bundle(RISING, &[])), 0), Err(OrderError::Rules));
     assert_eq!(Stage::Expect.to_string(), "expect");
 }
 

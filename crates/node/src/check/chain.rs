@@ -3,7 +3,6 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-use lockstep_ledger::RULES_NEWEST;
 use lockstep_types::export::Origins;
 use lockstep_types::proof::Boundary;
 use lockstep_types::verify::{ChainVerifier, Checkpoint, Outline, VerifyError};
@@ -58,8 +57,8 @@ impl ChainCheck {
     ///
     /// # Errors
     /// If the genesis has a key that is none.
-    pub fn from_genesis(genesis: &Genesis, epochs: &Epochs, part: Part) -> Result<Self, CheckError> {
-        let verifier = ChainVerifier::from_genesis(genesis, RULES_NEWEST).map_err(CheckError::unable)?;
+    pub fn from_genesis(genesis: &Genesis, rules_known: u32, epochs: &Epochs, part: Part) -> Result<Self, CheckError> {
+        let verifier = ChainVerifier::from_genesis(genesis, rules_known).map_err(CheckError::unable)?;
         let verifier = verifier.with_epochs(epochs).map_err(CheckError::unable)?;
         Ok(Self::new(verifier, part, Height(1)))
     }
@@ -67,11 +66,12 @@ impl ChainCheck {
     /// Of a history whose beginning was forgotten.
     pub fn from_horizon(
         genesis: &Genesis,
+        rules_known: u32,
         members: Checkpoint,
         (first, first_sequence): (Height, Sequence),
         part: Part,
     ) -> Self {
-        let verifier = ChainVerifier::from_horizon(genesis, RULES_NEWEST, members, first, first_sequence);
+        let verifier = ChainVerifier::from_horizon(genesis, rules_known, members, first, first_sequence);
         Self::new(verifier, part, first)
     }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use lockstep_consensus::audit::{self, AuditError, LogFacts, StateFacts};
 use lockstep_consensus::{ReadError, StateStore};
-use lockstep_ledger::{GroupKey, Head, Members, OpenGroup, RULES_NEWEST};
+use lockstep_ledger::{GroupKey, Head, Members, OpenGroup};
 use lockstep_store::home::StoreHome;
 use lockstep_store::lock::{Held, hold};
 use lockstep_store::records::{RecordError, TornTail, check_records};
@@ -47,15 +47,16 @@ struct HomeCheck<'a> {
     network: NetworkId,
     epochs: Epochs,
     store: StoreHome,
+    rules_known: u32,
     progress: &'a mut dyn Progress,
 }
 
-/// Checks the home of a stopped node. Nothing is written.
+/// Checks the home of a stopped node by rules of `apply` up to `rules_known`. Nothing is written.
 ///
 /// # Errors
 /// What is damaged or wrong, or why it cannot be told.
-pub fn check_home(home: &Path, progress: &mut dyn Progress) -> Result<HomeReport, CheckError> {
-    let mut check = HomeCheck::open(home, progress)?;
+pub fn check_home(home: &Path, rules_known: u32, progress: &mut dyn Progress) -> Result<HomeReport, CheckError> {
+    let mut check = HomeCheck::open(home, rules_known, progress)?;
     let log_path = check.store.log_path();
     if !log_path.join("CURRENT").exists() {
         return Err(CheckError::bad(Part::Log, format!("there is no log at {}", log_path.display())));
@@ -116,7 +117,7 @@ fn directory_bytes(path: &Path) -> u64 {
 }
 
 impl<'a> HomeCheck<'a> {
-    fn open(home: &Path, progress: &'a mut dyn Progress) -> Result<Self, CheckError> {
+    fn open(home: &Path, rules_known: u32, progress: &'a mut dyn Progress) -> Result<Self, CheckError> {
         let file = home.join("genesis.json");
         let text = fs::read_to_string(&file).map_err(|e| CheckError::unable(format!("{}: {e}", file.display())))?;
         let named = |e: &dyn std::fmt::Display| CheckError::bad(Part::Home, format!("{}: {e}", file.display()));
@@ -132,7 +133,7 @@ impl<'a> HomeCheck<'a> {
             }
             Some(_) => {}
         }
-        let check = Self { genesis, network, epochs, store, progress };
+        let check = Self { genesis, network, epochs, store, rules_known, progress };
         check.incarnation(&home.join("member.json"))?;
         Ok(check)
     }
@@ -183,16 +184,17 @@ impl<'a> HomeCheck<'a> {
         }
         let head =
             state.head().map_err(damaged)?.unwrap_or_else(|| Head::genesis(self.genesis.params.first_task_number));
-        if head.rules_version > RULES_NEWEST {
-            let reason = format!("the network has rules {}, this program knows {RULES_NEWEST}", head.rules_version);
+        if head.rules_version > self.rules_known {
+            let reason =
+                format!("the network has rules {}, this program knows {}", head.rules_version, self.rules_known);
             return Err(CheckError::unable(reason));
         }
         let start = (head.horizon.height.max(Height(1)), head.horizon.sequence.max(Sequence(1)));
         let members = self.members(state, start.0)?;
         let mut check = if start.0 == Height(1) {
-            ChainCheck::from_genesis(&self.genesis, &self.epochs, Part::State)?
+            ChainCheck::from_genesis(&self.genesis, self.rules_known, &self.epochs, Part::State)?
         } else {
-            ChainCheck::from_horizon(&self.genesis, members, start, Part::State)
+            ChainCheck::from_horizon(&self.genesis, self.rules_known, members, start, Part::State)
         };
         self.progress.begin("batches", (head.height.0 + 1).saturating_sub(start.0.0));
         let mut next = start.0;

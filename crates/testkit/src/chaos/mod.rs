@@ -53,8 +53,6 @@ const READY_MAX: Duration = Duration::from_secs(120);
 const ABSENCE_EVERY: usize = 12;
 /// How long such an absence lasts.
 const ABSENCE: Duration = Duration::from_secs(45);
-/// Rules of `apply` that all of it needs. A new network gets there within seconds.
-const RULES: u32 = 7;
 /// Times that a node may end by itself while everything is being mended.
 const ENDS_MAX: usize = 8;
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -200,11 +198,6 @@ impl Play {
         let mut cluster = Cluster::prepare(&options.binary, wanted);
         stores.configure(&cluster)?;
         cluster.start_all().await;
-        eventually("every member knows the rules", READY_MAX, async || {
-            let view = cluster.status(0).await?;
-            if view.rules_version >= RULES { Ok(()) } else { Err(format!("{}", view.rules_version)) }
-        })
-        .await;
         register(&cluster, options.seed)?;
         if options.no_sync {
             (0..options.nodes).for_each(|node| cluster.disk(node).ignore_syncs(true));

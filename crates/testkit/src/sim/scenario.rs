@@ -189,7 +189,7 @@ impl Scenario {
     /// Half of the nodes know older rules, and learn the newer ones when they are started again.
     pub fn upgrade() -> Self {
         let kinds = &[Fault::Crash, Fault::Kill, Fault::Kill, Fault::Kill, Fault::HandOver, Fault::Isolate];
-        Self { name: "upgrade", rules_max: [RULES_FIRST, RULES_NEWEST], kinds, ..Self::standard() }
+        Self { name: "upgrade", rules_max: [RULES_FIRST, RULES_FIRST + 1], kinds, ..Self::standard() }
     }
 
     /// Nothing goes wrong.

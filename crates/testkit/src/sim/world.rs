@@ -245,7 +245,7 @@ impl World {
 
     /// From its next start on it knows the newest rules.
     pub fn upgrade(&self, node: NodeId) {
-        self.with(node, |machine| machine.rules_max = lockstep_ledger::RULES_NEWEST);
+        self.with(node, |machine| machine.rules_max = self.scenario.rules_max[1]);
     }
 
     /// Whether its tasks run.

@@ -9,9 +9,9 @@ use crate::epoch::{EpochRecord, Epochs};
 use crate::genesis::{Genesis, GenesisError};
 use crate::ids::{Address, BatchHash, Height, MessageId, Sequence, TaskNumber};
 use crate::members::MemberSet;
-use crate::task::{GROUP_MESSAGES_MAX, RULES_WITH_PROJECT_RULES};
+use crate::task::GROUP_MESSAGES_MAX;
 use crate::verify::checkpoint::{Checkpoint, check_certificate};
-use crate::verify::error::{Fault, TaskFault, VerifyError};
+use crate::verify::error::{Fault, VerifyError};
 use crate::verify::identity::{IdCheck, Identities};
 use crate::verify::outline::{Outline, PackKey};
 use crate::verify::packing::Packing;
@@ -219,11 +219,7 @@ impl ChainVerifier {
 
     fn take_tasks(&mut self, outline: &Outline) -> Result<(), VerifyError> {
         let height = outline.header.height;
-        let may_rule = outline.header.rules_version >= RULES_WITH_PROJECT_RULES;
         for task in &outline.tasks {
-            if task.ruled.is_some() && !may_rule {
-                return Err(Fault::Task { number: task.number, fault: TaskFault::Rules }.at(height));
-            }
             match self.packing.close(&self.members.network, task) {
                 Ok(true) => {}
                 Ok(false) => self.counts.tasks_unchecked += 1,
@@ -231,8 +227,7 @@ impl ChainVerifier {
             }
         }
         // What is in one group of a project's rules waits under the keys of all its devices.
-        let each = if may_rule { GROUP_MESSAGES_MAX } else { 1 };
-        let (found, allowed) = (self.packing.open(), self.open_groups_max.saturating_mul(each));
+        let (found, allowed) = (self.packing.open(), self.open_groups_max.saturating_mul(GROUP_MESSAGES_MAX));
         if found as u64 > allowed {
             return Err(Fault::OpenGroups { found, allowed }.at(height));
         }

@@ -26,9 +26,6 @@ pub enum TaskFault {
     /// A message that is not the oldest one of its project, version and device that is in no task yet.
     #[error("message {0} is not next in its group: it is in another task, of another group, or does not exist")]
     Message(Sequence),
-    /// It says what rules of a project made of it, in a batch of rules of `apply` that knew none.
-    #[error("it is packed by rules of its project, which there were not yet")]
-    Rules,
     /// The id is a hash of the messages' ids.
     #[error("its id does not follow from its messages")]
     Id,

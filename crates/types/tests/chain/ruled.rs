@@ -9,7 +9,6 @@ use super::builder::*;
 /// devices with a payload, and one of a device.
 fn net() -> Net {
     let mut net = Net::new(100);
-    net.rules_version = 7;
     net.batch((0..5).map(|n| signed(n % 2, &n.to_string())).collect(), false, None);
     let mixed = Ruled {
         group: "a".into(),
@@ -83,17 +82,4 @@ fn messages_of_a_task_of_rules_wait_and_are_of_its_project_and_in_no_other() {
     assert_eq!(of_task(|task| task.ruled = None), TaskFault::Sequences);
     let twice = fault(|batch| batch.tasks[1].sequences = vec![Sequence(1)]);
     assert_eq!(twice, Fault::Task { number: TaskNumber(101), fault: TaskFault::Message(Sequence(1)) });
-}
-
-#[test]
-fn before_rules_of_projects_there_are_no_such_tasks() {
-    let early = fault(|batch| batch.header.rules_version = 6);
-    assert!(matches!(early, Fault::RulesFell { .. } | Fault::Task { fault: TaskFault::Rules, .. }), "{early:?}");
-    let mut net = net();
-    for batch in &mut net.batches {
-        batch.header.rules_version = 6;
-    }
-    net.batches[1].header.parent = net.batches[0].header.hash();
-    let number = TaskNumber(100);
-    assert_eq!(net.check().unwrap_err().fault, Fault::Task { number, fault: TaskFault::Rules });
 }

@@ -204,6 +204,7 @@ impl Network {
             election_timeout_ms: 400,
             heartbeat_ms: 100,
             compaction: self.compaction,
+            rules_known: lockstep_ledger::RULES_NEWEST,
         };
         let port = Arc::new(Port { wires: self.wires.clone(), node: NodeId(node) });
         let consensus = Consensus::start(options, port, state.clone(), Arc::new(Quiet)).await?;
