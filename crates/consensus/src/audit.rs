@@ -1,6 +1,6 @@
 //! Reading all that a stopped node has stored, record by record. Nothing is changed.
 
-use lockstep_ledger::{ChainCursor, Command, Device, Grant, Head, Members, Occurrence, OpenGroup, Project};
+use lockstep_ledger::{ChainCursor, Command, Device, Grant, GroupRecord, Head, Members, Occurrence, Project, Waiting};
 use lockstep_store::home::StoreHome;
 use lockstep_store::{Direction, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, keys};
 use lockstep_types::{Batch, Certificate, DecodeError, NetworkId, OutputName, Place, proto};
@@ -246,7 +246,8 @@ pub(crate) fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId)
         [keys::MESSAGE_PLACE | keys::TASK_PLACE | keys::PACKED | keys::GAP, ..] => {
             number(&value)?;
         }
-        [keys::GROUP, ..] => drop(OpenGroup::decode(value)?),
+        [keys::GROUP, ..] => drop(GroupRecord::decode(value)?),
+        [keys::WAITING, ..] => drop(Waiting::decode(&value)?),
         [keys::PROGRESS, name @ ..] => {
             output_name(name)?;
             number(&value)?;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use lockstep_ledger::{
     Device, Gap, Grant, GroupKey, Head, History, Horizon, LastTaken, Members, Nonce, NonceState, Occurrence, OpenGroup,
-    Standing, Write,
+    Standing, Waiting, Write,
 };
 use lockstep_rules::RulesError;
 use lockstep_store::home::StoreHome;
@@ -224,7 +224,10 @@ impl StateStore {
     }
 
     pub(crate) fn groups(&self) -> Result<Vec<(GroupKey, OpenGroup)>, ReadError> {
-        self.load(keys::GROUP)?.into_iter().map(|(_, value)| Ok(OpenGroup::decode(value)?)).collect()
+        let records = self.load(keys::GROUP)?.into_iter().map(|(_, record)| record);
+        let waiting = |(key, record): Pair| Ok((Sequence(number(&key[1..])?), Waiting::decode(&record)?));
+        let waiting = self.load(keys::WAITING)?.into_iter().map(waiting).collect::<Result<Vec<_>, ReadError>>()?;
+        Ok(OpenGroup::decode_all(records, waiting)?)
     }
 
     /// The members; `None` before the first change of them.

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use lockstep_identity::{DeviceRequest, SignedKey, TaskContent, TaskRequest, apinode, sign_body, sign_task};
 use lockstep_ledger::{
     Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, History, LastTaken, Ledger, LedgerParts, Members,
-    Nonce, NonceState, Occurrence, OpenGroup, Project, RULES_NEWEST, RulesState, Standing, Write, compile_rules,
-    encode_batch,
+    Nonce, NonceState, Occurrence, OpenGroup, Project, RULES_NEWEST, RulesState, Standing, Waiting, Write,
+    compile_rules, encode_batch,
 };
 use lockstep_types::certificate::sign_batch;
 use lockstep_types::{
@@ -116,7 +116,8 @@ pub struct View {
     pub batches: BTreeMap<Height, Batch>,
     /// Certificates by height.
     pub certificates: BTreeMap<Height, Certificate>,
-    groups: BTreeMap<GroupKey, OpenGroup>,
+    groups: BTreeMap<GroupKey, Bytes>,
+    waiting: BTreeMap<Sequence, Waiting>,
     devices: BTreeMap<Address, Device>,
     grants: BTreeMap<(ProjectId, Address), Grant>,
     nonces: BTreeSet<Nonce>,
@@ -179,8 +180,10 @@ impl View {
         match write {
             Write::Occurrence(id, occurrence) => drop(self.occurrences.insert(*id, *occurrence)),
             Write::Batch(batch) => drop(self.batches.insert(batch.header.height, (**batch).clone())),
-            Write::Group(key, Some(group)) => drop(self.groups.insert(key.clone(), group.clone())),
+            Write::Group(key, Some(record)) => drop(self.groups.insert(key.clone(), record.clone())),
             Write::Group(key, None) => drop(self.groups.remove(key)),
+            Write::Waiting(sequence, Some(waiting)) => drop(self.waiting.insert(*sequence, *waiting)),
+            Write::Waiting(sequence, None) => drop(self.waiting.remove(sequence)),
             Write::Device(address, device) => drop(self.devices.insert(*address, (**device).clone())),
             Write::Grant(project, device, grant) => drop(self.grants.insert((*project, *device), *grant)),
             Write::Nonce { used, forgotten } => {
@@ -220,7 +223,8 @@ impl View {
             params: GENESIS.params.clone(),
             members: self.members.clone().unwrap_or_else(|| Members::genesis(&GENESIS).expect("the genesis is valid")),
             head: self.head.clone(),
-            groups: self.groups.clone().into_iter().collect(),
+            groups: OpenGroup::decode_all(self.groups.values().cloned(), self.waiting.clone())
+                .expect("it was encoded here"),
             progress: self.progress.clone(),
             paused: self.paused.clone(),
             projects: self.projects.clone(),
@@ -283,7 +287,7 @@ pub static PAST: LazyLock<Past> = LazyLock::new(|| {
         applied
     };
     let batch = |time, messages: Vec<VerifiedMessage>| {
-        encode_batch(TimeMs(time), &messages.into_iter().map(Arc::new).collect::<Vec<_>>(), &[])
+        encode_batch(TimeMs(time), &messages.into_iter().map(Arc::new).collect::<Vec<_>>(), Sequence(0))
     };
     let output: OutputName = "main".parse().expect("a name");
     run(&mut world, Command::encode_rules(RULES_NEWEST + 1));
@@ -374,7 +378,7 @@ pub fn records() -> Vec<Vec<u8>> {
     view.occurrences.values().for_each(|occurrence| put(0, occurrence.encode().to_vec()));
     view.batches.values().for_each(|batch| put(1, batch.encode()));
     view.certificates.values().for_each(|certificate| put(2, certificate.encode()));
-    view.groups.iter().for_each(|(key, group)| put(3, group.encode(key)));
+    view.groups.values().for_each(|record| put(3, record.to_vec()));
     view.devices.values().for_each(|device| put(4, device.encode()));
     view.projects.values().for_each(|project| put(5, project.encode()));
     view.places.values().for_each(|place| put(6, place.encode()));

@@ -16,7 +16,7 @@ use lockstep_ledger::{
 use lockstep_rules::Bundle;
 use lockstep_types::{
     Address, Api, BatchHeader, ContentId, Epoch, Evidence, Height, Message, NetworkId, NetworkParams, Order, OrderKind,
-    OutputName, Place, ProjectId, ProjectSettings, RulesOrder, Signature, SigningKey, TaskNumber, TimeMs,
+    OutputName, Place, ProjectId, ProjectSettings, RulesOrder, Sequence, Signature, SigningKey, TaskNumber, TimeMs,
     VerifiedMessage,
 };
 
@@ -119,8 +119,8 @@ fn bench(c: &mut Criterion) {
     let mut group = c.benchmark_group("batch of 256 messages of 256 bytes");
     group.throughput(Throughput::Elements(MESSAGES));
     let batch = messages(0);
-    group.bench_function("encode", |b| b.iter(|| encode_batch(TimeMs(1), black_box(&batch), &[])));
-    let encoded = encode_batch(TimeMs(1), &batch, &[]);
+    group.bench_function("encode", |b| b.iter(|| encode_batch(TimeMs(1), black_box(&batch), Sequence(0))));
+    let encoded = encode_batch(TimeMs(1), &batch, Sequence(0));
     group.bench_function("decode", |b| b.iter(|| Command::decode(black_box(encoded.clone()))));
     for (name, has_rules) in [("apply", false), ("apply, beside a project with rules", true)] {
         let (mut ledger, mut view, mut round) = (ledger_with(has_rules), View::default(), 0);
@@ -128,7 +128,7 @@ fn bench(c: &mut Criterion) {
             b.iter_batched(
                 || {
                     round += 1;
-                    Command::decode(encode_batch(TimeMs(round), &messages(round), &[])).expect("just encoded")
+                    Command::decode(encode_batch(TimeMs(round), &messages(round), Sequence(0))).expect("just encoded")
                 },
                 |command| {
                     let applied = ledger.apply(&view, command).unwrap_or_else(|never| match never.0 {});

@@ -24,7 +24,7 @@ pub use self::registry::{ChainRefusal, ORDER_LIFE_MS_MAX, OrderError};
 use crate::command::{Command, ProposedBatch};
 use crate::devices::{ChainCursor, Device, Nonce, NonceState, Standing};
 use crate::effects::{Effects, Gap, Head, Horizon, Occurrence, Write};
-use crate::groups::{GroupChange, GroupKey, Groups, OpenGroup};
+use crate::groups::{GroupKey, Groups, OpenGroup};
 use crate::members::{ApprovalError, Approved, Members, Target};
 use crate::projects::{Project, Projects};
 use crate::rules::{LastTaken, RulesState};
@@ -136,8 +136,6 @@ pub struct Applied {
     pub outcomes: Vec<(ContentId, Outcome)>,
     /// What to store, in one write.
     pub writes: Vec<Write>,
-    /// Groups that began or ended.
-    pub groups: Vec<GroupChange>,
     /// A majority of voters certified another batch than this node has: this node's state is wrong.
     pub diverged: Option<Divergence>,
     /// Why an approval did not count.
@@ -269,6 +267,16 @@ impl Ledger {
     /// Open groups.
     pub fn open_groups(&self) -> impl Iterator<Item = (&GroupKey, &OpenGroup)> {
         self.groups.iter()
+    }
+
+    /// When the next open group becomes a task, in batch time.
+    pub fn next_due(&self) -> Option<TimeMs> {
+        self.groups.next_due()
+    }
+
+    /// The oldest message that is in no task yet.
+    pub fn oldest_open_message(&self) -> Option<Sequence> {
+        self.groups.oldest().map(|(first, _)| first)
     }
 
     /// What the rules of projects took and refused.
@@ -476,7 +484,7 @@ impl Ledger {
             return Ok(Applied::default());
         }
         let Some(header) = view.header(oldest).map_err(ApplyError)? else { return Ok(Applied::default()) };
-        let open = self.groups.iter().map(|(_, group)| group.first_sequence()).min();
+        let open = self.groups.oldest().map(|(first, _)| first);
         if open.is_some_and(|open| open < header.first_sequence) {
             return Ok(Applied::default());
         }
@@ -501,9 +509,7 @@ impl Ledger {
         let judges = Judges::ask(view, self, &proposal.messages).map_err(ApplyError)?;
         let mut building = Building::new(self, proposal.time_ms, ids.len(), asked, judges);
         building.close_due();
-        for closing in proposal.closings {
-            building.close_aged(&closing);
-        }
+        building.make_room(proposal.make_room_before);
         for ((message, id), before) in proposal.messages.into_iter().zip(ids).zip(earlier) {
             building.take(message, id, before);
         }

@@ -8,7 +8,6 @@ use lockstep_types::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::command::GroupClosing;
 use crate::rules::compile_rules;
 
 #[path = "apply_tests/vectors.rs"]
@@ -88,7 +87,8 @@ struct Node {
     ledger: Ledger,
     view: View,
     batches: Vec<Batch>,
-    groups: BTreeMap<GroupKey, OpenGroup>,
+    groups: BTreeMap<GroupKey, Bytes>,
+    waiting: BTreeMap<Sequence, crate::Waiting>,
 }
 
 fn params(group_messages_max: u64) -> NetworkParams {
@@ -134,10 +134,13 @@ fn parts(params: NetworkParams) -> LedgerParts {
 impl Node {
     fn new(params: NetworkParams) -> Self {
         let ledger = Ledger::new(parts(params));
-        Self { ledger, view: View::default(), batches: Vec::new(), groups: BTreeMap::new() }
+        Self { ledger, view: View::default(), batches: Vec::new(), groups: BTreeMap::new(), waiting: BTreeMap::new() }
     }
 
+    /// Applies a command as it comes out of the log.
     fn run(&mut self, command: Command) -> Applied {
+        let encoded = command.encode();
+        let command = Command::decode(encoded).unwrap();
         let applied = self.ledger.apply(&self.view, command).unwrap();
         for write in &applied.writes {
             match write {
@@ -149,12 +152,13 @@ impl Node {
                     self.view.1.insert(batch.header.height, batch.header.clone());
                     self.batches.push((**batch).clone());
                 }
-                Write::Group(key, Some(group)) => {
-                    self.groups.insert(key.clone(), group.clone());
+                Write::Group(key, Some(record)) => drop(self.groups.insert(key.clone(), record.clone())),
+                Write::Group(key, None) => drop(self.groups.remove(key)),
+                Write::Waiting(sequence, Some(waiting)) => {
+                    assert_eq!(crate::Waiting::decode(&waiting.encode()).unwrap(), *waiting);
+                    self.waiting.insert(*sequence, *waiting);
                 }
-                Write::Group(key, None) => {
-                    self.groups.remove(key);
-                }
+                Write::Waiting(sequence, None) => drop(self.waiting.remove(sequence)),
                 Write::Device(address, device) => drop(self.view.2.devices.insert(*address, (**device).clone())),
                 Write::Grant(project, device, grant) => drop(self.view.2.grants.insert((*project, *device), *grant)),
                 Write::Nonce { used, forgotten } => {
@@ -189,12 +193,12 @@ impl Node {
     }
 
     fn batch(&mut self, time_ms: u64, messages: &[Message]) -> Vec<Outcome> {
-        self.propose(time_ms, messages, &[])
+        self.propose(time_ms, messages, 0)
     }
 
-    fn propose(&mut self, time_ms: u64, messages: &[Message], closings: &[GroupClosing]) -> Vec<Outcome> {
-        let proposal =
-            ProposedBatch { time_ms: TimeMs(time_ms), messages: messages.to_vec(), closings: closings.to_vec() };
+    fn propose(&mut self, time_ms: u64, messages: &[Message], make_room_before: u64) -> Vec<Outcome> {
+        let (time_ms, make_room_before) = (TimeMs(time_ms), Sequence(make_room_before));
+        let proposal = ProposedBatch { time_ms, messages: messages.to_vec(), make_room_before };
         self.run(Command::Batch(proposal)).outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
 
@@ -203,7 +207,7 @@ impl Node {
         let params = self.ledger.params().clone();
         let stored = LedgerParts {
             head: Some(self.ledger.head.clone()),
-            groups: self.groups.clone().into_iter().collect(),
+            groups: OpenGroup::decode_all(self.groups.values().cloned(), self.waiting.clone()).unwrap(),
             members: Members::decode(self.ledger.members.encode().into(), &self.ledger.network).unwrap(),
             progress: self.ledger.progress.clone(),
             paused: self.ledger.paused.clone(),
@@ -268,13 +272,17 @@ fn groups_close_by_count_bytes_and_age() {
     node.batch(2, &[message("b"), message("c")]);
     assert_eq!(node.batches[1].tasks.len(), 1);
     assert_eq!(node.batches[1].tasks[0].sequences, [Sequence(1), Sequence(2)]);
-    let key = GroupKey::of(&message("c"));
-    let wrong = GroupClosing { key: key.clone(), first_sequence: Sequence(1) };
-    node.propose(3, &[], &[wrong]);
-    assert_eq!(node.batches.len(), 2, "a closing of a group that is gone changes nothing");
-    node.propose(4, &[], &[GroupClosing { key, first_sequence: Sequence(3) }]);
+    // Its age counts from its first message, by the time of batches, also over a restart.
+    let age_ms = node.ledger.params().default_project.group_age_max_ms;
+    node.propose(1 + age_ms, &[], 0);
+    node.restart();
+    node.propose(2 + age_ms - 1, &[], 100);
+    assert_eq!(node.batches.len(), 2, "no leader ends it before that");
+    assert_eq!(node.ledger.next_due(), Some(TimeMs(2 + age_ms)));
+    node.propose(2 + age_ms, &[], 0);
     assert_eq!(node.batches[2].tasks[0].sequences, [Sequence(3)]);
     assert!(node.batches[2].messages.is_empty());
+    assert_eq!((node.ledger.next_due(), node.waiting.len(), node.groups.len()), (None, 0, 0));
 
     let settings = ProjectSettings { group_messages_max: 100, group_bytes_max: 4, ..ProjectSettings::default() };
     let mut node = Node::new(NetworkParams { default_project: settings, ..params(1) });
@@ -342,14 +350,17 @@ fn headers_commit_to_messages_tasks_and_the_batch_before() {
 #[derive(Debug, Clone)]
 enum Step {
     Batch { advance_ms: u64, messages: Vec<(u8, u8)> },
-    CloseOldest,
+    MakeRoom { before: u64 },
     Restart,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let batch = (0_u64..6_000, prop::collection::vec((0_u8..3, 0_u8..6), 0..8))
         .prop_map(|(advance_ms, messages)| Step::Batch { advance_ms, messages });
-    prop::collection::vec(prop_oneof![6 => batch, 1 => Just(Step::CloseOldest), 1 => Just(Step::Restart)], 1..40)
+    prop::collection::vec(
+        prop_oneof![6 => batch, 1 => (0_u64..60).prop_map(|before| Step::MakeRoom { before }), 1 => Just(Step::Restart)],
+        1..40,
+    )
 }
 
 proptest! {
@@ -357,7 +368,9 @@ proptest! {
     /// every message is in at most one task, in order; the same content is never ordered twice within its window.
     #[test]
     fn the_same_log_gives_the_same_bytes(group in 1_u64..4, steps in steps()) {
-        let (mut a, mut b) = (Node::new(params(group)), Node::new(params(group)));
+        let retention = lockstep_types::Retention { hard_bytes: 1 << 30, ..Default::default() };
+        let params = NetworkParams { retention, ..params(group) };
+        let (mut a, mut b) = (Node::new(params.clone()), Node::new(params));
         let mut now = 0;
         for step in steps {
             match step {
@@ -368,14 +381,7 @@ proptest! {
                         .collect();
                     prop_assert_eq!(a.batch(now, &messages), b.batch(now, &messages));
                 }
-                Step::CloseOldest => {
-                    let oldest = a.ledger.open_groups().map(|(key, group)| (group.first_sequence(), key.clone())).min();
-                    if let Some((first_sequence, key)) = oldest {
-                        let closing = [GroupClosing { key, first_sequence }];
-                        a.propose(now, &[], &closing);
-                        b.propose(now, &[], &closing);
-                    }
-                }
+                Step::MakeRoom { before } => prop_assert_eq!(a.propose(now, &[], before), b.propose(now, &[], before)),
                 Step::Restart => b.restart(),
             }
         }

@@ -6,12 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use lockstep_types::place::PLACES_MAX;
 use lockstep_types::{
-    Address, Approval, Certificate, ChainUpdate, DecodeError, Height, Message, NodeId, OutputName, Place, ProjectId,
-    Sequence, Signature, SignedOrder, TaskNumber, TimeMs, VerifiedMessage, proto,
+    Approval, Certificate, ChainUpdate, DecodeError, Height, Message, NodeId, OutputName, Place, Sequence, Signature,
+    SignedOrder, TaskNumber, TimeMs, VerifiedMessage, proto,
 };
 use prost::Message as _;
-
-use crate::groups::GroupKey;
 
 /// Version of the encoding.
 pub const COMMAND_VERSION: u32 = 1;
@@ -19,7 +17,7 @@ pub const COMMAND_VERSION: u32 = 1;
 /// What a log entry asks of `apply`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Order these messages, close these groups.
+    /// Order these messages. Groups whose time has come become tasks.
     Batch(ProposedBatch),
     /// The newest batches are final.
     Certificate(Certificate),
@@ -75,33 +73,16 @@ pub struct ProposedBatch {
     pub time_ms: TimeMs,
     /// Messages in the order of their arrival in the leader's pool.
     pub messages: Vec<Message>,
-    /// Groups that have become too old.
-    pub closings: Vec<GroupClosing>,
-}
-
-/// Asks to close a group, if it is still the one that began with `first_sequence`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupClosing {
-    /// Which group.
-    pub key: GroupKey,
-    /// Sequence of its first message.
-    pub first_sequence: Sequence,
+    /// Where more is to be forgotten, open groups that begin before this message become tasks; 0: none.
+    pub make_room_before: Sequence,
 }
 
 /// Encodes a proposal straight from the pool's messages; each payload is copied once, into the entry.
-pub fn encode_batch(time_ms: TimeMs, messages: &[Arc<VerifiedMessage>], closings: &[GroupClosing]) -> Bytes {
+pub fn encode_batch(time_ms: TimeMs, messages: &[Arc<VerifiedMessage>], make_room_before: Sequence) -> Bytes {
     encode(proto::command::Kind::Batch(proto::ProposedBatch {
         time_ms: time_ms.0,
         messages: messages.iter().map(|m| m.message().to_proto()).collect(),
-        closings: closings
-            .iter()
-            .map(|c| proto::GroupClose {
-                project_id: c.key.project_id.0,
-                project_version: c.key.project_version.clone(),
-                device: Bytes::copy_from_slice(&c.key.device.0),
-                first_sequence: c.first_sequence.0,
-            })
-            .collect(),
+        make_room_before: make_room_before.0,
     }))
 }
 
@@ -110,6 +91,31 @@ fn encode(kind: proto::command::Kind) -> Bytes {
 }
 
 impl Command {
+    /// The payload of a log entry that asks for it.
+    pub fn encode(&self) -> Bytes {
+        match self {
+            Self::Batch(batch) => encode(proto::command::Kind::Batch(proto::ProposedBatch {
+                time_ms: batch.time_ms.0,
+                messages: batch.messages.iter().map(Message::to_proto).collect(),
+                make_room_before: batch.make_room_before.0,
+            })),
+            Self::Certificate(certificate) => Self::encode_certificate(certificate),
+            Self::Approval { time_ms, approval } => Self::encode_approval(*time_ms, approval),
+            Self::Horizon(oldest) => Self::encode_horizon(*oldest),
+            Self::Rules(version) => Self::encode_rules(*version),
+            Self::Order { time_ms, order } => Self::encode_order(*time_ms, order),
+            Self::Chain { time_ms, update, signatures } => Self::encode_chain(*time_ms, update, signatures),
+            Self::OutputPause { output, paused } => Self::encode_pause(output, *paused),
+            Self::OutputProgress { output, task_number, places } => {
+                encode(proto::command::Kind::OutputProgress(proto::OutputProgress {
+                    output: output.as_str().to_owned(),
+                    task_number: task_number.0,
+                    places: places.iter().map(Place::to_proto).collect(),
+                }))
+            }
+        }
+    }
+
     /// Encodes a progress report.
     ///
     /// # Errors
@@ -181,8 +187,8 @@ impl Command {
         match command.kind.ok_or(newer)? {
             proto::command::Kind::Batch(batch) => {
                 let messages = batch.messages.into_iter().map(Message::from_proto).collect::<Result<_, _>>()?;
-                let closings = batch.closings.into_iter().map(decode_closing).collect::<Result<_, _>>()?;
-                Ok(Self::Batch(ProposedBatch { time_ms: TimeMs(batch.time_ms), messages, closings }))
+                let make_room_before = Sequence(batch.make_room_before);
+                Ok(Self::Batch(ProposedBatch { time_ms: TimeMs(batch.time_ms), messages, make_room_before }))
             }
             proto::command::Kind::Certificate(certificate) => {
                 Ok(Self::Certificate(Certificate::from_proto(certificate)?))
@@ -224,18 +230,5 @@ fn decode_progress(progress: proto::OutputProgress) -> Result<Command, DecodeErr
         output: progress.output.parse().map_err(|_| bad("bad output name"))?,
         task_number: TaskNumber(progress.task_number),
         places: progress.places.into_iter().map(Place::from_proto).collect::<Result<_, _>>()?,
-    })
-}
-
-fn decode_closing(closing: proto::GroupClose) -> Result<GroupClosing, DecodeError> {
-    Ok(GroupClosing {
-        key: GroupKey {
-            project_id: ProjectId(closing.project_id),
-            project_version: closing.project_version,
-            device: Address::try_from(&closing.device[..]).map_err(|e| DecodeError::malformed("log entry", e))?,
-            name: String::new(),
-            window: None,
-        },
-        first_sequence: Sequence(closing.first_sequence),
     })
 }

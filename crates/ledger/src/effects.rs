@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use crate::apply::RULES_FIRST;
 use crate::devices::{ChainCursor, Device, Grant, Nonce};
-use crate::groups::{GroupKey, OpenGroup};
+use crate::groups::{GroupKey, OpenGroup, Waiting};
 use crate::members::Members;
 use crate::projects::Project;
 use crate::rules::{LastTaken, RulesState};
@@ -185,8 +185,10 @@ pub enum Write {
     TaskPlace(TaskId, TaskNumber),
     /// The task of a message that was packed in a later batch than its own.
     Packed(Sequence, TaskNumber),
-    /// An open group, or that it is open no longer.
-    Group(GroupKey, Option<OpenGroup>),
+    /// The record of an open group, or that it is open no longer. What is new among its messages is written beside it.
+    Group(GroupKey, Option<Bytes>),
+    /// A message in an open group, or that its group is a task now.
+    Waiting(Sequence, Option<Waiting>),
     /// An output has everything up to this task.
     Progress(OutputName, TaskNumber),
     /// Where an output has tasks.
@@ -266,21 +268,23 @@ impl Effects {
     pub fn packed(&mut self, sequence: Sequence, number: TaskNumber) {
         self.tag(4, &[&sequence.0.to_be_bytes(), &number.0.to_be_bytes()]);
         self.writes.push(Write::Packed(sequence, number));
+        self.writes.push(Write::Waiting(sequence, None));
     }
 
     pub fn group(&mut self, key: &GroupKey, group: Option<&OpenGroup>) {
+        let record = group.map(|group| Bytes::from(group.encode(key)));
         if group.is_some_and(|group| group.ruled.is_some()) || !key.is_plain() {
-            let record = group.map(|group| group.encode(key)).unwrap_or_default();
-            self.tag(21, &[&keccak256(&[&key.encode()]), &keccak256(&[&record])]);
-            return self.writes.push(Write::Group(key.clone(), group.cloned()));
+            let hash = keccak256(&[record.as_deref().unwrap_or_default()]);
+            self.tag(21, &[&keccak256(&[&key.encode()]), &hash]);
+            return self.writes.push(Write::Group(key.clone(), record));
         }
-        let first = group.and_then(|g| g.messages.first()).map_or(0, |(s, _)| s.0);
+        let (first, due) = group.map_or((0, 0), |group| (group.first_sequence().0, group.due().0));
         let count = group.map_or(0, |g| g.messages.len() as u64);
         let Address(device) = key.device;
         let version = key.project_version.as_bytes();
-        let numbers = [key.project_id.0, first, count, version.len() as u64].map(u64::to_be_bytes);
+        let numbers = [key.project_id.0, first, count, due, version.len() as u64].map(u64::to_be_bytes);
         self.tag(5, &[&device, numbers.as_flattened(), version]);
-        self.writes.push(Write::Group(key.clone(), group.cloned()));
+        self.writes.push(Write::Group(key.clone(), record));
     }
 
     pub fn progress(&mut self, output: &OutputName, number: TaskNumber) {

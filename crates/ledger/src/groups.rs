@@ -7,13 +7,13 @@ use lockstep_rules::{Group, Together};
 use lockstep_types::{Address, DecodeError, Message, MessageId, ProjectId, ProjectSettings, Sequence, TimeMs, proto};
 use prost::Message as _;
 
-/// Open groups of one project whose rules say what belongs together, messages in them, and bytes that their reductions
-/// keep. Beyond any of it the project's oldest group becomes a task, so that a project that has many closes its own, and
-/// none of another; and so that what ends with a change of its rules has a bound.
+/// Messages in open groups of one project. Beyond it the project's oldest group becomes a task, so that a project that has
+/// many closes its own, and none of another.
+pub const WAITING_MESSAGES_MAX: usize = 1 << 18;
+/// The same for open groups of a project whose rules say what belongs together, so that what ends with a change of its
+/// rules has a bound.
 pub const RULED_GROUPS_MAX: usize = 4_096;
-/// See [`RULED_GROUPS_MAX`].
-pub const RULED_MESSAGES_MAX: usize = 1 << 18;
-/// See [`RULED_GROUPS_MAX`].
+/// The same for bytes that their reductions keep.
 pub const RULED_BYTES_MAX: usize = 16 << 20;
 
 /// Messages with the same key are packed together.
@@ -75,21 +75,64 @@ impl GroupKey {
     }
 }
 
-/// A group that is not yet a task.
+/// A group that is not yet a task. It is stored in pieces: a record of the group, whose size does not depend on how many
+/// messages it has, and one of each message ([`Waiting`]).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct OpenGroup {
     /// Its messages, in the order of the network.
     pub messages: Vec<(Sequence, MessageId)>,
     /// Sum of their payload bytes.
     pub bytes: u64,
-    /// What the project's rules know of it; nothing where they do not say what belongs together.
+    /// Time of the batch that it began in.
+    pub since: TimeMs,
+    /// When it becomes a task, in batch time, by the settings that its project had when it began.
+    pub due: TimeMs,
+    /// What the project's rules know of it; nothing where they do not say what belongs together. They say when it is due.
     pub ruled: Option<Box<Group>>,
 }
 
+/// A message in an open group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Waiting {
+    /// The first message of its group.
+    pub first: Sequence,
+    /// Its id.
+    pub id: MessageId,
+    /// By what its project's rules sort it; 0 where they do not.
+    pub order: i64,
+}
+
+impl Waiting {
+    /// The stored record: the group's first sequence and the order, big-endian, then the id.
+    pub fn encode(&self) -> [u8; 48] {
+        let mut out = [0; 48];
+        out[..8].copy_from_slice(&self.first.0.to_be_bytes());
+        out[8..16].copy_from_slice(&self.order.to_be_bytes());
+        out[16..].copy_from_slice(&self.id.0);
+        out
+    }
+
+    /// Reads a stored record.
+    ///
+    /// # Errors
+    /// It is not 48 bytes.
+    pub fn decode(record: &[u8]) -> Result<Self, DecodeError> {
+        let bad = || DecodeError::malformed("waiting message", "not 48 bytes");
+        let (first, rest) = record.split_first_chunk::<8>().ok_or_else(bad)?;
+        let (order, id) = rest.split_first_chunk::<8>().ok_or_else(bad)?;
+        Ok(Self {
+            first: Sequence(u64::from_be_bytes(*first)),
+            order: i64::from_be_bytes(*order),
+            id: MessageId::try_from(id).map_err(|_| bad())?,
+        })
+    }
+}
+
 impl OpenGroup {
-    /// A group of one message.
-    pub fn of(sequence: Sequence, id: MessageId, bytes: u64) -> Self {
-        Self { messages: vec![(sequence, id)], bytes, ruled: None }
+    /// A group that begins with a message.
+    pub fn of((sequence, id): (Sequence, MessageId), bytes: u64, since: TimeMs, age_max_ms: u64) -> Self {
+        let due = TimeMs(since.0.saturating_add(age_max_ms));
+        Self { messages: vec![(sequence, id)], bytes, since, due, ruled: None }
     }
 
     /// Sequence of the first message.
@@ -102,26 +145,42 @@ impl OpenGroup {
         self.messages.len() as u64 >= settings.group_messages_max || self.bytes >= settings.group_bytes_max
     }
 
-    /// What counts towards the limits of its project, where rules made it.
+    /// What counts towards the limits of its project.
     fn load(&self) -> Load {
-        let Some(group) = &self.ruled else { return Load::default() };
-        Load { groups: 1, messages: self.messages.len(), bytes: group.kept_bytes() }
+        let kept = self.ruled.as_ref().map(|group| group.kept_bytes());
+        Load { ruled_groups: usize::from(kept.is_some()), messages: self.messages.len(), bytes: kept.unwrap_or(0) }
     }
 
-    /// When the project's rules make it a task, in batch time.
-    pub fn due(&self) -> Option<TimeMs> {
-        self.ruled.as_ref().map(|group| TimeMs(group.due_ms()))
+    /// Time of the batch that it began in.
+    pub fn since(&self) -> TimeMs {
+        self.ruled.as_ref().map_or(self.since, |group| TimeMs(group.since_ms()))
     }
 
-    /// The stored record; it repeats the key, so that groups can be loaded by a scan.
+    /// The time of the first batch that makes it a task, if nothing has before.
+    pub fn due(&self) -> TimeMs {
+        self.ruled.as_ref().map_or(self.due, |group| TimeMs(group.due_ms()))
+    }
+
+    /// The messages that joined it from this sequence on, for their records.
+    pub fn waiting_from(&self, sequence: Sequence) -> impl Iterator<Item = (Sequence, Waiting)> {
+        let (first, joined) = (self.first_sequence(), self.messages.partition_point(|(s, _)| *s < sequence));
+        let order = move |at: usize| self.ruled.as_ref().map_or(0, |group| group.order(at));
+        let waiting =
+            move |(at, (s, id)): (usize, &(Sequence, MessageId))| (*s, Waiting { first, id: *id, order: order(at) });
+        self.messages.iter().enumerate().skip(joined).map(waiting)
+    }
+
+    /// The stored record, without the messages; it repeats the key, so that groups can be loaded by a scan.
     pub fn encode(&self, key: &GroupKey) -> Vec<u8> {
         proto::OpenGroup {
             project_id: key.project_id.0,
             project_version: key.project_version.clone(),
             device: Bytes::copy_from_slice(&key.device.0),
-            sequences: self.messages.iter().map(|(s, _)| s.0).collect(),
-            message_ids: self.messages.iter().map(|(_, id)| Bytes::copy_from_slice(&id.0)).collect(),
+            first_sequence: self.first_sequence().0,
+            messages: self.messages.len() as u64,
             bytes: self.bytes,
+            since_ms: self.since().0,
+            due_ms: self.due().0,
             name: key.name.clone(),
             window: key.window,
             ruled: self.ruled.as_ref().map(|group| group.to_proto()),
@@ -129,58 +188,102 @@ impl OpenGroup {
         .encode_to_vec()
     }
 
-    /// Reads a stored record.
-    pub fn decode(record: Bytes) -> Result<(GroupKey, Self), DecodeError> {
-        let bad = |e: &dyn std::fmt::Display| DecodeError::malformed("open group", e);
-        let group = proto::OpenGroup::decode(record).map_err(|e| bad(&e))?;
-        let key = GroupKey {
-            project_id: ProjectId(group.project_id),
-            project_version: group.project_version,
-            device: Address::try_from(&group.device[..]).map_err(|e| bad(&e))?,
-            name: group.name,
-            window: group.window,
-        };
-        if group.sequences.len() != group.message_ids.len() || group.sequences.is_empty() {
-            return Err(bad(&"counts differ"));
+    /// Reads all stored groups: their records, and those of the messages in them by ascending sequence.
+    ///
+    /// # Errors
+    /// A record is damaged, or they do not belong together.
+    pub fn decode_all(
+        records: impl IntoIterator<Item = Bytes>,
+        waiting: impl IntoIterator<Item = (Sequence, Waiting)>,
+    ) -> Result<Vec<(GroupKey, Self)>, DecodeError> {
+        let bad = |reason: &str| DecodeError::malformed("open group", reason);
+        let mut messages: BTreeMap<Sequence, Vec<(Sequence, Waiting)>> = BTreeMap::new();
+        for (sequence, message) in waiting {
+            messages.entry(message.first).or_default().push((sequence, message));
         }
-        let sequences = || group.sequences.iter().copied().map(Sequence);
-        let ruled = group.ruled.map(|ruled| Group::from_proto(ruled, sequences(), group.bytes).map(Box::new));
-        let ids = group.message_ids.iter().map(|id| MessageId::try_from(&id[..]).map_err(|e| bad(&e)));
-        let messages = sequences().zip(ids).map(|(s, id)| Ok((s, id?)));
-        let messages = messages.collect::<Result<_, DecodeError>>()?;
-        Ok((key, Self { messages, bytes: group.bytes, ruled: ruled.transpose()? }))
+        let mut groups = Vec::new();
+        for record in records {
+            let record = GroupRecord::decode(record)?;
+            let own = messages.remove(&Sequence(record.group.first_sequence)).unwrap_or_default();
+            groups.push(record.with(&own)?);
+        }
+        if !messages.is_empty() {
+            return Err(bad("messages wait for a group that is not open"));
+        }
+        Ok(groups)
     }
 }
 
-/// That a group began or ended, for whoever watches its age.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum GroupChange {
-    /// A group now waits, from this sequence on.
-    Opened(GroupKey, Sequence),
-    /// A group of a project's rules, which begins with this sequence, becomes a task in the first batch that is not before
-    /// this time.
-    Due(GroupKey, Sequence, TimeMs),
-    /// The group that waited under this key is a task now.
-    Closed(GroupKey),
+/// The stored record of a group.
+#[derive(Debug)]
+pub struct GroupRecord {
+    key: GroupKey,
+    group: proto::OpenGroup,
 }
 
-/// What groups of rules hold.
+impl GroupRecord {
+    /// Reads one.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn decode(record: Bytes) -> Result<Self, DecodeError> {
+        let bad = |e: &dyn std::fmt::Display| DecodeError::malformed("open group", e);
+        let mut group = proto::OpenGroup::decode(record).map_err(|e| bad(&e))?;
+        let key = GroupKey {
+            project_id: ProjectId(group.project_id),
+            project_version: std::mem::take(&mut group.project_version),
+            device: Address::try_from(&group.device[..]).map_err(|e| bad(&e))?,
+            name: std::mem::take(&mut group.name),
+            window: group.window,
+        };
+        Ok(Self { key, group })
+    }
+
+    /// Its first message.
+    pub fn first_sequence(&self) -> Sequence {
+        Sequence(self.group.first_sequence)
+    }
+
+    /// How many messages it has.
+    pub fn messages(&self) -> u64 {
+        self.group.messages
+    }
+
+    /// The group with its messages.
+    fn with(self, waiting: &[(Sequence, Waiting)]) -> Result<(GroupKey, OpenGroup), DecodeError> {
+        let Self { key, group } = self;
+        let bad = |reason: &str| DecodeError::malformed("open group", reason);
+        let first = waiting.first().ok_or_else(|| bad("it has no messages"))?.0;
+        if waiting.len() as u64 != group.messages || first.0 != group.first_sequence {
+            return Err(bad("its messages are not those that it had"));
+        }
+        let orders = waiting.iter().map(|(sequence, message)| (message.order, *sequence)).collect();
+        let ruled = group
+            .ruled
+            .map(|ruled| Group::from_proto(ruled, orders, group.bytes, (group.since_ms, group.due_ms)).map(Box::new));
+        let messages = waiting.iter().map(|(sequence, message)| (*sequence, message.id)).collect();
+        let (since, due) = (TimeMs(group.since_ms), TimeMs(group.due_ms));
+        Ok((key, OpenGroup { messages, bytes: group.bytes, since, due, ruled: ruled.transpose()? }))
+    }
+}
+
+/// What open groups hold.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Load {
-    groups: usize,
+    ruled_groups: usize,
     messages: usize,
     bytes: usize,
 }
 
 impl Load {
     fn is_too_much(&self) -> bool {
-        self.groups > RULED_GROUPS_MAX || self.messages > RULED_MESSAGES_MAX || self.bytes > RULED_BYTES_MAX
+        self.ruled_groups > RULED_GROUPS_MAX || self.messages > WAITING_MESSAGES_MAX || self.bytes > RULED_BYTES_MAX
     }
 
     /// `before` is a part of it, and is now `after`.
     fn change(&mut self, before: Self, after: Self) {
         let new = |all: usize, before: usize, after: usize| (all + after).saturating_sub(before);
-        self.groups = new(self.groups, before.groups, after.groups);
+        self.ruled_groups = new(self.ruled_groups, before.ruled_groups, after.ruled_groups);
         self.messages = new(self.messages, before.messages, after.messages);
         self.bytes = new(self.bytes, before.bytes, after.bytes);
     }
@@ -199,8 +302,8 @@ struct OfProject {
 pub(crate) struct Groups {
     by_key: BTreeMap<GroupKey, OpenGroup>,
     by_first: BTreeMap<Sequence, GroupKey>,
-    /// Those of projects' rules, by when they become tasks.
-    by_due: BTreeSet<(TimeMs, GroupKey)>,
+    /// By when they become tasks, and then by age.
+    by_due: BTreeSet<(TimeMs, Sequence)>,
     by_project: BTreeMap<ProjectId, OfProject>,
     /// Projects by how many groups they have.
     by_count: BTreeSet<(usize, ProjectId)>,
@@ -215,8 +318,9 @@ impl Groups {
         self.by_key.len()
     }
 
-    pub fn oldest(&self) -> Option<&GroupKey> {
-        self.by_first.values().next()
+    /// The oldest group.
+    pub fn oldest(&self) -> Option<(Sequence, &GroupKey)> {
+        self.by_first.iter().next().map(|(first, key)| (*first, key))
     }
 
     /// The oldest group of the project that has most.
@@ -225,14 +329,20 @@ impl Groups {
         self.by_project.get(project)?.by_first.values().next()
     }
 
-    /// The oldest group of a project whose rules keep more open than [`RULED_GROUPS_MAX`] and its like allow.
+    /// The oldest group of a project that keeps more open than [`WAITING_MESSAGES_MAX`] and its like allow.
     pub fn oldest_of_too_much(&self, project: ProjectId) -> Option<&GroupKey> {
         self.by_project.get(&project).filter(|groups| groups.load.is_too_much())?.by_first.values().next()
     }
 
     /// The group that is due first, if that is not after `now`.
     pub fn first_due(&self, now: TimeMs) -> Option<&GroupKey> {
-        self.by_due.first().filter(|(due, _)| *due <= now).map(|(_, key)| key)
+        let (_, first) = self.by_due.first().filter(|(due, _)| *due <= now)?;
+        self.by_first.get(first)
+    }
+
+    /// When the next group becomes a task, in batch time.
+    pub fn next_due(&self) -> Option<TimeMs> {
+        self.by_due.first().map(|(due, _)| *due)
     }
 
     /// All groups of a project, the oldest first.
@@ -266,22 +376,9 @@ impl Groups {
         self.by_count.remove(&(groups.by_first.len(), key.project_id));
         groups.by_first.insert(first, key.clone());
         self.by_count.insert((groups.by_first.len(), key.project_id));
-        if let Some(due) = group.due() {
-            self.by_due.insert((due, key.clone()));
-            groups.load.change(Load::default(), group.load());
-        }
+        self.by_due.insert((group.due(), first));
+        groups.load.change(Load::default(), group.load());
         self.by_key.insert(key, group);
-    }
-
-    /// Adds a message; says whether the group is new.
-    pub fn add(&mut self, key: &GroupKey, sequence: Sequence, id: MessageId, bytes: u64) -> bool {
-        if let Some(group) = self.by_key.get_mut(key) {
-            group.messages.push((sequence, id));
-            group.bytes += bytes;
-            return false;
-        }
-        self.insert(key.clone(), OpenGroup::of(sequence, id, bytes));
-        true
     }
 
     /// Changes a group, and with it perhaps when it is due.
@@ -296,12 +393,9 @@ impl Groups {
             groups.load.change(load_before, load);
         }
         if before != after {
-            if let Some(before) = before {
-                self.by_due.remove(&(before, key.clone()));
-            }
-            if let Some(after) = after {
-                self.by_due.insert((after, key.clone()));
-            }
+            let first = group.first_sequence();
+            self.by_due.remove(&(before, first));
+            self.by_due.insert((after, first));
         }
         Some(done)
     }
@@ -310,9 +404,7 @@ impl Groups {
         let group = self.by_key.remove(key)?;
         let first = group.first_sequence();
         self.by_first.remove(&first);
-        if let Some(due) = group.due() {
-            self.by_due.remove(&(due, key.clone()));
-        }
+        self.by_due.remove(&(group.due(), first));
         if let Some(groups) = self.by_project.get_mut(&key.project_id) {
             self.by_count.remove(&(groups.by_first.len(), key.project_id));
             groups.by_first.remove(&first);

@@ -18,10 +18,10 @@ pub use apply::{
     Applied, ApplyError, ChainRefusal, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError, Outcome,
     PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, Rejection, rules_input,
 };
-pub use command::{COMMAND_VERSION, Command, GroupClosing, ProposedBatch, encode_batch};
+pub use command::{COMMAND_VERSION, Command, ProposedBatch, encode_batch};
 pub use devices::{ChainCursor, Device, Document, Grant, Nonce, NonceState, Standing};
 pub use effects::{Gap, Head, Horizon, Occurrence, Write};
-pub use groups::{GroupChange, GroupKey, OpenGroup};
+pub use groups::{GroupKey, GroupRecord, OpenGroup, Waiting};
 pub use members::{
     ApprovalError, KnownMember, MEMBERS_MAX, Members, OpenProposal, PROPOSAL_LIFE_MS_MAX, PROPOSALS_MAX, Pending,
     Target,

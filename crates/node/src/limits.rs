@@ -50,8 +50,6 @@ pub const VERIFY_TOGETHER_MAX: usize = 32;
 pub const RATED_DEVICES_MAX: usize = 65_536;
 /// See [`RATED_DEVICES_MAX`].
 pub const RATED_PROJECTS_MAX: usize = 4_096;
-/// Group closings in one proposal.
-pub const CLOSINGS_MAX: usize = 4_096;
 /// Bytes of batch records that one read of the API or the publisher holds.
 pub const READ_BYTES_MAX: usize = 4 << 20;
 /// Time for a report of an output's progress to be committed.

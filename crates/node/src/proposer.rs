@@ -5,51 +5,55 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_consensus::{Consensus, ProposeError, Role};
-use lockstep_ledger::{GroupClosing, GroupKey, Projects, encode_batch};
-use lockstep_types::{Height, NodeId, VerifiedMessage};
+use lockstep_ledger::encode_batch;
+use lockstep_types::{Height, NodeId, Sequence, TimeMs, VerifiedMessage};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{PROPOSALS_MAX, RETENTION_INTERVAL, TICK};
+use crate::limits::{PROPOSALS_MAX, TICK};
 use crate::mempool::Mempool;
 use crate::metrics;
-use crate::tracker::Tracker;
+use crate::tracker::OpenGroups;
 
 /// Pause before a leader that cannot commit tries again.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(10);
 
+/// A batch that was to make tasks of groups and was not applied is proposed again after this time.
+const CLOSING_RETRY: Duration = Duration::from_secs(2);
+
 pub(crate) struct Proposer {
     pub mempool: Mempool,
     pub consensus: Consensus,
-    pub tracker: Arc<Tracker>,
-    pub projects: watch::Receiver<Projects>,
+    pub groups: watch::Receiver<OpenGroups>,
     /// Set while nothing may be acknowledged.
     pub conflict: watch::Receiver<Option<(NodeId, Height)>>,
 }
 
 impl Proposer {
-    pub async fn run(self, stop: CancellationToken) {
+    pub async fn run(mut self, stop: CancellationToken) {
         let (mut status, mut conflict) = (self.consensus.status(), self.conflict.clone());
         let mut under_way: JoinSet<Option<ProposeError>> = JoinSet::new();
+        let mut closing = Closing::default();
         loop {
             // What is not proposed is acknowledged by no node.
             let halted = conflict.borrow_and_update().is_some();
             let leads = status.borrow_and_update().role == Role::Leader && !halted;
-            let mut closing_at = None;
+            let mut due_in = None;
+            self.groups.mark_unchanged();
             if leads {
-                closing_at = self.propose_all(&mut under_way);
+                due_in = self.propose_all(&mut closing, &mut under_way);
             }
-            let until_closing = closing_at.map_or(TICK, |at: Instant| at.saturating_duration_since(Instant::now()));
-            // It may be asked for earlier meanwhile.
-            let until_closing = until_closing.min(RETENTION_INTERVAL);
             tokio::select! {
                 () = stop.cancelled() => return,
                 changed = status.changed() => if changed.is_err() { return },
                 changed = conflict.changed() => if changed.is_err() { return },
                 () = self.mempool.arrived.notified(), if leads && under_way.len() < PROPOSALS_MAX => {}
-                () = tokio::time::sleep(until_closing), if leads && closing_at.is_some() => {}
+                changed = self.groups.changed(), if leads && under_way.len() < PROPOSALS_MAX => {
+                    if changed.is_err() { return }
+                }
+                () = tokio::time::sleep(due_in.unwrap_or(TICK)), if leads && due_in.is_some() => {}
                 Some(ended) = under_way.join_next() => {
                     // Also where another node is about to lead: until it does, this one would try again without a pause.
                     if let Ok(Some(_)) = ended {
@@ -60,25 +64,55 @@ impl Proposer {
         }
     }
 
-    /// Starts proposals while there is room; says when the next group becomes too old.
-    fn propose_all(&self, under_way: &mut JoinSet<Option<ProposeError>>) -> Option<Instant> {
-        let mut next_closing = None;
+    /// Starts proposals while there is room; says when the next group becomes a task.
+    fn propose_all(&self, closing: &mut Closing, under_way: &mut JoinSet<Option<ProposeError>>) -> Option<Duration> {
+        let groups = *self.groups.borrow();
         while under_way.len() < PROPOSALS_MAX {
-            let (closings, next) = self.tracker.due_closings(|key| self.age_max(key));
-            next_closing = next;
             let messages = self.mempool.propose();
-            if messages.is_empty() && closings.is_empty() {
+            let (now, at) = (self.mempool.now(), Instant::now());
+            if messages.is_empty() && !closing.is_due(&groups, now, at) {
                 break;
             }
-            under_way.spawn(propose(self.mempool.clone(), self.consensus.clone(), messages, closings));
+            closing.proposed(&groups, now, at);
+            let make_room_before = groups.make_room_before.unwrap_or_default();
+            under_way.spawn(propose(self.mempool.clone(), self.consensus.clone(), messages, make_room_before));
         }
-        next_closing
+        due_in(&groups, self.mempool.now())
+    }
+}
+
+/// Whether the next batch makes tasks of groups.
+fn is_wanted(groups: &OpenGroups, now: TimeMs) -> bool {
+    groups.make_room_before.is_some() || groups.next_due.is_some_and(|due| due <= now)
+}
+
+/// When to look again for groups that become tasks.
+fn due_in(groups: &OpenGroups, now: TimeMs) -> Option<Duration> {
+    if is_wanted(groups, now) {
+        return Some(CLOSING_RETRY);
+    }
+    groups.next_due.map(|due| Duration::from_millis(due.0.saturating_sub(now.0)))
+}
+
+/// When a batch is proposed although no message waits, so that groups become tasks.
+#[derive(Default)]
+struct Closing {
+    /// What was known when the last batch that makes tasks of them was proposed, and when that was.
+    asked: Option<(OpenGroups, Instant)>,
+}
+
+impl Closing {
+    fn is_due(&self, groups: &OpenGroups, now: TimeMs, at: Instant) -> bool {
+        // Where something was applied since, what is left is another thing.
+        let is_asked = |(known, when): (OpenGroups, Instant)| known == *groups && at < when + CLOSING_RETRY;
+        is_wanted(groups, now) && !self.asked.is_some_and(is_asked)
     }
 
-    fn age_max(&self, key: &GroupKey) -> Duration {
-        let projects = self.projects.borrow();
-        let settings = projects.settings(key.project_id).unwrap_or(&projects.params().default_project);
-        Duration::from_millis(settings.group_age_max_ms)
+    /// A batch was proposed, with messages or without: it makes tasks of what is due.
+    fn proposed(&mut self, groups: &OpenGroups, now: TimeMs, at: Instant) {
+        if is_wanted(groups, now) {
+            self.asked = Some((*groups, at));
+        }
     }
 }
 
@@ -86,9 +120,9 @@ async fn propose(
     mempool: Mempool,
     consensus: Consensus,
     messages: Vec<Arc<VerifiedMessage>>,
-    closings: Vec<GroupClosing>,
+    make_room_before: Sequence,
 ) -> Option<ProposeError> {
-    let command = encode_batch(mempool.now(), &messages, &closings);
+    let command = encode_batch(mempool.now(), &messages, make_room_before);
     let started = Instant::now();
     match consensus.propose(command).await {
         Ok(()) => {
@@ -100,6 +134,44 @@ async fn propose(
             tracing::debug!(%error, messages = messages.len(), "a proposal was not committed");
             mempool.abandon(&messages);
             Some(error)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn due_at(due_ms: u64) -> OpenGroups {
+        OpenGroups { next_due: Some(TimeMs(due_ms)), oldest: Some(Sequence(1)), make_room_before: None }
+    }
+
+    #[test]
+    fn a_group_that_is_due_is_asked_for_once_and_again_when_nothing_came_of_it() {
+        let (mut closing, start) = (Closing::default(), Instant::now());
+        let groups = due_at(1_000);
+        assert!(!closing.is_due(&groups, TimeMs(999), start));
+        // A batch of messages before its time does nothing for it.
+        closing.proposed(&groups, TimeMs(999), start);
+        assert!(closing.is_due(&groups, TimeMs(1_000), start));
+        closing.proposed(&groups, TimeMs(1_000), start);
+        assert!(!closing.is_due(&groups, TimeMs(1_500), start));
+        assert!(closing.is_due(&groups, TimeMs(1_500), start + CLOSING_RETRY));
+        // It was applied, and more is due than one batch can close.
+        assert!(closing.is_due(&OpenGroups { oldest: Some(Sequence(9)), ..groups }, TimeMs(1_500), start));
+        let room = OpenGroups { make_room_before: Some(Sequence(3)), ..due_at(9_000) };
+        assert!(closing.is_due(&room, TimeMs(1_500), start));
+    }
+
+    #[test]
+    fn the_proposer_wakes_when_the_next_group_is_due() {
+        for (groups, now_ms, expected) in [
+            (OpenGroups::default(), 5, None),
+            (due_at(1_000), 400, Some(Duration::from_millis(600))),
+            (due_at(1_000), 1_000, Some(CLOSING_RETRY)),
+            (due_at(1_000), 2_000, Some(CLOSING_RETRY)),
+        ] {
+            assert_eq!(due_in(&groups, TimeMs(now_ms)), expected, "{groups:?} {now_ms}");
         }
     }
 }

@@ -134,7 +134,7 @@ impl Retention {
             wanted = wanted.max(cut_to(limits.hard_bytes));
         }
         wanted = wanted.min(head.final_height);
-        if let Some(sequence) = self.tracker.oldest_open_message() {
+        if let Some(sequence) = self.tracker.groups().borrow().oldest {
             let open = self.height_of(sequence)?.unwrap_or(oldest);
             if open < wanted {
                 self.make_room(wanted)?;
@@ -148,12 +148,11 @@ impl Retention {
         Ok(Some(wanted))
     }
 
-    /// Rules of projects may keep groups open for longer than anything is kept: those end here.
+    /// Projects may keep groups open for longer than anything is kept: those end here.
     fn make_room(&self, wanted: Height) -> Result<(), ReadError> {
-        let batch = self.state.batch(wanted)?;
-        let closed = batch.map_or(0, |batch| self.tracker.close_before(batch.header.first_sequence));
-        if closed > 0 {
-            tracing::info!(closed, oldest_height = %wanted, "open groups of projects end, so that older batches can be forgotten");
+        if let Some(batch) = self.state.batch(wanted)? {
+            tracing::info!(oldest_height = %wanted, "older open groups become tasks, so that their batches can be forgotten");
+            self.tracker.make_room_before(batch.header.first_sequence);
         }
         Ok(())
     }

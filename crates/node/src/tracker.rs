@@ -1,35 +1,30 @@
-//! Follows what is applied on this node: answers those who wait, tells readers and publishers how far it is, and
-//! keeps the age of open groups.
+//! Follows what is applied on this node: answers those who wait, and tells readers, publishers and the proposer how far it
+//! is.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use lockstep_consensus::Observer;
 use lockstep_consensus::StateStore;
-use lockstep_ledger::{
-    Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, OpenGroup, OrderError, Outcome, Projects,
-    Write,
-};
+use lockstep_ledger::{Applied, Head, Ledger, Members, OrderError, Outcome, Projects, Write};
 use lockstep_types::{Height, OutputName, ProjectId, Sequence, TaskNumber, TimeMs};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::evidence::EvidenceQueue;
-use crate::limits::CLOSINGS_MAX;
 use crate::mempool::Mempool;
 use crate::metrics;
 
-/// How long a group has been open, by this node's monotonic clock.
-struct OpenSince {
-    first_sequence: Sequence,
-    since: Instant,
-    /// When it becomes a task by its project's rules, in batch time. Any batch that is not before will do.
-    due: Option<TimeMs>,
-    /// Asked to be closed already, and when.
-    asked: Option<Instant>,
+/// What the proposer knows of open groups.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct OpenGroups {
+    /// When the next one becomes a task, in batch time: the first batch that is not before makes it one.
+    pub next_due: Option<TimeMs>,
+    /// The oldest message that is in no task yet.
+    pub oldest: Option<Sequence>,
+    /// Those that begin before this message are to become tasks now.
+    pub make_room_before: Option<Sequence>,
 }
 
 /// See the module's documentation.
@@ -49,7 +44,7 @@ pub(crate) struct Tracker {
     newest_task: watch::Sender<Option<TaskNumber>>,
     progress: watch::Sender<BTreeMap<OutputName, TaskNumber>>,
     paused_outputs: watch::Sender<BTreeSet<OutputName>>,
-    groups: Mutex<HashMap<GroupKey, OpenSince>>,
+    groups: watch::Sender<OpenGroups>,
 }
 
 /// What became of an order.
@@ -63,9 +58,6 @@ const ORDERS_WAITING_MAX: usize = 1_024;
 
 /// Batches without a certificate whose tasks are remembered; those of more are read from the store.
 const UNFINAL_MAX: usize = 65_536;
-
-/// A closing that was asked for and did not come is asked for again after this time.
-const CLOSING_RETRY: Duration = Duration::from_secs(2);
 
 impl Tracker {
     pub fn new(
@@ -88,7 +80,7 @@ impl Tracker {
             newest_task: watch::channel(None).0,
             progress: watch::channel(BTreeMap::new()).0,
             paused_outputs: watch::Sender::default(),
-            groups: Mutex::new(HashMap::new()),
+            groups: watch::Sender::default(),
         }
     }
 
@@ -105,11 +97,6 @@ impl Tracker {
     /// The head after the newest applied entry; `None` before the state was loaded.
     pub fn head(&self) -> watch::Receiver<Option<Head>> {
         self.head.subscribe()
-    }
-
-    /// The rules of `apply` that hold; 0 before the state was loaded.
-    pub fn rules_version(&self) -> u32 {
-        self.head.borrow().as_ref().map_or(0, |head| head.rules_version)
     }
 
     /// Who belongs to the network.
@@ -179,72 +166,27 @@ impl Tracker {
         self.paused_outputs.subscribe()
     }
 
-    /// The oldest message that is not in a task yet.
-    pub fn oldest_open_message(&self) -> Option<Sequence> {
-        self.groups.lock().values().map(|open| open.first_sequence).min()
+    /// What is known of open groups.
+    pub fn groups(&self) -> watch::Receiver<OpenGroups> {
+        self.groups.subscribe()
     }
 
-    /// Has groups of projects' rules that begin before a message closed with the next batch, whenever they are due. Says how
-    /// many there are.
-    pub fn close_before(&self, first_kept: Sequence) -> usize {
-        let mut groups = self.groups.lock();
-        let in_the_way = groups.values_mut().filter(|open| open.first_sequence < first_kept && open.due.is_some());
-        in_the_way.map(|open| open.due = Some(TimeMs(0))).count()
+    /// Has groups that begin before a message become tasks with the next batches, whenever they are due.
+    pub fn make_room_before(&self, first_kept: Sequence) {
+        self.groups.send_if_modified(|groups| {
+            let is_in_the_way = groups.oldest.is_some_and(|oldest| oldest < first_kept);
+            let wanted = is_in_the_way.then_some(first_kept).max(groups.make_room_before);
+            std::mem::replace(&mut groups.make_room_before, wanted) != wanted
+        });
     }
 
-    /// Groups that are older than their project allows, and when the next one will be.
-    pub fn due_closings(&self, age_max: impl Fn(&GroupKey) -> Duration) -> (Vec<GroupClosing>, Option<Instant>) {
-        let (now, clock) = (Instant::now(), self.now());
-        let (mut due, mut next) = (Vec::new(), None::<Instant>);
-        for (key, open) in self.groups.lock().iter_mut() {
-            let mut at = match open.due {
-                Some(due) => now + Duration::from_millis(due.0.saturating_sub(clock.0)),
-                None => open.since + age_max(key),
-            };
-            if let Some(asked) = open.asked {
-                at = at.max(asked + CLOSING_RETRY);
-            }
-            if at <= now && due.len() < CLOSINGS_MAX {
-                open.asked = Some(now);
-                due.push(GroupClosing { key: key.clone(), first_sequence: open.first_sequence });
-            } else {
-                next = Some(next.map_or(at, |next| next.min(at)));
-            }
-        }
-        // The order of a hash map is not the same on all nodes; it is the leader's to choose, but let it be a good one.
-        due.sort_by_key(|closing| closing.first_sequence);
-        (due, next)
-    }
-
-    fn load_groups(&self, ledger: &Ledger) {
-        let since = Instant::now();
-        let open = |(key, group): (&GroupKey, &OpenGroup)| {
-            let open = OpenSince { first_sequence: group.first_sequence(), since, due: group.due(), asked: None };
-            (key.clone(), open)
-        };
-        *self.groups.lock() = ledger.open_groups().map(open).collect();
-    }
-
-    fn follow_groups(&self, changes: &[GroupChange]) {
-        if changes.is_empty() {
-            return;
-        }
-        let mut groups = self.groups.lock();
-        for change in changes {
-            match change {
-                GroupChange::Opened(key, first_sequence) => {
-                    let (first_sequence, since) = (*first_sequence, Instant::now());
-                    groups.insert(key.clone(), OpenSince { first_sequence, since, due: None, asked: None });
-                }
-                GroupChange::Due(key, first_sequence, due) => {
-                    let (first_sequence, since) = (*first_sequence, Instant::now());
-                    groups.insert(key.clone(), OpenSince { first_sequence, since, due: Some(*due), asked: None });
-                }
-                GroupChange::Closed(key) => {
-                    groups.remove(key);
-                }
-            }
-        }
+    fn tell_groups(&self, ledger: &Ledger) {
+        let (next_due, oldest) = (ledger.next_due(), ledger.oldest_open_message());
+        self.groups.send_if_modified(|groups| {
+            let make_room_before = groups.make_room_before.filter(|kept| oldest.is_some_and(|oldest| oldest < *kept));
+            let known = OpenGroups { next_due, oldest, make_room_before };
+            std::mem::replace(groups, known) != known
+        });
     }
 }
 
@@ -252,6 +194,7 @@ impl Tracker {
     /// Tells everyone where the ledger stands. Readers first: whoever hears of a position can read it here at once.
     fn tell(&self, ledger: &Ledger) {
         self.tell_paused(ledger);
+        self.tell_groups(ledger);
         self.members.send_if_modified(|members| {
             let changed = **members != *ledger.members();
             if changed {
@@ -305,7 +248,6 @@ impl Tracker {
 
 impl Observer for Tracker {
     fn loaded(&self, ledger: &Ledger) {
-        self.load_groups(ledger);
         ledger.rules_states().iter().for_each(|(project, state)| metrics::project(*project, state));
         self.unfinal.lock().clear();
         self.tell(ledger);
@@ -314,7 +256,6 @@ impl Observer for Tracker {
 
     fn applied(&self, ledger: &Ledger, applied: &Applied) {
         let before = self.head.borrow().as_ref().map_or(Height(0), |head| head.final_height);
-        self.follow_groups(&applied.groups);
         // Before anyone hears of the batch, and looks for it in the store.
         self.evidence.applied(applied);
         self.tell(ledger);

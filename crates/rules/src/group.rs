@@ -222,6 +222,11 @@ impl Group {
         self.reduced.iter().map(Reduced::kept_bytes).sum()
     }
 
+    /// By what the message at this place, in the order of joining, is sorted.
+    pub fn order(&self, at: usize) -> i64 {
+        self.messages.get(at).map_or(0, |(order, _)| *order)
+    }
+
     /// How many messages it has.
     pub fn len(&self) -> usize {
         self.messages.len()
@@ -246,41 +251,23 @@ impl Group {
         Packed { sequences: self.messages.into_iter().map(|(_, sequence)| sequence).collect(), payload }
     }
 
-    /// The stored form, without sequences and bytes.
+    /// The stored form, without what every open group has: messages, bytes and times.
     pub fn to_proto(&self) -> proto::RuledGroup {
-        let is_sorted = self.messages.iter().any(|(order, _)| *order != 0);
-        proto::RuledGroup {
-            since_ms: self.since_ms,
-            due_ms: self.due_ms,
-            orders: if is_sorted { self.messages.iter().map(|(order, _)| *order).collect() } else { Vec::new() },
-            reduced: self.reduced.iter().map(Reduced::to_proto).collect(),
-            is_late: self.is_late,
-        }
+        proto::RuledGroup { reduced: self.reduced.iter().map(Reduced::to_proto).collect(), is_late: self.is_late }
     }
 
-    /// Reads the stored form, given its messages' sequences and bytes.
+    /// Reads the stored form, given the group's messages by ascending sequence, each behind that by which it is sorted,
+    /// their bytes, and since when it is open and when it is due.
     ///
     /// # Errors
     /// It is damaged.
     pub fn from_proto(
         group: proto::RuledGroup,
-        sequences: impl ExactSizeIterator<Item = Sequence>,
+        messages: Vec<(i64, Sequence)>,
         bytes: u64,
+        (since_ms, due_ms): (u64, u64),
     ) -> Result<Self, DecodeError> {
-        let mut orders = group.orders;
-        if orders.is_empty() {
-            orders.resize(sequences.len(), 0);
-        }
-        if orders.len() != sequences.len() {
-            return Err(DecodeError::malformed("open group", "counts differ"));
-        }
-        Ok(Self {
-            messages: orders.into_iter().zip(sequences).collect(),
-            bytes,
-            reduced: group.reduced.into_iter().map(Reduced::from_proto).collect::<Result<_, _>>()?,
-            since_ms: group.since_ms,
-            due_ms: group.due_ms,
-            is_late: group.is_late,
-        })
+        let reduced = group.reduced.into_iter().map(Reduced::from_proto).collect::<Result<_, _>>()?;
+        Ok(Self { messages, bytes, reduced, since_ms, due_ms, is_late: group.is_late })
     }
 }

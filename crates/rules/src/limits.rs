@@ -27,11 +27,11 @@ pub const GROUP_NAME_BYTES_MAX: usize = 128;
 /// Most messages of a group.
 pub const GROUP_MESSAGES_MAX: u64 = lockstep_types::task::GROUP_MESSAGES_MAX;
 /// Most bytes of data of a group, but for its last message.
-pub const GROUP_BYTES_MAX: u64 = 4 << 20;
+pub const GROUP_BYTES_MAX: u64 = lockstep_types::task::GROUP_BYTES_MAX;
 /// Outputs that a document names.
 pub const OUTPUTS_MAX: usize = 16;
 /// Longest hold, age or window: 31 days.
-pub const SPAN_MS_MAX: u64 = 31 * 24 * 3_600 * 1_000;
+pub const SPAN_MS_MAX: u64 = lockstep_types::task::GROUP_AGE_MS_MAX;
 
 /// Values in one message, those within others counted.
 pub const ELEMENTS_MAX: usize = 8_192;

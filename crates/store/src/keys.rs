@@ -68,6 +68,8 @@ pub const TASK_PLACE: u8 = b'k';
 pub const PACKED: u8 = b'q';
 /// Prefix of open groups, in [`crate::Table::Index`].
 pub const GROUP: u8 = b'g';
+/// Prefix of messages in open groups by sequence, in [`crate::Table::Index`].
+pub const WAITING: u8 = b's';
 /// Prefix of outputs' progress, in [`crate::Table::Index`].
 pub const PROGRESS: u8 = b'u';
 /// Prefix of tasks that outputs never got, in [`crate::Table::Index`].
@@ -166,6 +168,11 @@ pub fn task_place(id: &TaskId) -> Vec<u8> {
 /// Task number of a message that was packed in a later batch, in [`crate::Table::Index`].
 pub fn packed(sequence: Sequence) -> Vec<u8> {
     numbered(PACKED, sequence.0)
+}
+
+/// A message in an open group, in [`crate::Table::Index`].
+pub fn waiting(sequence: Sequence) -> Vec<u8> {
+    numbered(WAITING, sequence.0)
 }
 
 /// A project, in [`crate::Table::Index`].

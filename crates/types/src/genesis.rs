@@ -10,6 +10,7 @@ use crate::ids::{Address, Digest, Incarnation, NetworkId, NodeId, ProjectId, Tas
 use crate::members::{ADDRESS_BYTES_MAX, MemberSet, SetMember};
 use crate::registry::{DevicePolicy, READERS_MAX, SIGNED_KEYS_MAX};
 use crate::signature::{PublicKey, SignatureError};
+use crate::task::{GROUP_AGE_MS_MAX, GROUP_BYTES_MAX, GROUP_MESSAGES_MAX};
 use crate::task_v1::SignedKey;
 
 const GENESIS_DOMAIN: &[u8] = b"lockstep/genesis/v1";
@@ -140,6 +141,15 @@ impl ProjectSettings {
         let invalid = |reason: String| Err(GenesisError::Invalid(reason));
         if self.group_messages_max == 0 || self.group_bytes_max == 0 || self.group_age_max_ms == 0 {
             return invalid("limits of a group must be at least 1".into());
+        }
+        for (name, value, max) in [
+            ("group_messages_max", self.group_messages_max, GROUP_MESSAGES_MAX),
+            ("group_bytes_max", self.group_bytes_max, GROUP_BYTES_MAX),
+            ("group_age_max_ms", self.group_age_max_ms, GROUP_AGE_MS_MAX),
+        ] {
+            if value > max {
+                return invalid(format!("{name} must be at most {max}"));
+            }
         }
         if self.retry_window_ms < RETRY_WINDOW_MS_MIN {
             return invalid(format!("retry_window_ms must be at least {RETRY_WINDOW_MS_MIN}"));

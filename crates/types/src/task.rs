@@ -14,8 +14,12 @@ const TASK_DOMAIN: &[u8] = b"lockstep/task/v1";
 const RULED_TASK_DOMAIN: &[u8] = b"lockstep/task/v2";
 const RULED_DOMAIN: &[u8] = b"lockstep/ruled/v1";
 
-/// Most messages of a task that a project's rules have packed.
+/// Most messages of a task.
 pub const GROUP_MESSAGES_MAX: u64 = 10_000;
+/// Most bytes of data of a task, but for its last message.
+pub const GROUP_BYTES_MAX: u64 = 4 << 20;
+/// Longest time that a message waits for its task: 31 days.
+pub const GROUP_AGE_MS_MAX: u64 = 31 * 24 * 3_600 * 1_000;
 
 /// What a project's rules made of a task.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -14,7 +14,7 @@ use super::packing::Placed;
 use super::permissions::Permissions;
 use super::{Applied, Ledger, Outcome, Rejection};
 use crate::effects::{Effects, Head, Occurrence, Write};
-use crate::groups::{GroupChange, GroupKey};
+use crate::groups::GroupKey;
 use crate::rules::LastTaken;
 
 /// A batch in the making.
@@ -30,7 +30,6 @@ pub(super) struct Building<'a> {
     outcomes: Vec<(ContentId, Outcome)>,
     /// Contents ordered by this very batch, which `view` does not know yet.
     fresh: BTreeMap<ContentId, Occurrence>,
-    pub(super) groups: Vec<GroupChange>,
     /// Groups whose stored form is out of date.
     pub(super) touched: BTreeSet<GroupKey>,
     /// Groups that were closed because their time had come.
@@ -66,7 +65,6 @@ impl<'a> Building<'a> {
             tasks: Vec::with_capacity(capacity),
             outcomes: Vec::with_capacity(capacity),
             fresh: BTreeMap::new(),
-            groups: Vec::new(),
             touched: BTreeSet::new(),
             due_closed: 0,
             members_before: ledger.members.hash(),
@@ -213,7 +211,11 @@ impl<'a> Building<'a> {
             return Applied { outcomes: self.outcomes, ..kept };
         }
         for key in &self.touched {
-            self.effects.group(key, ledger.groups.get(key));
+            let group = ledger.groups.get(key);
+            self.effects.group(key, group);
+            for (sequence, waiting) in group.into_iter().flat_map(|group| group.waiting_from(self.first_sequence)) {
+                self.effects.writes.push(Write::Waiting(sequence, Some(waiting)));
+            }
         }
         let effects = self.effects.roll(&ledger.head.effects);
         let header = BatchHeader {
@@ -240,6 +242,6 @@ impl<'a> Building<'a> {
         let mut writes = self.effects.writes;
         writes.push(Write::Batch(Box::new(batch)));
         writes.push(Write::Head(ledger.head.clone()));
-        Applied { outcomes: self.outcomes, writes, groups: self.groups, ..Applied::default() }
+        Applied { outcomes: self.outcomes, writes, ..Applied::default() }
     }
 }

@@ -6,8 +6,7 @@ use lockstep_rules::{Accepted, Defaults, Group, Joining, LATE, Rules, Seen};
 use lockstep_types::{Api, Height, Message, MessageId, OutputName, ProjectSettings, Ruled, Sequence, Task, TaskId};
 
 use super::building::Building;
-use crate::command::GroupClosing;
-use crate::groups::{GroupChange, GroupKey, OpenGroup};
+use crate::groups::{GroupKey, OpenGroup};
 use crate::rules::Reached;
 
 /// What one batch closes because its time has come, one for each message and for so many bytes of a payload; the rest waits
@@ -38,6 +37,12 @@ fn defaults(settings: &ProjectSettings) -> Defaults {
     }
 }
 
+/// What closing a group counts for.
+fn weight(group: &OpenGroup) -> usize {
+    let payload_bytes = group.ruled.as_ref().map_or(0, |group| group.kept_bytes());
+    group.messages.len() + payload_bytes / PAYLOAD_BYTES_FOR_DUE
+}
+
 impl Building<'_> {
     /// Groups of projects whose rules change with this batch become tasks, by the rules that they began with.
     pub(super) fn close_changing(&mut self) {
@@ -54,33 +59,33 @@ impl Building<'_> {
     pub(super) fn close_due(&mut self) {
         while self.due_closed < DUE_MAX {
             let Some(key) = self.ledger.groups.first_due(self.time_ms).cloned() else { return };
-            let payload = |open: &OpenGroup| open.ruled.as_ref().map_or(0, |group| group.kept_bytes());
-            let weight = |open: &OpenGroup| open.messages.len() + payload(open) / PAYLOAD_BYTES_FOR_DUE;
             self.due_closed += self.ledger.groups.get(&key).map_or(1, weight);
             self.close_open(&key, self.height);
         }
     }
 
-    /// A leader finds that a group is too old. Those of projects' rules know that by themselves; but they may be open for
-    /// months, and nothing is forgotten that is in an open group. So where a network forgets, they end when it has to.
-    pub(super) fn close_aged(&mut self, closing: &GroupClosing) {
+    /// Nothing is forgotten that is in an open group, and one may be open for a month. So where a network forgets, those that
+    /// begin before a message end when the leader asks for room.
+    pub(super) fn make_room(&mut self, before: Sequence) {
         let (limits, now) = (self.ledger.params().retention, self.time_ms.0);
         // What age comes to can be told from the log. What is on disks cannot: there the leader's word counts.
         let by_size = limits.bytes > 0 || limits.hard_bytes > 0;
-        let is_old = |since_ms: u64| limits.age_ms > 0 && since_ms.saturating_add(limits.age_ms) <= now;
-        let may = |group: &OpenGroup| match &group.ruled {
-            Some(ruled) => by_size || is_old(ruled.since_ms()),
-            None => true,
-        };
-        let same = |group: &OpenGroup| group.first_sequence() == closing.first_sequence;
-        if self.ledger.groups.get(&closing.key).is_some_and(|group| same(group) && may(group)) {
-            self.close_open(&closing.key, self.height);
+        let is_old = |group: &OpenGroup| limits.age_ms > 0 && group.since().0.saturating_add(limits.age_ms) <= now;
+        while self.due_closed < DUE_MAX {
+            let Some((first, key)) = self.ledger.groups.oldest() else { return };
+            let may = first < before && self.ledger.groups.get(key).is_some_and(|group| by_size || is_old(group));
+            if !may {
+                // Younger ones began later.
+                return;
+            }
+            let key = key.clone();
+            self.due_closed += self.ledger.groups.get(&key).map_or(1, weight);
+            self.close_open(&key, self.height);
         }
     }
 
     fn close_open(&mut self, key: &GroupKey, rules_of: Height) -> Option<TaskId> {
         let group = self.ledger.groups.take(key)?;
-        self.groups.push(GroupChange::Closed(key.clone()));
         self.touched.insert(key.clone());
         Some(self.close(key.clone(), group, rules_of))
     }
@@ -117,15 +122,27 @@ impl Building<'_> {
         placed: Option<Placed>,
     ) -> Option<TaskId> {
         let settings = self.ledger.projects.settings(message.project_id)?.clone();
-        let task = match placed {
-            Some(placed) => self.join(message, (sequence, id), placed, defaults(&settings)),
-            None => self.join_plain(message, (sequence, id), &settings),
+        let (key, task) = match placed {
+            Some(placed) => (placed.key.clone(), self.join(message, (sequence, id), placed, defaults(&settings))),
+            None => (GroupKey::of(message), self.join_plain(message, (sequence, id), &settings)),
         };
-        if task.is_none() && self.ledger.groups.len() as u64 > self.ledger.params().open_groups_max {
-            let excess = self.ledger.groups.oldest_of_largest().cloned();
-            excess.and_then(|key| self.close_open(&key, self.height));
+        let mut own = task;
+        let too_much = |building: &Self| {
+            let groups = &building.ledger.groups;
+            if let Some(key) = groups.oldest_of_too_much(message.project_id) {
+                return Some(key.clone());
+            }
+            let is_excess = groups.len() as u64 > building.ledger.params().open_groups_max;
+            groups.oldest_of_largest().filter(|_| is_excess).cloned()
+        };
+        while let Some(excess) = too_much(self) {
+            let closed = self.close_open(&excess, self.height);
+            // It may be the very group that the message has joined.
+            if own.is_none() && excess == key {
+                own = closed;
+            }
         }
-        task
+        own
     }
 
     fn join_plain(
@@ -136,15 +153,21 @@ impl Building<'_> {
     ) -> Option<TaskId> {
         let key = GroupKey::of(message);
         let bytes = message.data.len() as u64;
-        let alone = OpenGroup::of(sequence, id, bytes);
         // The API of 2025 promises one task for each request.
         let begins = self.ledger.groups.get(&key).is_none();
-        if message.api == Api::TaskV1 || (begins && alone.is_full(settings)) {
-            return Some(self.close(key, alone, self.height));
+        if begins || message.api == Api::TaskV1 {
+            let group = OpenGroup::of((sequence, id), bytes, self.time_ms, settings.group_age_max_ms);
+            if message.api == Api::TaskV1 || group.is_full(settings) {
+                return Some(self.close(key, group, self.height));
+            }
+            self.touched.insert(key.clone());
+            self.ledger.groups.insert(key, group);
+            return None;
         }
-        if self.ledger.groups.add(&key, sequence, id, bytes) {
-            self.groups.push(GroupChange::Opened(key.clone(), sequence));
-        }
+        self.ledger.groups.change(&key, |group| {
+            group.messages.push((sequence, id));
+            group.bytes = group.bytes.saturating_add(bytes);
+        });
         self.touched.insert(key.clone());
         if self.ledger.groups.get(&key).is_some_and(|group| group.is_full(settings)) {
             return self.close_open(&key, self.height);
@@ -169,18 +192,20 @@ impl Building<'_> {
             let mut group = Group::begin(&rules, defaults, &seen, late, now);
             let is_complete = group.add(&rules, defaults, &joining);
             self.pay_for_joining(message, &rules, group.kept_bytes());
-            let opened = OpenGroup { ruled: Some(Box::new(group)), ..OpenGroup::of(sequence, id, bytes) };
+            let opened = OpenGroup {
+                ruled: Some(Box::new(group)),
+                ..OpenGroup::of((sequence, id), bytes, self.time_ms, defaults.age_max_ms)
+            };
             if alone || is_complete {
                 Some(self.close(key.clone(), opened, self.height))
             } else {
-                self.groups.extend(opened.due().map(|due| GroupChange::Due(key.clone(), sequence, due)));
                 self.ledger.groups.insert(key.clone(), opened);
                 self.touched.insert(key.clone());
                 None
             }
         } else {
             self.touched.insert(key.clone());
-            let added = self.change(&key, |open| {
+            let added = self.ledger.groups.change(&key, |open| {
                 open.messages.push((sequence, id));
                 open.bytes = open.bytes.saturating_add(bytes);
                 let is_complete = open.ruled.as_mut().is_none_or(|group| group.add(&rules, defaults, &joining));
@@ -191,9 +216,6 @@ impl Building<'_> {
             if is_complete { self.close_open(&key, self.height) } else { None }
         };
         self.close_due();
-        while let Some(key) = self.ledger.groups.oldest_of_too_much(message.project_id).cloned() {
-            self.close_open(&key, self.height);
-        }
         task
     }
 
@@ -202,26 +224,15 @@ impl Building<'_> {
         let Some(before) = self.ledger.groups.window_before(key) else { return };
         let now = self.time_ms.0;
         let due = |open: &OpenGroup| open.due();
-        let known = self.ledger.groups.get(&before).and_then(due);
-        self.change(&before, |open| {
+        let known = self.ledger.groups.get(&before).map(due);
+        self.ledger.groups.change(&before, |open| {
             if let Some(group) = &mut open.ruled {
                 group.pass(rules, now);
             }
         });
-        if self.ledger.groups.get(&before).and_then(due) != known {
+        if self.ledger.groups.get(&before).map(due) != known {
             self.touched.insert(before);
         }
-    }
-
-    /// Changes a group, and tells who watches its age.
-    fn change<T>(&mut self, key: &GroupKey, change: impl FnOnce(&mut OpenGroup) -> T) -> Option<T> {
-        let before = self.ledger.groups.get(key)?.due();
-        let done = self.ledger.groups.change(key, change);
-        let group = self.ledger.groups.get(key)?;
-        if let Some(due) = group.due().filter(|due| Some(*due) != before) {
-            self.groups.push(GroupChange::Due(key.clone(), group.first_sequence(), due));
-        }
-        done
     }
 
     /// Makes a task of a group, by the rules that hold for the batch `rules_of`.

@@ -1,7 +1,5 @@
 //! Rules that say what belongs together: groups, windows, order within tasks, what tasks come to, and when.
 
-use std::collections::BTreeSet;
-
 use super::rules::{PROJECT, bundle, n, node, set, words};
 use lockstep_types::Task;
 
@@ -52,7 +50,7 @@ fn windows_wait_for_what_comes_late_and_flag_what_comes_later() {
     assert!(tasks(&node).is_empty());
     node.restart();
     // An empty proposal is enough, and nothing but its time counts.
-    node.propose(NOW + 1_010, &[], &[]);
+    node.propose(NOW + 1_010, &[], 0);
     // In the order of the devices' time: 2, 5, 1; the mean of 1, 2 and 6, and the last is 1.
     assert_eq!(tasks(&node), [task("a", Some(1), &[2, 5, 1], "{\"last\":1,\"mean\":3.0}")]);
     let made = node.batches.last().unwrap().tasks[0].clone();
@@ -60,7 +58,7 @@ fn windows_wait_for_what_comes_late_and_flag_what_comes_later() {
     assert!(made.is_for(&"weather".parse().unwrap()) && !made.is_for(&"other".parse().unwrap()));
     // Too late: it is ordered, marked, and makes a task of its own.
     node.batch(NOW + 2_000, &[reading(1, "a", HOUR + 30, 9)]);
-    node.propose(NOW + 3_000, &[], &[]);
+    node.propose(NOW + 3_000, &[], 0);
     assert_eq!(tasks(&node)[1..], [task("a", Some(1), &[6], "{\"last\":9,\"mean\":9.0}")]);
     assert_eq!(node.view.2.flags.get(&Sequence(6)).unwrap(), &["late"]);
     assert_eq!(node.view.2.flags.len(), 1);
@@ -68,9 +66,9 @@ fn windows_wait_for_what_comes_late_and_flag_what_comes_later() {
     assert_eq!((state.taken, state.flagged, state.late, state.tasks), (6, 1, 1, 2));
     // Windows that no later one ends have an age.
     let age = HOUR + 1_000 + node.ledger.params().default_project.group_age_max_ms;
-    node.propose(NOW + age - 1, &[], &[]);
+    node.propose(NOW + age - 1, &[], 0);
     assert_eq!(node.ledger.open_groups().count(), 2);
-    node.propose(NOW + age + 10, &[], &[]);
+    node.propose(NOW + age + 10, &[], 0);
     assert_eq!(node.ledger.open_groups().count(), 0);
     assert_eq!(tasks(&node)[2..].iter().map(|task| task.2.clone()).collect::<Vec<_>>(), [[3], [4]]);
     // Nothing is open, and what one device measures for many says nothing of each.
@@ -91,7 +89,7 @@ fn a_devices_own_time_tells_what_is_late_for_as_long_as_the_same_rules_hold() {
     node.batch(NOW + 10, &[n(1, 21)]);
     // By now both windows of the first device are tasks.
     let age = 510 + node.ledger.params().default_project.group_age_max_ms;
-    node.propose(NOW + 10 + age, &[], &[]);
+    node.propose(NOW + 10 + age, &[], 0);
     assert_eq!(node.ledger.open_groups().count(), 0);
     node.restart();
     // The first is late, and so is what joins it; the other device has never been further.
@@ -120,8 +118,7 @@ fn groups_close_by_count_bytes_age_and_expression() {
     node.batch(NOW, &five[..3]);
     node.batch(NOW + 49, &five[3..4]);
     // No leader closes it before its time.
-    let key = node.ledger.open_groups().next().unwrap().0.clone();
-    node.propose(NOW + 49, &[], &[GroupClosing { key, first_sequence: Sequence(1) }]);
+    node.propose(NOW + 49, &[], 100);
     assert!(tasks(&node).is_empty());
     node.batch(NOW + 50, &five[4..]);
     assert_eq!(tasks(&node), [task("", None, &[1, 2, 3, 4], "")]);
@@ -208,17 +205,23 @@ fn where_too_many_groups_are_open_the_project_with_most_closes_one() {
 #[test]
 fn groups_end_where_a_network_forgets_and_only_there() {
     let closes = |retention: lockstep_types::Retention, after: u64| {
-        let params = NetworkParams { retention, ..super::rules::params() };
+        let mut params = NetworkParams { retention, ..super::rules::params() };
+        let other = params.projects.get_mut(&super::rules::OTHER).unwrap();
+        (other.group_messages_max, other.group_age_max_ms) = (100, 2_000_000_000);
         let mut node = Node::new(params);
-        let document = "version = 1\n[aggregate]\nby = \"project\"\ncount = 100\nage_ms = 2000000000\n";
+        let document = "version = 1\n[aggregate]\nby = \"field\"\nfield = \"string(message.n)\"\ncount = 100\nage_ms = 2000000000\n";
         set(&mut node, Some(bundle(document, &[])), 0).unwrap();
-        node.batch(NOW, &[n(1, 1), n(2, 2)]);
-        let key = node.ledger.open_groups().next().unwrap().0.clone();
-        // Another group's first message.
-        node.propose(NOW + after, &[], &[GroupClosing { key: key.clone(), first_sequence: Sequence(2) }]);
-        assert!(tasks(&node).is_empty());
-        node.propose(NOW + after, &[], &[GroupClosing { key, first_sequence: Sequence(1) }]);
-        tasks(&node).len() == 1
+        node.batch(NOW, &[n(1, 1), n(2, 1)]);
+        // Other projects' groups, of a name and plain, are in the way no less.
+        let plain = super::rules::of(super::rules::OTHER, 1, "{}");
+        node.batch(NOW + 1, &[plain]);
+        node.propose(NOW + after, &[], 1);
+        assert!(tasks(&node).is_empty(), "it begins with the first message that is kept");
+        node.propose(NOW + after, &[], 2);
+        let first = tasks(&node).len();
+        node.propose(NOW + after + 1, &[], 4);
+        assert_eq!(tasks(&node).len(), 2 * first);
+        first == 1
     };
     let of = lockstep_types::Retention::default;
     assert!(!closes(of(), 1_000_000_000));
@@ -243,16 +246,44 @@ fn payloads_of_tasks_cost_their_project_fuel() {
     assert!((10..40).contains(&taken), "{taken}: {said:?}");
 }
 
+/// Bytes that a batch stores of groups and of the messages in them.
+fn group_bytes(writes: &[Write]) -> usize {
+    let bytes = |write: &Write| match write {
+        Write::Group(key, record) => key.encode().len() + record.as_ref().map_or(0, Bytes::len),
+        Write::Waiting(_, waiting) => 8 + waiting.map_or(0, |waiting| waiting.encode().len()),
+        _ => 0,
+    };
+    writes.iter().map(bytes).sum()
+}
+
 #[test]
-fn large_groups_cost_their_project_fuel() {
-    let mut node = with("version = 1\n[aggregate]\nby = \"project\"\ncount = 10000\nage_ms = 99999999\n");
-    let mut said = BTreeSet::new();
-    // Without a pause: what is saved up is soon used up by records that grow.
-    for round in 0..190 {
-        let messages: Vec<_> = (0..50).map(|k| n(1, round * 50 + k)).collect();
-        said.extend(words(&node.batch(NOW, &messages)));
+fn a_message_costs_the_same_in_a_large_group_as_in_a_small_one() {
+    let document = "version = 1\n[aggregate]\nby = \"project\"\ncount = 10000\nage_ms = 99999999\n";
+    let mut plain = super::rules::params();
+    let settings = plain.projects.get_mut(&PROJECT).unwrap();
+    (settings.group_messages_max, settings.group_age_max_ms) = (10_000, 99_999_999);
+    for mut node in [with(document), Node::new(plain)] {
+        let written = |node: &mut Node, from: u64| {
+            let messages = (from..from + 50).map(|k| n(1, k)).collect();
+            let proposal = ProposedBatch { time_ms: TimeMs(NOW + 1_000 * from), messages, ..ProposedBatch::default() };
+            group_bytes(&node.run(Command::Batch(proposal)).writes)
+        };
+        let of_few = written(&mut node, 100);
+        let of_many = (3..190).map(|round| written(&mut node, round * 50)).max().unwrap();
+        assert_eq!(node.ledger.open_groups().next().unwrap().1.messages.len(), 9_400);
+        // Numbers in its record become longer.
+        assert!(of_many <= of_few + 16, "{of_few} {of_many}");
     }
-    assert_eq!(said.into_iter().collect::<Vec<_>>(), ["Fuel", "ok"]);
+}
+
+#[test]
+fn a_message_that_makes_its_project_too_large_is_told_the_task_that_it_ended_in() {
+    let mut node = Node::new(NetworkParams { open_groups_max: 1, ..params(100) });
+    let from = |n: u8| Message { device: Address([n; 20]), ..message("x") };
+    node.batch(NOW, &[from(1)]);
+    let outcome = node.batch(NOW, &[from(2)]).remove(0);
+    assert!(matches!(outcome, Outcome::Ordered { task_id: None, .. }), "{outcome:?}: the older one ended");
+    assert_eq!(tasks(&node), [task("", None, &[1], "")]);
 }
 
 proptest! {
@@ -295,7 +326,7 @@ proptest! {
         }
         let head = one.ledger.head();
         for (key, group) in one.ledger.open_groups() {
-            prop_assert!(group.due().is_none_or(|due| due > head.time_ms), "{key:?}");
+            prop_assert!(group.due() > head.time_ms, "{key:?}");
         }
         let open = one.ledger.open_groups().flat_map(|(_, group)| group.messages.iter().map(|(sequence, _)| sequence.0));
         let mut all: Vec<u64> = tasks(&one).into_iter().flat_map(|task| task.2).chain(open).collect();

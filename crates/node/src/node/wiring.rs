@@ -130,8 +130,7 @@ impl Parts {
         let proposer = Proposer {
             mempool: self.mempool.clone(),
             consensus: self.consensus.clone(),
-            tracker: self.tracker.clone(),
-            projects: self.tracker.projects(),
+            groups: self.tracker.groups(),
             conflict: self.conflicts.active(),
         };
         supervisor.spawn("the proposer", proposer.run(token.clone()));
