@@ -326,7 +326,7 @@ fn progress_of_an_output_only_goes_forward_and_never_past_the_tasks() {
         places: Vec::new(),
     };
     assert!(node.run(report(3)).writes.is_empty());
-    assert_eq!(node.run(report(2)).writes.len(), 2);
+    assert_eq!(node.run(report(2)).writes, [Write::Progress(output.clone(), TaskNumber(2))]);
     assert!(node.run(report(1)).writes.is_empty());
     assert_eq!(node.ledger.progress()[&output], TaskNumber(2));
 }

@@ -18,7 +18,7 @@ const GENESIS_DOMAIN: &[u8] = b"lockstep/genesis/v1";
 pub const GENESIS_VERSION: u32 = 1;
 /// Counts the changes of formats and of what `apply` computes before the first release: networks of other numbers are
 /// refused, homes and peers alike. After the release what changes has versions of its own, and this stays as it is.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 1;
 /// Most members of a network at genesis.
 pub const MEMBERS_MAX: usize = 64;
 /// Shortest retry window: longer than a message can wait in a pool, so that what a node sends again is never taken for

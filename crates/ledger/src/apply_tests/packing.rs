@@ -218,10 +218,12 @@ fn groups_end_where_a_network_forgets_and_only_there() {
         node.propose(NOW + after, &[], 1);
         assert!(tasks(&node).is_empty(), "it begins with the first message that is kept");
         node.propose(NOW + after, &[], 2);
-        let first = tasks(&node).len();
-        node.propose(NOW + after + 1, &[], 4);
-        assert_eq!(tasks(&node).len(), 2 * first);
-        first == 1
+        let closes = tasks(&node).len() == 1;
+        if closes {
+            node.propose(NOW + after + 1, &[], 4);
+            assert_eq!(tasks(&node).len(), 2);
+        }
+        closes
     };
     let of = lockstep_types::Retention::default;
     assert!(!closes(of(), 1_000_000_000));

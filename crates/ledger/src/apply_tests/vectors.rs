@@ -31,8 +31,7 @@ fn member(n: u8) -> Member {
 fn example() -> Genesis {
     let projects = [(ProjectId(7), ProjectSettings::open())].into();
     let params = NetworkParams { allow_unsigned: true, projects, ..NetworkParams::default() };
-    // The documented file is of the first version, in which projects take any device.
-    Genesis { version: 1, ..Genesis::new("example", vec![member(1)], params).unwrap() }
+    Genesis::new("example", vec![member(1)], params).unwrap()
 }
 
 fn device() -> SigningKey {
@@ -77,7 +76,7 @@ fn digests_and_hashes_are_those_that_are_documented() {
     hash(&node, 1);
     let output: OutputName = "tasks".parse().unwrap();
     node.run(Command::OutputProgress { output, task_number: TaskNumber(1), places: Vec::new() });
-    effects(&node, "effects digest after output `tasks` reports task 1");
+    effects(&node, "effects digest");
     node.run(Command::Rules(2));
     effects(&node, "effects digest after rules 2");
     certify(&mut node);

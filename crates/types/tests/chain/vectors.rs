@@ -35,8 +35,7 @@ fn member(n: u8) -> Member {
 fn example() -> Genesis {
     let projects = [(ProjectId(7), ProjectSettings::open())].into();
     let params = NetworkParams { allow_unsigned: true, projects, ..NetworkParams::default() };
-    // The documented file is of the first version, in which projects take any device.
-    Genesis { version: 1, ..Genesis::new("example", vec![member(1)], params).unwrap() }
+    Genesis::new("example", vec![member(1)], params).unwrap()
 }
 
 fn device() -> SigningKey {
