@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::limits::{PROPOSALS_MAX, RETENTION_INTERVAL, TICK};
 use crate::mempool::Mempool;
 use crate::metrics;
+use crate::supervisor::carry_on_panic;
 use crate::tracker::Tracker;
 
 /// Pause before a leader that cannot commit tries again.
@@ -50,11 +51,12 @@ impl Proposer {
                 changed = conflict.changed() => if changed.is_err() { return },
                 () = self.mempool.arrived.notified(), if leads && under_way.len() < PROPOSALS_MAX => {}
                 () = tokio::time::sleep(until_closing), if leads && closing_at.is_some() => {}
-                Some(ended) = under_way.join_next() => {
+                Some(ended) = under_way.join_next() => match ended {
+                    Ok(None) => {}
                     // Also where another node is about to lead: until it does, this one would try again without a pause.
-                    if let Ok(Some(_)) = ended {
-                        tokio::time::sleep(NOT_READY_PAUSE).await;
-                    }
+                    Ok(Some(_)) => tokio::time::sleep(NOT_READY_PAUSE).await,
+                    // What it had taken out of the pool is nobody's any more: the node must not go on without it.
+                    Err(error) => carry_on_panic(error),
                 }
             }
         }
