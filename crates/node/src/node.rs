@@ -1,7 +1,8 @@
 //! Starting and stopping a node.
 
 pub mod bare;
-#[cfg(all(test, feature = "sqlite"))]
+#[cfg(test)]
+#[cfg(feature = "sqlite")]
 mod tests;
 mod wiring;
 
