@@ -86,6 +86,20 @@ pub(crate) struct Receiver {
     started: Instant,
 }
 
+/// Ends a transfer whose task panics: else it would be under way for ever, and no other one would begin.
+struct EndsByPanic {
+    receiver: Arc<Receiver>,
+    id: SnapshotId,
+}
+
+impl Drop for EndsByPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.receiver.end(self.id, Some("the transfer panicked: it is tried again".to_owned()));
+        }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 enum ReceiveError {
     #[error(transparent)]
@@ -195,7 +209,9 @@ impl Receiver {
                 stop.cancel();
                 done.cancelled().await;
             }
+            let panics = EndsByPanic { receiver: this.clone(), id };
             this.run(from, id, manifest, stop).await;
+            drop(panics);
             drop(finished);
         });
         job

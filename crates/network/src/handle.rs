@@ -71,6 +71,7 @@ pub(crate) struct Shared {
     pub complaints: Complaints,
     /// Tasks that serve streams; they end with `stopped`.
     pub tasks: TaskTracker,
+    /// Cancelled when the network ends, or is to end because a part of it has.
     pub stopped: CancellationToken,
 }
 
@@ -84,6 +85,10 @@ impl Shared {
         }
     }
 
+    pub fn spawn_door(&self, door: impl Future<Output = ()> + Send + 'static) {
+        spawn_door(&self.tasks, &self.stopped, door);
+    }
+
     /// Takes note that a member refuses this node.
     pub fn refused_by(&self, node: NodeId, reason: &str) {
         if self.directory.read().get(node).is_some() {
@@ -94,6 +99,16 @@ impl Shared {
     pub fn connected(&self, node: NodeId) -> bool {
         self.peers.borrow().iter().any(|peer| peer.node == node && peer.connected)
     }
+}
+
+/// Runs a task that takes streams in. When it ends, also by a panic, the network ends with it: nobody else would notice
+/// that a protocol is not served any more.
+fn spawn_door(tasks: &TaskTracker, stopped: &CancellationToken, door: impl Future<Output = ()> + Send + 'static) {
+    let network_ends = stopped.clone().drop_guard();
+    tasks.spawn(async move {
+        door.await;
+        drop(network_ends);
+    });
 }
 
 /// Why members refuse this node: for each the last reason, until a stream between the two begins. Of members only.
@@ -193,7 +208,7 @@ impl Handle {
         let Kind::Swarm(swarm) = &self.0 else { return Ok(()) };
         let (sink, streams) = mpsc::channel(JOIN_STREAMS_MAX);
         swarm.shared.sinks.join.set(sink).map_err(|_| ServeError::AlreadyServed("join"))?;
-        swarm.shared.tasks.spawn(join::accept(swarm.shared.clone(), streams, service));
+        swarm.shared.spawn_door(join::accept(swarm.shared.clone(), streams, service));
         Ok(())
     }
 
@@ -202,7 +217,7 @@ impl Handle {
         let Kind::Swarm(swarm) = &self.0 else { return Ok(()) };
         let (sink, streams) = mpsc::channel(GATEWAY_STREAMS_MAX);
         swarm.shared.sinks.gateways.set(sink).map_err(|_| ServeError::AlreadyServed("gateway"))?;
-        swarm.shared.tasks.spawn(gateway::accept(swarm.shared.clone(), streams, service));
+        swarm.shared.spawn_door(gateway::accept(swarm.shared.clone(), streams, service));
         Ok(())
     }
 
@@ -292,7 +307,7 @@ impl SwarmHandle {
     fn serve<S: Service>(&self, channel: Channel, service: S) -> Result<(), ServeError> {
         let protocol = self.shared.identity.protocol(channel);
         let incoming = self.control.clone().accept(protocol).map_err(|_| ServeError::AlreadyServed(channel.name()))?;
-        self.shared.tasks.spawn(server::accept(self.shared.clone(), channel, incoming, service));
+        self.shared.spawn_door(server::accept(self.shared.clone(), channel, incoming, service));
         Ok(())
     }
 
@@ -301,6 +316,26 @@ impl SwarmHandle {
             metrics::published("too_large");
         } else if self.publish.try_send(bytes).is_err() {
             metrics::published("queue_full");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_network_ends_with_a_task_that_takes_streams_in_also_when_that_panics() {
+        for panics in [false, true] {
+            let (tasks, stopped) = (TaskTracker::new(), CancellationToken::new());
+            let (go, wait) = tokio::sync::oneshot::channel::<()>();
+            spawn_door(&tasks, &stopped, async move {
+                wait.await.unwrap();
+                assert!(!panics, "on purpose");
+            });
+            assert!(!stopped.is_cancelled());
+            go.send(()).unwrap();
+            tokio::time::timeout(Duration::from_secs(20), stopped.cancelled()).await.expect("the network was told");
         }
     }
 }

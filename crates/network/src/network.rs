@@ -137,17 +137,19 @@ impl Network {
         Ok(known)
     }
 
-    /// Runs until `stop` is cancelled; then ends all streams and connections and waits for the tasks that served
-    /// them.
+    /// Runs until `stop` is cancelled, or a task ends that takes streams in; then ends all streams and connections and
+    /// waits for the tasks that served them.
     pub fn run(self, stop: CancellationToken) -> BoxFuture<'static, ()> {
         Box::pin(self.run_until(stop))
     }
 
     async fn run_until(mut self, stop: CancellationToken) {
+        let stopped = self.shared.stopped.clone();
         loop {
             let due_at = self.links.next_due().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
             tokio::select! {
                 () = stop.cancelled() => break,
+                () = stopped.cancelled() => break,
                 event = self.swarm.select_next_some() => self.on_event(event),
                 Some(bytes) = self.publish.recv() => self.publish(bytes),
                 Some(verdict) = self.verdicts.recv() => self.judge(verdict),

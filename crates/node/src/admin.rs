@@ -4,6 +4,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_api::views::MembersView;
@@ -172,7 +173,7 @@ pub(crate) struct Desk {
 }
 
 /// Answers the operator until `stop`. One request at a time is plenty.
-pub(crate) async fn run_admin(listener: UnixListener, desk: Desk, stop: CancellationToken) {
+pub(crate) async fn run_admin(listener: Arc<UnixListener>, desk: Arc<Desk>, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,

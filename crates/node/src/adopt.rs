@@ -5,12 +5,13 @@ use lockstep_types::{Epochs, OutputName};
 
 use crate::config::OutputConfig;
 use crate::home::Home;
-use crate::open_store;
+use crate::node::OpenOutput;
 
 /// See the module's documentation.
 pub(crate) struct Adopter {
     pub home: Home,
     pub outputs: Vec<OutputConfig>,
+    pub open: OpenOutput,
     pub owner: Owner,
     pub epochs: Epochs,
 }
@@ -20,7 +21,7 @@ impl Adopter {
     pub async fn adopt(&self, name: &OutputName, accept_ahead: bool) -> Result<String, String> {
         let config = self.outputs.iter().find(|config| config.name == *name);
         let config = config.ok_or_else(|| format!("config.toml names no output {name}"))?;
-        let output = open_store::open(config, self.home.path(), self.owner).map_err(|e| e.to_string())?;
+        let output = (self.open)(config, &self.home, self.owner).map_err(|e| e.to_string())?;
         let first_tasks = self.epochs.records().iter().map(|record| (record.epoch, record.next_task_number));
         let adoption = Adoption { first_tasks: first_tasks.collect(), accept_ahead };
         let adopted = output.adopt(&adoption).await.map_err(|error| match error {

@@ -12,6 +12,7 @@ use lockstep_consensus::{Consensus, ReadError, Role, StateStore};
 use lockstep_ledger::Head;
 use lockstep_store::home::{replace_file, write_new_file};
 use lockstep_types::{Epoch, Height, NetworkId, OutputName, SigningKey, TaskNumber};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::chain::TaskStates;
 use crate::config::{ATTEMPTS_MAX_DEFAULT, Scope};
+use crate::endings::EndReason;
 use crate::error::NodeError;
 use crate::home::{hex_line, random_key};
 use crate::limits::READ_BYTES_MAX;
@@ -37,13 +39,14 @@ const BATCHES_TOGETHER_MAX: usize = 16;
 /// A view on running announcements, for the reader.
 #[derive(Debug, Clone)]
 pub(crate) struct Announcements {
-    handle: Handle,
+    /// Of the announcer that runs, or ran last.
+    handle: Arc<Mutex<Handle>>,
     peer_id: String,
 }
 
 impl Announcements {
     pub fn view(&self) -> W3bstreamView {
-        let status = self.handle.status();
+        let status = self.handle.lock().status();
         W3bstreamView {
             peer_id: self.peer_id.clone(),
             peers: status.peers as u64,
@@ -64,7 +67,6 @@ pub(crate) async fn start(
     outputs: &[RunningOutput],
 ) -> Result<Option<Announcements>, NodeError> {
     let Some(config) = &parts.opened.config.w3bstream else { return Ok(None) };
-    let bad = |e: &dyn std::fmt::Display| NodeError::Config(format!("config.toml: w3bstream: {e}"));
     let output = outputs.iter().find(|output| output.name == config.output);
     let output = output.ok_or_else(|| bad(&format!("there is no output {}", config.output)))?;
     let note = NoteFile {
@@ -80,17 +82,35 @@ pub(crate) async fn start(
     (options.listen, options.advertise) = (config.listen.clone(), config.advertise.clone());
     (options.bootstrap, options.attempts_max) = (config.bootstrap.clone(), config.attempts_max);
     options.first_task = parts.opened.genesis.params.first_task_number;
-    options.remembered = note.read();
     let feed = StateFeed {
         state: parts.state.clone(),
         head: parts.tracker.head(),
         task_states: parts.task_states.clone(),
         note: Arc::new(note),
     };
-    let (announcer, handle) = Announcer::bind(options, feed).await.map_err(|e| bad(&e))?;
+    let (announcer, handle) = bind(options.clone(), feed.clone()).await?;
     let peer_id = announcer.peer_id();
     tracing::info!(%peer_id, listening = ?handle.listening(), output = %config.output, "tasks are announced to W3bstream");
-    supervisor.spawn("announcements", announcer.run(supervisor.token()));
+    let handle = Arc::new(Mutex::new(handle));
+    supervisor.spawn_restarted("announcements", {
+        let (mut first, handle, stop) = (Some(announcer), handle.clone(), supervisor.token());
+        move |_: Option<&EndReason>| {
+            let (first, options, feed) = (first.take(), options.clone(), feed.clone());
+            let (handle, stop) = (handle.clone(), stop.clone());
+            async move {
+                let announcer = match first {
+                    Some(announcer) => announcer,
+                    None => {
+                        let (announcer, view) = bind(options, feed).await?;
+                        *handle.lock() = view;
+                        announcer
+                    }
+                };
+                announcer.run(stop).await;
+                Ok(())
+            }
+        }
+    });
     let scope = parts.opened.config.outputs.iter().find(|o| o.name == config.output).map(|o| o.scope);
     let turn = Turn {
         only_leader: scope != Some(Scope::Node),
@@ -102,8 +122,18 @@ pub(crate) async fn start(
         committed,
         active,
     };
-    supervisor.spawn("what is to be announced", turn.run(supervisor.token()));
+    supervisor.spawn_restarted_from("what is to be announced", turn, Turn::run);
     Ok(Some(Announcements { handle, peer_id }))
+}
+
+fn bad(error: &dyn std::fmt::Display) -> NodeError {
+    NodeError::Config(format!("config.toml: w3bstream: {error}"))
+}
+
+/// Opens the sockets of an announcer that goes on where the one before had come to.
+async fn bind(options: AnnouncerOptions, feed: StateFeed) -> Result<(Announcer<StateFeed>, Handle), NodeError> {
+    let options = AnnouncerOptions { remembered: feed.note.read(), ..options };
+    Announcer::bind(options, feed).await.map_err(|e| bad(&e))
 }
 
 /// Reads the key, or makes it.
@@ -117,6 +147,7 @@ fn own_key(path: &Path) -> Result<SigningKey, NodeError> {
 }
 
 /// Tells the announcer whether it is this node's turn, and how far the output is.
+#[derive(Clone)]
 struct Turn {
     only_leader: bool,
     consensus: Consensus,
@@ -206,6 +237,7 @@ impl NoteFile {
 }
 
 /// Tasks out of this node's state.
+#[derive(Clone)]
 struct StateFeed {
     state: StateStore,
     head: watch::Receiver<Option<Head>>,

@@ -227,7 +227,8 @@ async fn first_forged(
         });
     }
     for found in jobs {
-        let forged = found.await.map_err(|_| "the verification threads have ended".to_owned())?;
+        let forged =
+            found.await.map_err(|_| "the check panicked, or the verification threads have ended".to_owned())?;
         if let Some(index) = forged {
             return Ok(Some((index, messages[index].0)));
         }

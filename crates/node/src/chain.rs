@@ -89,9 +89,9 @@ pub(crate) fn start(supervisor: &mut Supervisor, parts: &Parts) {
         network: parts.network.clone(),
         tracker: parts.tracker.clone(),
     };
-    supervisor.spawn("the chain", follower.run(supervisor.token()));
+    supervisor.spawn_restarted_from("the chain", follower, Follower::run);
     let tasks = TaskFollower { chain: parts.chain.clone(), states: parts.task_states.clone() };
-    supervisor.spawn("states of tasks", tasks.run(supervisor.token()));
+    supervisor.spawn_restarted_from("the states of tasks", tasks, TaskFollower::run);
 }
 
 /// What the configuration says about the chain, read and checked.

@@ -46,7 +46,7 @@ pub enum NodeError {
     #[error("{part} has stopped: {reason}")]
     Stopped {
         /// Which part.
-        part: &'static str,
+        part: String,
         /// Why.
         reason: String,
     },

@@ -105,7 +105,7 @@ impl Ingress {
 
     /// Waits for what verification says, and then for the message's place.
     async fn wait(&self, verdict: oneshot::Receiver<Verdict>, deadline: Instant) -> Result<Accepted, SubmitError> {
-        // Dropped without a verdict only when the threads have ended.
+        // Dropped without a verdict only when the threads have ended, or the check panicked: the message was not taken.
         let verdict = timeout_at(deadline, verdict).await.map_err(|_| busy())?.map_err(|_| SubmitError::Stopping)?;
         let (content_id, outcome) = verdict?;
         match timeout_at(deadline, outcome).await {

@@ -60,6 +60,14 @@ pub const PAUSE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const PROGRESS_BYTES_MAX: usize = 64 << 10;
 /// How often a node that has an output of the network asks whether the leader has it too.
 pub const TURN_INTERVAL: Duration = Duration::from_secs(3);
+/// A part beside ordering that ended rests for this long before it begins again, and each time twice as long as before.
+pub const RESTART_PAUSE_FIRST: Duration = Duration::from_secs(1);
+/// See [`RESTART_PAUSE_FIRST`]: it rests no longer than this.
+pub const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A part that ran for this long rests for [`RESTART_PAUSE_FIRST`] again when it ends.
+pub const RESTART_STEADY: Duration = Duration::from_secs(600);
+/// Characters of the reason why a part ended, as it is told.
+pub const ENDING_REASON_CHARS_MAX: usize = 200;
 /// Time to stop, from the signal to the closing of the store.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for the verification threads to end.

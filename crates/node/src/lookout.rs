@@ -36,6 +36,7 @@ pub(crate) fn over_the_network() -> AskMembers {
 }
 
 /// See the module's documentation.
+#[derive(Clone)]
 pub(crate) struct Lookout {
     pub node: NodeId,
     pub key: SigningKey,

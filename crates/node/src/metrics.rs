@@ -35,6 +35,7 @@ const CHAIN_BEHIND: &str = "lockstep_chain_behind_blocks";
 const BUNDLES: &str = "lockstep_bundles_total";
 const FINAL: &str = "lockstep_final_height";
 const CERTIFY_SECONDS: &str = "lockstep_certify_seconds";
+const PARTS_ENDED: &str = "lockstep_parts_ended_total";
 const DISAGREEMENTS: &str = "lockstep_certificate_disagreements_total";
 
 const PROJECT_TAKEN: &str = "lockstep_project_messages_taken_total";
@@ -99,6 +100,11 @@ pub(crate) fn certified(seconds: f64) {
 
 pub(crate) fn disagreement() {
     counter!(DISAGREEMENTS).increment(1);
+}
+
+/// A part of the node ended that the node can do without for a while.
+pub(crate) fn part_ended(part: &str) {
+    counter!(PARTS_ENDED, "part" => part.to_owned()).increment(1);
 }
 
 /// How far the chain was followed; how many confirmed blocks are missing is not known everywhere.

@@ -1,6 +1,9 @@
 //! Starting and stopping a node.
 
 pub mod bare;
+#[cfg(test)]
+#[cfg(feature = "sqlite")]
+mod tests;
 mod wiring;
 
 use std::net::SocketAddr;
@@ -19,8 +22,9 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::admin::{self};
-use crate::announce::{self};
+use crate::admin;
+use crate::announce;
+use crate::backup::{OpenPlace, open_place};
 use crate::certify::{Certifier, CertifierParts};
 use crate::chain::{Chain, ChainServices, TaskStates};
 use crate::clock::Clock;
@@ -28,6 +32,7 @@ use crate::config::OutputConfig;
 use crate::conflicts::Conflicts;
 use crate::documents::Documents;
 use crate::doors::bind_api;
+use crate::endings::Endings;
 use crate::error::NodeError;
 use crate::evidence::EvidenceQueue;
 use crate::features::BUILT_WITH;
@@ -65,7 +70,8 @@ pub struct Node {
     ingress: Arc<Ingress>,
     verify_threads: Vec<std::thread::JoinHandle<()>>,
     api_stop: CancellationToken,
-    api: tokio::task::JoinHandle<()>,
+    /// Cancelled when the interfaces have ended, in whatever way.
+    api_ended: CancellationToken,
     http: SocketAddr,
 }
 
@@ -102,8 +108,16 @@ struct Means {
     /// Work is done where it is asked for, and not on threads of its own.
     inline: bool,
     open_output: OpenOutput,
+    open_place: OpenPlace,
     ask_members: AskMembers,
+    /// What is done for the metrics from time to time.
+    metrics_upkeep: MetricsUpkeep,
+    /// Where it is noted what ended while the node goes on.
+    endings: Endings,
 }
+
+/// See [`Means::metrics_upkeep`].
+type MetricsUpkeep = Arc<dyn Fn(&PrometheusHandle) + Send + Sync>;
 
 impl Default for Means {
     fn default() -> Self {
@@ -112,6 +126,9 @@ impl Default for Means {
             inline: false,
             ask_members: lookout::over_the_network(),
             open_output: Arc::new(|config, home, owner| open_store::open(config, home.path(), owner)),
+            open_place: Arc::new(open_place),
+            metrics_upkeep: Arc::new(PrometheusHandle::run_upkeep),
+            endings: Endings::default(),
         }
     }
 }
@@ -209,10 +226,10 @@ impl Node {
     /// One sentence for the operator; nothing of the node is left running.
     pub fn start(home: &Home) -> BoxFuture<'_, Result<Self, NodeError>> {
         // Boxed, so that this crate compiles it, and not each program that awaits it.
-        Box::pin(Self::start_in(home))
+        Box::pin(Self::start_with(home, Means::default()))
     }
 
-    async fn start_in(home: &Home) -> Result<Self, NodeError> {
+    async fn start_with(home: &Home, means: Means) -> Result<Self, NodeError> {
         raise_file_limit();
         let opened = home.open()?;
         let state = StateStore::open(&opened.store)?;
@@ -221,32 +238,53 @@ impl Node {
         let bound = bind_api(home.path(), &opened.config, opened.genesis.params.message_bytes_max)?;
         let first_peers = first_peers(&opened, stored.as_ref())?;
         let (network, handle, inbox) = bind_network(home, &opened, first_peers.clone()).await?;
-        let mut supervisor = Supervisor::new();
+        let mut supervisor = Supervisor::new(means.endings.clone());
         // The network ends last: consensus needs it to hand over.
         supervisor.spawn("the network", network.run(supervisor.token()));
         let (log, stored) = Self::fetch_lost_state(&opened, &handle, &state, stored).await?;
         let members = stored.map_or_else(|| Members::genesis(&opened.genesis), Ok)?;
         let admin = admin::bind(&home.admin_socket())?;
-        let parts = Parts::start((home, opened), (handle, log), state, members, Means::default()).await?;
+        let parts = Parts::start((home, opened), (handle, log), state, members, means).await?;
         let outputs = parts.start_publishers(&mut supervisor)?;
         let announcements = announce::start(&mut supervisor, &parts, &outputs).await?;
         parts.start_tasks(&mut supervisor, inbox, &outputs, first_peers)?;
-        supervisor.spawn(
-            "administration",
-            admin::run_admin(admin, parts.desk(&outputs, supervisor.token())?, supervisor.token()),
-        );
+        let administration = (Arc::new(admin), Arc::new(parts.desk(&outputs, supervisor.token())?));
+        supervisor.spawn_restarted_from("administration", administration, |(listener, desk), stop| {
+            admin::run_admin(listener, desk, stop)
+        });
         let http = bound.local_addr();
-        let (api_stop, upkeep) = (CancellationToken::new(), prometheus.clone());
-        supervisor.spawn("metrics", run_upkeep(upkeep, supervisor.token()));
+        let upkeep = (prometheus.clone(), parts.means.metrics_upkeep.clone());
+        supervisor.spawn_restarted_from("the metrics", upkeep, run_upkeep);
         let ports = parts.ports(&Arc::new(parts.reader(outputs, announcements, prometheus)))?;
+        let (api_stop, api_ended) = (CancellationToken::new(), CancellationToken::new());
         let open = bound.open(ports, api_stop.clone());
         let gateways = Gateways::new(open.bundles(), &parts.opened.config.gateways);
         parts.network.serve_gateways(gateways).expect("a node serves each channel once");
-        let api = tokio::spawn(open.run());
+        let (asked, ended, stop) = (api_stop.clone(), api_ended.clone().drop_guard(), supervisor.token());
+        supervisor.spawn("the HTTP interface", async move {
+            open.run().await;
+            drop(ended);
+            if asked.is_cancelled() {
+                // It ends before the others do.
+                stop.cancelled().await;
+            }
+        });
         tracing::info!(node = %parts.opened.node, network = parts.opened.genesis.network, %http, "started");
         let (node, key, members) = (parts.opened.node, parts.opened.node_key.clone(), parts.tracker.members());
         let Parts { consensus, network, ingress, verify_threads, .. } = parts;
-        Ok(Self { node, key, members, supervisor, consensus, network, ingress, verify_threads, api_stop, api, http })
+        Ok(Self {
+            node,
+            key,
+            members,
+            supervisor,
+            consensus,
+            network,
+            ingress,
+            verify_threads,
+            api_stop,
+            api_ended,
+            http,
+        })
     }
 
     /// Fetches the state of a node whose own was damaged and whose log no longer makes it. Waits until a member gives it.
@@ -304,6 +342,7 @@ impl Parts {
                 projects: tracker.projects(),
                 rates: rates.clone(),
                 head: tracker.head(),
+                endings: means.endings.clone(),
             },
         )?;
         let consensus = Consensus::start(
@@ -404,13 +443,13 @@ impl Node {
             () = departed => Err(NodeError::Config(
                 "this node was removed from the network; its home can be put away. To come back, join with a new home (`lockstep init --join`)".into(),
             )),
-            reason = stopped(&mut status) => Err(NodeError::Stopped { part: "consensus", reason }),
+            reason = stopped(&mut status) => Err(NodeError::Stopped { part: "consensus".to_owned(), reason }),
             error = self.supervisor.ended() => Err(error),
         };
         if result.is_err() {
             // Other parts end because consensus has: its reason is the one to tell.
             if let Ok(reason) = tokio::time::timeout(REASON_TIMEOUT, stopped(&mut status)).await {
-                result = Err(NodeError::Stopped { part: "consensus", reason });
+                result = Err(NodeError::Stopped { part: "consensus".to_owned(), reason });
             }
         }
         self.ingress.stop();
@@ -419,16 +458,14 @@ impl Node {
             self.hand_over().await;
         }
         self.api_stop.cancel();
-        if let Err(error) = self.api.await {
-            tracing::warn!(%error, "the HTTP interface did not end cleanly");
-        }
+        self.api_ended.cancelled().await;
         self.consensus.shutdown().await;
         self.supervisor.stop(STOP_TIMEOUT).await;
         // With the last user of the verifier its threads end, and with them the last users of the store.
         drop(self.ingress);
         let ended = tokio::task::spawn_blocking(move || {
             for thread in self.verify_threads {
-                // A panic there was logged when it happened.
+                // Whatever panicked there was noted when it did.
                 let _ = thread.join();
             }
         });
@@ -464,8 +501,11 @@ async fn stopped(status: &mut watch::Receiver<lockstep_consensus::RaftStatus>) -
     }
 }
 
-async fn run_upkeep(handle: PrometheusHandle, stop: CancellationToken) {
-    while tokio::time::timeout(METRICS_UPKEEP, stop.cancelled()).await.is_err() {
-        handle.run_upkeep();
+async fn run_upkeep((handle, upkeep): (PrometheusHandle, MetricsUpkeep), stop: CancellationToken) {
+    loop {
+        upkeep(&handle);
+        if tokio::time::timeout(METRICS_UPKEEP, stop.cancelled()).await.is_ok() {
+            return;
+        }
     }
 }

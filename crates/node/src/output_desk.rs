@@ -120,7 +120,8 @@ pub(crate) async fn follow_pauses(switches: Vec<OutputSwitch>, tracker: Arc<Trac
         switches.iter().for_each(|switch| switch.follow(&by_network));
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = paused.changed() => if changed.is_err() { return },
+            // The others end when the node does, and this part with them.
+            changed = paused.changed() => if changed.is_err() { return stop.cancelled().await },
         }
     }
 }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::limits::{PROPOSALS_MAX, TICK};
 use crate::mempool::Mempool;
 use crate::metrics;
+use crate::supervisor::carry_on_panic;
 use crate::tracker::OpenGroups;
 
 /// Pause before a leader that cannot commit tries again.
@@ -54,11 +55,12 @@ impl Proposer {
                     if changed.is_err() { return }
                 }
                 () = tokio::time::sleep(due_in.unwrap_or(TICK)), if leads && due_in.is_some() => {}
-                Some(ended) = under_way.join_next() => {
+                Some(ended) = under_way.join_next() => match ended {
+                    Ok(None) => {}
                     // Also where another node is about to lead: until it does, this one would try again without a pause.
-                    if let Ok(Some(_)) = ended {
-                        tokio::time::sleep(NOT_READY_PAUSE).await;
-                    }
+                    Ok(Some(_)) => tokio::time::sleep(NOT_READY_PAUSE).await,
+                    // What it had taken out of the pool is nobody's any more: the node must not go on without it.
+                    Err(error) => carry_on_panic(error),
                 }
             }
         }

@@ -25,6 +25,7 @@ use crate::announce::Announcements;
 use crate::certify::Certifier;
 use crate::chain::{Chain, TaskStates};
 use crate::clock_guard;
+use crate::endings::Endings;
 use crate::feed::TaskViews;
 use crate::ingress::Ingress;
 use crate::limits::READ_BYTES_MAX;
@@ -51,6 +52,7 @@ pub(crate) struct Reader {
     pub chain: Chain,
     pub task_states: TaskStates,
     pub clock_off: watch::Receiver<Option<i64>>,
+    pub endings: Endings,
     pub outputs: Vec<RunningOutput>,
     pub announcements: Option<Announcements>,
     pub prometheus: PrometheusHandle,
@@ -104,7 +106,8 @@ impl Reader {
         let chain = self.chain.complaint(self.leads());
         let refusals = self.network.refusals().into_iter();
         let refused = refusals.map(|(node, reason)| format!("node {node} refuses this node: {reason}"));
-        evidence.into_iter().chain(conflict).chain(clock).chain(chain).chain(refused).collect()
+        let ended = self.endings.complaints();
+        evidence.into_iter().chain(conflict).chain(clock).chain(chain).chain(refused).chain(ended).collect()
     }
 
     /// Why messages that this node takes would not be ordered: so many voters refuse it that no majority is left.

@@ -22,6 +22,7 @@ const BATCHES_LOOKED_AT: usize = 256;
 const PAGES_LOOKED_AT: usize = 8;
 
 /// See the module's documentation.
+#[derive(Clone)]
 pub(crate) struct Retention {
     pub state: StateStore,
     pub consensus: Consensus,

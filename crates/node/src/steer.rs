@@ -21,6 +21,7 @@ use crate::conflicts::{Conflicts, Sightings};
 use crate::control::{SignedBatch, ask_to_certify, tell_conflict, tell_marks};
 use crate::limits::{CERTIFY_INTERVAL, CONTROL_TIMEOUT, DUTIES_INTERVAL};
 use crate::metrics;
+use crate::supervisor::carry_on_panic;
 use crate::tracker::Tracker;
 
 /// What the leader's duties need.
@@ -84,7 +85,10 @@ impl Steward {
             }
             // Whoever is no voter any more is asked no more.
             askers.retain(|node, _| round.set.voter(*node).is_some());
-            while tasks.try_join_next().is_some() {}
+            while let Some(ended) = tasks.try_join_next() {
+                // A voter that nobody asks any more would be missing in every certificate.
+                ended.unwrap_or_else(carry_on_panic);
+            }
             rounds.send_replace(Some(round.clone()));
             let collected = self.collect(&round, &mut inbox);
             let certificate = tokio::select! {

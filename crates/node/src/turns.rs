@@ -16,6 +16,7 @@ use crate::limits::{CONTROL_TIMEOUT, TURN_INTERVAL};
 use crate::tracker::Tracker;
 
 /// See the module's documentation.
+#[derive(Clone)]
 pub(crate) struct Turns {
     pub node: NodeId,
     pub consensus: Consensus,
@@ -62,11 +63,18 @@ impl Turns {
                 }
                 tokio::time::sleep(TURN_INTERVAL).await;
             };
-            let changes = status.wait_for(|status| Some((status.role == Role::Leader, status.leader)) != known);
-            tokio::select! {
+            let changes = async {
+                let changed = status.wait_for(|status| Some((status.role == Role::Leader, status.leader)) != known);
+                changed.await.is_ok()
+            };
+            let goes_on = tokio::select! {
                 () = stop.cancelled() => return,
-                changed = changes => if changed.is_err() { return },
-                () = next => {}
+                goes_on = changes => goes_on,
+                () = next => true,
+            };
+            if !goes_on {
+                // Consensus ends, and the node with it.
+                return stop.cancelled().await;
             }
         }
     }

@@ -2,6 +2,7 @@
 //! requests at a time and hands them to the pool under one lock.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -16,6 +17,7 @@ use lockstep_types::{
 use tokio::sync::{oneshot, watch};
 
 use crate::bulk::{Asked, Bulk};
+use crate::endings::{EndReason, Endings, Then};
 use crate::error::NodeError;
 use crate::evidence::{EvidenceQueue, Named};
 use crate::ingress::refused;
@@ -113,19 +115,22 @@ pub(crate) struct VerifierParts {
     pub rates: Arc<Rates>,
     /// Says which rules of projects hold.
     pub head: watch::Receiver<Option<Head>>,
+    /// Told of jobs that panicked.
+    pub endings: Endings,
 }
 
 impl Verifier {
     /// Starts the threads; they end when the last clone of the verifier is gone.
     pub fn spawn(threads: usize, parts: VerifierParts) -> Result<(Self, Vec<JoinHandle<()>>), NodeError> {
         let (jobs, receiver) = bounded(VERIFY_JOBS_MAX);
+        let endings = parts.endings.clone();
         let worker = Worker::new(parts, receiver);
         let mut handles = Vec::with_capacity(threads);
         for n in 0..threads {
-            let worker = worker.clone();
+            let (worker, endings) = (worker.clone(), endings.clone());
             let thread = std::thread::Builder::new().name(format!("verify-{n}")).spawn(move || {
                 give_way(VERIFICATION);
-                worker.run();
+                do_all(&worker.jobs, |job| worker.take(job), &endings);
             });
             handles.push(thread.map_err(|e| NodeError::Config(format!("cannot start a verification thread: {e}")))?);
         }
@@ -187,6 +192,16 @@ impl Verifier {
     }
 }
 
+/// Does jobs until there can be no more. One that panics leaves whoever waits for it without an answer; the thread goes
+/// on, or a few such messages would take all of them.
+fn do_all(jobs: &Receiver<Job>, take: impl Fn(Job), endings: &Endings) {
+    while let Ok(first) = jobs.recv() {
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| take(first))) {
+            endings.note("the check of a message", &EndReason::panic(&*payload), Then::NextMayBegin);
+        }
+    }
+}
+
 /// The time within which the same content is a retry, as `apply` has it; 0 where the project is unknown.
 fn retry_window(projects: &Projects, message: &Message) -> u64 {
     match (message.api, projects.settings(message.project_id)) {
@@ -198,15 +213,9 @@ fn retry_window(projects: &Projects, message: &Message) -> u64 {
 
 impl Worker {
     fn new(parts: VerifierParts, jobs: Receiver<Job>) -> Self {
-        let VerifierParts { node, mempool, state, node_key, members, evidence, projects, rates, head } = parts;
+        let VerifierParts { node, mempool, state, node_key, members, evidence, projects, rates, head, .. } = parts;
         let node_key = Arc::new(node_key);
         Self { node, jobs, mempool, state, node_key, members, evidence, projects, rates, head }
-    }
-
-    fn run(&self) {
-        while let Ok(first) = self.jobs.recv() {
-            self.take(first);
-        }
     }
 
     /// Does a job, and with a request others that wait.
@@ -418,5 +427,27 @@ impl Worker {
             tracing::debug!("the pool is full; messages of a bundle were left out");
         }
         done(good);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_that_panics_is_told_and_its_thread_does_the_next_one() {
+        let (endings, (jobs, receiver)) = (Endings::default(), bounded(2));
+        jobs.send(Job::Aside(Box::new(|| panic!("on purpose")))).unwrap();
+        let (done, next) = std::sync::mpsc::channel();
+        jobs.send(Job::Aside(Box::new(move || done.send(()).unwrap()))).unwrap();
+        drop(jobs);
+        let take = |job| match job {
+            Job::Aside(work) => work(),
+            _ => unreachable!("no other job was sent"),
+        };
+        do_all(&receiver, take, &endings);
+        next.try_recv().unwrap();
+        let told = endings.complaints();
+        assert!(told.len() == 1 && told[0].contains("it panicked: on purpose"), "{told:?}");
     }
 }

@@ -62,11 +62,14 @@ pub(crate) fn pieces<'a>(
     tasks.chunk_by(|a, b| together(a, b)).map(|chunk| Piece::of(chunk, bytes_max)).collect()
 }
 
+/// What is told of blobs that were not made.
+const NOT_MADE: &str = "making blobs panicked, or the program is ending";
+
 /// As [`pieces`], on a thread that may be kept busy.
 pub(crate) async fn pieces_aside(tasks: &[FinalTask], bytes_max: usize) -> Result<Vec<Piece>, OutputError> {
     let tasks = tasks.to_vec();
     let making = tokio::task::spawn_blocking(move || pieces(&tasks, bytes_max));
-    making.await.map_err(|_| OutputError::Retryable("the program is ending".to_owned()))?
+    making.await.map_err(|_| OutputError::Retryable(NOT_MADE.to_owned()))?
 }
 
 /// Makes a blob of each task alone, in order, on a thread that may be kept busy.
@@ -74,7 +77,7 @@ pub(crate) async fn pieces_aside(tasks: &[FinalTask], bytes_max: usize) -> Resul
 pub(crate) async fn singles_aside(tasks: &[FinalTask], bytes_max: usize) -> Result<Vec<Piece>, OutputError> {
     let tasks = tasks.to_vec();
     let making = tokio::task::spawn_blocking(move || tasks.iter().map(|task| Piece::of(&[task], bytes_max)).collect());
-    making.await.map_err(|_| OutputError::Retryable("the program is ending".to_owned()))?
+    making.await.map_err(|_| OutputError::Retryable(NOT_MADE.to_owned()))?
 }
 
 /// The tasks of a blob that was read back; its hash is compared.

@@ -60,7 +60,7 @@ pub use output::{Adopted, Adoption, FinalMessage, FinalTask, Output, OutputError
 pub use postgres::{
     PostgresOptions, PostgresOptionsError, PostgresOutput, ReaderAccess, ReaderError, ReaderPassword, set_up_reader,
 };
-pub use publisher::{Handle, Options, Publisher, State, Status};
+pub use publisher::{Handle, Options, Publisher, Slot, State, Status};
 pub use source::{ProgressSink, SourceError, TaskSigner, TaskSource, UnsignedTask};
 #[cfg(feature = "sqlite")]
 pub use sqlite::{SqliteOptions, SqliteOutput};

@@ -123,9 +123,49 @@ impl Handle {
         publishes
     }
 
-    /// Waits for a change of the state, the last task or the error. `false`: the publisher has ended.
+    /// Waits for a change of the state, the last task or the error. `false`: the publisher has ended, and none follows.
     pub async fn changed(&mut self) -> bool {
         self.status.changed().await.is_ok()
+    }
+}
+
+/// The place of the publishers of one output, which follow one another in it: when one has broken off, the next one begins
+/// over a store that was opened anew, and the view on them stays the same. Clones are the same place.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    status: watch::Sender<Status>,
+    retry: Arc<watch::Sender<u64>>,
+    /// What the next publisher is asked to try again.
+    asked: watch::Receiver<u64>,
+}
+
+impl Default for Slot {
+    fn default() -> Self {
+        let (retry, asked) = watch::channel(0);
+        Self { status: watch::Sender::new(Status::default()), retry: Arc::new(retry), asked }
+    }
+}
+
+impl Slot {
+    /// The view on whichever publisher is in it. `owner` and `newest` are as theirs.
+    pub fn handle(&self, owner: Owner, newest: watch::Receiver<Option<TaskNumber>>) -> Handle {
+        Handle { status: self.status.subscribe(), newest, owner, retry: self.retry.clone() }
+    }
+
+    /// A publisher, to be run. There must be one at a time.
+    pub fn publisher(&self, options: Options) -> Publisher {
+        let turn = Turn { active: options.active.clone(), paused: options.paused.clone() };
+        Publisher { turn, work: Work::new(options, self.status.clone(), self.asked.clone()) }
+    }
+
+    /// Says of a publisher that broke off why it did, until the next one has done something. What is asked from now on
+    /// is for that one; what was asked before may be why.
+    pub fn broke_off(&mut self, reason: &str) {
+        self.asked = self.retry.subscribe();
+        self.status.send_modify(|status| {
+            status.state = State::Retrying;
+            status.last_error = Some(format!("publishing broke off and begins again: {reason}"));
+        });
     }
 }
 
@@ -176,12 +216,9 @@ async fn changed(value: &mut watch::Receiver<bool>) {
 impl Publisher {
     /// A publisher, to be run, and a view on it.
     pub fn new(options: Options) -> (Self, Handle) {
-        let (status, receiver) = watch::channel(Status::default());
-        let (retry, asked) = watch::channel(0);
-        let turn = Turn { active: options.active.clone(), paused: options.paused.clone() };
-        let (newest, owner, retry) = (options.newest.clone(), options.owner, Arc::new(retry));
-        let handle = Handle { status: receiver, newest, owner, retry };
-        (Self { turn, work: Work::new(options, status, asked) }, handle)
+        let slot = Slot::default();
+        let handle = slot.handle(options.owner, options.newest.clone());
+        (slot.publisher(options), handle)
     }
 
     /// Publishes until `token` is cancelled. Nothing is lost by stopping at any point: the store says where to go on.

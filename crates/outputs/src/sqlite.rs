@@ -69,7 +69,9 @@ impl SqliteOutput {
     ) -> Result<T, OutputError> {
         let shared = Arc::clone(&self.shared);
         let running = tokio::task::spawn_blocking(move || shared.with_database(work));
-        running.await.unwrap_or_else(|_| Err(OutputError::Retryable("the program is ending".to_owned())))
+        running
+            .await
+            .unwrap_or_else(|_| Err(OutputError::Retryable("its work panicked, or the program is ending".to_owned())))
     }
 }
 

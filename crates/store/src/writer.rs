@@ -12,6 +12,25 @@ use crate::storage::{Durability, Storage, StoreError, WriteBatch};
 /// Told when a submitted batch is on disk, or that it may not be. Called on the writer's thread: must not block.
 pub type WriteDone = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
+/// Whoever waits for a batch. Is told that it may not be on disk also where the writer panics over it.
+struct Waiting(Option<WriteDone>);
+
+impl Waiting {
+    fn tell(mut self, result: Result<(), StoreError>) {
+        if let Some(done) = self.0.take() {
+            done(result);
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(done) = self.0.take() {
+            done(Err(StoreError::Closed("the log writer has stopped".into())));
+        }
+    }
+}
+
 /// Most batches that wait for the writer; a further one waits to be taken. Consensus has far fewer under way.
 const WAITING_BATCHES_MAX: usize = 1024;
 /// Most batches that share one sync, so that the first of them does not wait for ever.
@@ -19,7 +38,7 @@ const GROUPED_BATCHES_MAX: usize = 256;
 
 struct Job {
     batch: WriteBatch,
-    done: WriteDone,
+    done: Waiting,
 }
 
 enum Mode {
@@ -101,6 +120,7 @@ impl LogWriter {
 
     /// Hands over a batch. `done` is called exactly once, after the sync.
     pub fn submit(&self, batch: WriteBatch, done: WriteDone) {
+        let done = Waiting(Some(done));
         match &self.mode {
             Mode::Inline(storage) => write_group(&**storage, vec![Job { batch, done }], &self.closed),
             Mode::Queue(queue) => {
@@ -108,9 +128,8 @@ impl LogWriter {
                 (queue.wake)();
             }
             Mode::Thread(sender) => {
-                if let Err(refused) = sender.send(Job { batch, done }) {
-                    (refused.0.done)(Err(StoreError::Closed("the log writer has stopped".into())));
-                }
+                // Where the thread has ended the job comes back, and with it whoever waits is told.
+                drop(sender.send(Job { batch, done }));
             }
         }
     }
@@ -122,7 +141,7 @@ impl Drop for LogWriter {
         let (sender, _) = sync_channel(1);
         self.mode = Mode::Thread(sender);
         if let Some(thread) = self.thread.lock().take() {
-            // The thread ends when the last sender is gone; it does not panic.
+            // The thread ends when the last sender is gone. If it panicked, those who waited were told.
             let _ = thread.join();
         }
     }
@@ -155,7 +174,7 @@ fn write_group(storage: &dyn Storage, group: Vec<Job>, closed: &Mutex<Option<Str
         }
     }
     for done in waiting {
-        done(result.clone());
+        done.tell(result.clone());
     }
 }
 
@@ -183,6 +202,24 @@ mod tests {
         for (key, done) in pending.iter().enumerate() {
             done.recv().unwrap().unwrap();
             assert!(storage.after_power_loss().get(Table::Log, &[key as u8]).unwrap().is_some());
+        }
+    }
+
+    #[test]
+    fn a_writer_that_panics_leaves_nobody_waiting_and_writes_nothing_more() {
+        let writer = LogWriter::spawn(Arc::new(MemoryStorage::default())).unwrap();
+        let panics: WriteDone = Box::new(|_| panic!("on purpose"));
+        writer.submit(WriteBatch::default(), panics);
+        let mut told = 0;
+        while told < 3 {
+            // The first ones may have been written with the one that panics.
+            match submit(&writer, 1).recv().unwrap() {
+                Ok(()) => {}
+                Err(error) => {
+                    assert!(matches!(error, StoreError::Closed(_)), "{error}");
+                    told += 1;
+                }
+            }
         }
     }
 

@@ -11,13 +11,11 @@ mod findings;
 mod tests;
 mod walk;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lockstep_consensus::StateStore;
 use lockstep_outputs::{Output, OutputError, Owner, Place, SourceError, TaskSigner, TaskSource};
 use lockstep_types::{OutputName, TaskNumber};
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -26,10 +24,11 @@ use tokio_util::sync::CancellationToken;
 pub use self::findings::{FINDINGS_LISTED_MAX, Finding, FindingKind, Findings};
 use self::walk::{Walk, WalkParts};
 use crate::config::OutputConfig;
+use crate::endings::Endings;
 use crate::error::NodeError;
 use crate::home::Home;
-use crate::open_store;
-use crate::priority::{BACKUP, give_way};
+use crate::jobs::{Job, JobError, Jobs, Progress};
+use crate::node::OpenOutput;
 use crate::store_calls::StoreCalls;
 
 /// How far an audit is, and what it found.
@@ -121,107 +120,95 @@ enum AuditError {
 pub(crate) struct AuditParts {
     pub home: Home,
     pub outputs: Vec<OutputConfig>,
+    pub open: OpenOutput,
     pub owner: Owner,
     pub source: Arc<dyn TaskSource>,
     /// Number of the newest final task.
     pub newest: watch::Receiver<Option<TaskNumber>>,
     pub signer: TaskSigner,
     pub places: Arc<dyn Places>,
-    /// The node ends, and with it what tasks run on.
-    pub stop: CancellationToken,
 }
 
-/// An audit that runs, or the newest one of its output.
-struct Running {
-    progress: Arc<Mutex<AuditProgress>>,
-    stop: CancellationToken,
+/// Audits of a running node, one at a time of each output.
+pub(crate) struct Audits {
+    parts: Arc<AuditParts>,
+    jobs: Jobs<OutputName, AuditProgress>,
 }
 
-struct Inner {
-    parts: AuditParts,
-    /// One of each output at most.
-    running: Mutex<BTreeMap<OutputName, Running>>,
-}
+impl Progress for AuditProgress {
+    fn has_ended(&self) -> bool {
+        self.ended
+    }
 
-/// Audits of a running node, one at a time of each output. Clones share them.
-#[derive(Clone)]
-pub(crate) struct Audits(Arc<Inner>);
+    fn end(&mut self, error: Option<String>) {
+        self.ended = true;
+        self.error = error;
+    }
+}
 
 impl Audits {
-    pub fn new(parts: AuditParts) -> Self {
-        Self(Arc::new(Inner { parts, running: Mutex::default() }))
+    /// None yet. `stop`: the node ends, and with it what tasks run on.
+    pub fn new(parts: AuditParts, endings: Endings, stop: CancellationToken) -> Self {
+        Self { parts: Arc::new(parts), jobs: Jobs::new("audit", endings, stop) }
     }
 
     /// How far the newest audit of an output is; `None` where there was none since the start.
     pub fn progress(&self, name: &OutputName) -> Option<AuditProgress> {
-        self.0.running.lock().get(name).map(|running| running.progress.lock().clone())
+        self.jobs.progress(name)
     }
 
     /// Ends the audit of an output, where there is one.
     pub fn stop(&self, name: &OutputName) {
-        if let Some(running) = self.0.running.lock().get(name) {
-            running.stop.cancel();
-        }
+        self.jobs.cancel(name);
     }
 
     /// Begins one, at task `from` or the first one.
     pub fn start(&self, name: &OutputName, from: Option<TaskNumber>) -> Result<(), String> {
-        let config = self.0.parts.outputs.iter().find(|config| config.name == *name).cloned();
+        let config = self.parts.outputs.iter().find(|config| config.name == *name).cloned();
         let config = config.ok_or_else(|| format!("this node feeds no output {name}: see config.toml"))?;
-        let stop = self.0.parts.stop.child_token();
-        let progress = Arc::new(Mutex::new(AuditProgress::of(name.clone())));
-        {
-            let mut running = self.0.running.lock();
-            if running.get(name).is_some_and(|running| !running.progress.lock().ended) {
-                return Err(format!("output {name} is being audited already: wait for it"));
-            }
-            running.insert(name.clone(), Running { progress: progress.clone(), stop: stop.clone() });
-        }
-        let (inner, noted) = (self.0.clone(), progress.clone());
-        let calls = StoreCalls { runtime: Handle::current(), stop };
-        let run = move || {
-            give_way(BACKUP);
-            let result = inner.audit(&config, from, calls, &noted);
-            let mut progress = noted.lock();
-            progress.error = result.err().map(|error| error.to_string());
+        let (parts, runtime) = (self.parts.clone(), Handle::current());
+        let work = move |job: &Job<AuditProgress>| {
+            let calls = StoreCalls { runtime, stop: job.stop().clone() };
+            let result = parts.audit(&config, from, calls, job);
+            let progress = job.progress().lock();
             let (output, findings) = (config.name.as_str(), progress.findings.total());
-            match &progress.error {
-                Some(error) => tracing::warn!(output, findings, error, "the audit has not come to its end"),
-                None if findings > 0 => tracing::error!(output, findings, "the store is not what the chain says"),
-                None => tracing::info!(output, tasks = progress.good, "the audit has found nothing wrong"),
+            match &result {
+                Err(error) => tracing::warn!(output, findings, %error, "the audit has not come to its end"),
+                Ok(()) if findings > 0 => tracing::error!(output, findings, "the store is not what the chain says"),
+                Ok(()) => tracing::info!(output, tasks = progress.good, "the audit has found nothing wrong"),
             }
-            progress.ended = true;
+            result
         };
-        let spawned = std::thread::Builder::new().name("audit".into()).spawn(run);
-        spawned.map(drop).map_err(|error| {
-            progress.lock().ended = true;
-            error.to_string()
+        let started =
+            self.jobs.start(name.clone(), format!("an audit of output {name}"), AuditProgress::of(name.clone()), work);
+        started.map_err(|error| match error {
+            JobError::UnderWay => format!("output {name} is being audited already: wait for it"),
+            JobError::Thread(error) => error.to_string(),
         })
     }
 }
 
-impl Inner {
+impl AuditParts {
     fn audit(
         &self,
         config: &OutputConfig,
         from: Option<TaskNumber>,
         calls: StoreCalls,
-        progress: &Mutex<AuditProgress>,
+        job: &Job<AuditProgress>,
     ) -> Result<(), AuditError> {
-        let parts = &self.parts;
         // A connection of its own, so that publishing goes on beside it.
-        let output: Arc<dyn Output> = open_store::open(config, parts.home.path(), parts.owner)?;
+        let output: Arc<dyn Output> = (self.open)(config, &self.home, self.owner)?;
         let walk = Walk::new(WalkParts {
             config,
             output: &*output,
-            source: &*parts.source,
-            signer: &parts.signer,
-            places: &*parts.places,
+            source: &*self.source,
+            signer: &self.signer,
+            places: &*self.places,
             calls,
-            progress,
+            progress: job.progress(),
         });
-        let newest = *parts.newest.borrow();
-        let first = parts.owner.first_task_number;
+        let newest = *self.newest.borrow();
+        let first = self.owner.first_task_number;
         walk.run(from.unwrap_or(first).max(first), newest)
     }
 }

@@ -22,11 +22,11 @@ mod write;
 
 pub use location::{BackupLocation, LocationError};
 pub use manifest::{BackupFile, BackupManifest, CheckReport, backups_in, check_backups};
-pub(crate) use place::fetch_file;
 pub use place::{BackupPlace, PlaceError, open_place, open_place_with};
+pub(crate) use place::{OpenPlace, fetch_file};
 pub use restore::{RestoreOptions, Restored, pick, restore};
 pub use write::{BackupMade, BackupProgress};
-pub(crate) use write::{Backups, Scratch};
+pub(crate) use write::{BackupParts, Backups, Scratch};
 
 use std::path::Path;
 

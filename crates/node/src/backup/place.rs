@@ -101,6 +101,10 @@ pub trait BackupPlace: fmt::Display + Send + Sync {
     }
 }
 
+/// Opens a place for backups.
+pub(crate) type OpenPlace =
+    std::sync::Arc<dyn Fn(&BackupLocation) -> Result<Box<dyn BackupPlace>, PlaceError> + Send + Sync>;
+
 /// Whether a manifest has this name.
 pub(super) fn is_manifest(name: &str) -> bool {
     name.starts_with("backup-") && name.ends_with(".json")

@@ -11,14 +11,16 @@ use lockstep_store::home::StoreHome;
 use lockstep_types::{Digest, Epochs, Genesis, Hash32, Height};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
 
 use super::location::BackupLocation;
 use super::manifest::{BackupFile, BackupManifest};
-use super::place::{BackupPlace, PlaceError, open_place};
+use super::place::{BackupPlace, OpenPlace, PlaceError};
 use super::{BACKUP_VERSION, failed};
 use crate::clock::now_ms;
+use crate::endings::Endings;
 use crate::error::NodeError;
-use crate::priority::{BACKUP, give_way};
+use crate::jobs::{Job, JobError, Jobs, Progress};
 
 /// Name of the copy of the state that is being backed up, in `store/snapshots`. One that a crash left is removed at start.
 const COPY: &str = "backup";
@@ -54,18 +56,36 @@ pub struct BackupMade {
 /// Checksums of table files, by name and size, within one lineage of the state.
 type Sums = HashMap<(String, u64), Hash32>;
 
-struct Inner {
-    state: StateStore,
-    store: StoreHome,
-    genesis: Genesis,
-    epochs: Epochs,
-    progress: Mutex<Option<BackupProgress>>,
+/// What backups work with.
+pub(crate) struct BackupParts {
+    pub state: StateStore,
+    pub store: StoreHome,
+    pub genesis: Genesis,
+    pub epochs: Epochs,
+    pub open: OpenPlace,
+}
+
+struct Maker {
+    parts: BackupParts,
     sums: Mutex<(u64, Sums)>,
 }
 
-/// Backups of a running node, one at a time. Clones share it.
-#[derive(Clone)]
-pub(crate) struct Backups(Arc<Inner>);
+/// Backups of a running node, one at a time.
+pub(crate) struct Backups {
+    maker: Arc<Maker>,
+    jobs: Jobs<(), BackupProgress>,
+}
+
+impl Progress for BackupProgress {
+    fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    fn end(&mut self, error: Option<String>) {
+        self.ended = true;
+        self.error = error;
+    }
+}
 
 /// A directory that goes with the value.
 pub(crate) struct Scratch(pub PathBuf);
@@ -79,14 +99,14 @@ impl Drop for Scratch {
 }
 
 impl Backups {
-    pub fn new(state: StateStore, store: StoreHome, genesis: Genesis, epochs: Epochs) -> Self {
-        let (progress, sums) = (Mutex::new(None), Mutex::default());
-        Self(Arc::new(Inner { state, store, genesis, epochs, progress, sums }))
+    /// None yet. `stop`: the node ends.
+    pub fn new(parts: BackupParts, endings: Endings, stop: CancellationToken) -> Self {
+        Self { maker: Arc::new(Maker { parts, sums: Mutex::default() }), jobs: Jobs::new("backup", endings, stop) }
     }
 
     /// How far the newest backup is; `None` where there was none since the start.
     pub fn progress(&self) -> Option<BackupProgress> {
-        self.0.progress.lock().clone()
+        self.jobs.progress(&())
     }
 
     /// Begins a backup.
@@ -94,68 +114,48 @@ impl Backups {
         if !to.is_absolute() {
             return Err("the directory has to be an absolute path".into());
         }
-        {
-            let mut progress = self.0.progress.lock();
-            if progress.as_ref().is_some_and(|progress| !progress.ended) {
-                return Err("a backup is being made already: wait for it".into());
-            }
-            *progress = Some(BackupProgress::default());
-        }
-        let (this, to) = (self.clone(), to.clone());
-        let run = move || {
-            give_way(BACKUP);
-            let result = this.0.write(&to);
-            match &result {
+        let (maker, to) = (self.maker.clone(), to.clone());
+        let work = move |job: &Job<BackupProgress>| {
+            let made = maker.write(&to, job);
+            match &made {
                 Ok(made) => tracing::info!(manifest = made.manifest, "a backup was made"),
                 Err(error) => tracing::error!(%error, "a backup failed"),
             }
-            this.0.note(|progress| {
-                progress.ended = true;
-                match result {
-                    Ok(made) => progress.made = Some(made),
-                    Err(error) => progress.error = Some(error.to_string()),
-                }
-            });
+            made.map(|made| job.note(|progress| progress.made = Some(made)))
         };
-        let spawned = std::thread::Builder::new().name("backup".into()).spawn(run);
-        if let Err(error) = spawned {
-            self.0.note(|progress| progress.ended = true);
-            return Err(error.to_string());
-        }
-        Ok(())
+        let started = self.jobs.start((), "a backup".to_owned(), BackupProgress::default(), work);
+        started.map_err(|error| match error {
+            JobError::UnderWay => "a backup is being made already: wait for it".to_owned(),
+            JobError::Thread(error) => error.to_string(),
+        })
     }
 }
 
-impl Inner {
-    fn note(&self, change: impl FnOnce(&mut BackupProgress)) {
-        if let Some(progress) = self.progress.lock().as_mut() {
-            change(progress);
-        }
-    }
-
-    fn write(&self, to: &BackupLocation) -> Result<BackupMade, NodeError> {
-        let place = open_place(to)?;
-        let copy = Scratch(self.store.snapshots_path().join(COPY));
+impl Maker {
+    fn write(&self, to: &BackupLocation, job: &Job<BackupProgress>) -> Result<BackupMade, NodeError> {
+        let parts = &self.parts;
+        let place = (parts.open)(to)?;
+        let copy = Scratch(parts.store.snapshots_path().join(COPY));
         if copy.0.exists() {
             fs::remove_dir_all(&copy.0).map_err(failed(&copy.0))?;
         }
-        fs::create_dir_all(self.store.snapshots_path()).map_err(failed(&copy.0))?;
-        let lineage = self.state.copy_to(&copy.0)?;
-        let head = head_of_copy(&copy.0, &self.genesis)?;
+        fs::create_dir_all(parts.store.snapshots_path()).map_err(failed(&copy.0))?;
+        let lineage = parts.state.copy_to(&copy.0)?;
+        let head = head_of_copy(&copy.0, &parts.genesis)?;
         let mut manifest = BackupManifest {
             version: BACKUP_VERSION,
-            network: self.genesis.id()?,
-            epoch: self.epochs.current(),
+            network: parts.genesis.id()?,
+            epoch: parts.epochs.current(),
             height: head.height,
             hash: head.hash,
             time_ms: head.time_ms,
             next_sequence: head.next_sequence,
             next_task_number: head.next_task_number,
-            oldest_task_number: head.horizon.task_number.max(self.genesis.params.first_task_number),
+            oldest_task_number: head.horizon.task_number.max(parts.genesis.params.first_task_number),
             final_height: head.final_height,
             made_ms: now_ms(),
-            genesis: self.genesis.clone(),
-            epochs: self.epochs.records().to_vec(),
+            genesis: parts.genesis.clone(),
+            epochs: parts.epochs.records().to_vec(),
             files: Vec::new(),
         };
         let mut found = Vec::new();
@@ -167,11 +167,11 @@ impl Inner {
             }
         }
         found.sort();
-        self.note(|progress| progress.bytes_total = found.iter().map(|(_, bytes)| bytes).sum());
+        job.note(|progress| progress.bytes_total = found.iter().map(|(_, bytes)| bytes).sum());
         self.forget_sums_but_of(lineage, &found);
         for (name, bytes) in found {
-            manifest.files.push(self.write_file(&copy.0, name, bytes, &*place)?);
-            self.note(|progress| progress.bytes_done += bytes);
+            manifest.files.push(self.write_file(&copy.0, (name, bytes), &*place, job)?);
+            job.note(|progress| progress.bytes_done += bytes);
         }
         let path = format!("{place}/{}", manifest.name());
         let text = serde_json::to_string_pretty(&manifest).map_err(|e| PlaceError::damaged(&path, e))? + "\n";
@@ -190,12 +190,11 @@ impl Inner {
     fn write_file(
         &self,
         copy: &Path,
-        name: String,
-        bytes: u64,
+        key: (String, u64),
         place: &dyn BackupPlace,
+        job: &Job<BackupProgress>,
     ) -> Result<BackupFile, NodeError> {
-        let from = copy.join(&name);
-        let key = (name, bytes);
+        let from = copy.join(&key.0);
         let known = self.sums.lock().1.get(&key).copied();
         let sum = known.map_or_else(|| sum_of(&from), Ok).map_err(failed(&from))?;
         let (name, bytes) = key;
@@ -205,7 +204,7 @@ impl Inner {
         }
         let file = BackupFile { name, bytes, sum: Digest(sum) };
         if place.put_file(&file, &from)? {
-            self.note(|progress| {
+            job.note(|progress| {
                 progress.files_copied += 1;
                 progress.bytes_copied += bytes;
             });

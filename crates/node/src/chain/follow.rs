@@ -24,6 +24,7 @@ use crate::limits::CONTROL_TIMEOUT;
 use crate::tracker::Tracker;
 
 /// See the module's documentation.
+#[derive(Clone)]
 pub(crate) struct Follower {
     pub node: NodeId,
     pub chain: Chain,

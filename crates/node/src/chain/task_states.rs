@@ -49,6 +49,7 @@ impl TaskStates {
 }
 
 /// Reads what becomes of tasks.
+#[derive(Clone)]
 pub(crate) struct TaskFollower {
     pub chain: Chain,
     pub states: TaskStates,

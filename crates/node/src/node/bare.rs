@@ -78,9 +78,9 @@ impl Bare {
             network.set_member(peer.clone()).await.map_err(|e| NodeError::Config(e.to_string()))?;
         }
         let members = stored.map_or_else(|| Members::genesis(&opened.genesis), Ok)?;
-        let means = Means { clock, inline, open_output, ask_members };
+        let means = Means { clock, inline, open_output, ask_members, ..Means::default() };
         let parts = Parts::start((&home, opened), (network, Arc::default()), state, members, means).await?;
-        let mut supervisor = Supervisor::new();
+        let mut supervisor = Supervisor::new(parts.means.endings.clone());
         let outputs = parts.start_publishers(&mut supervisor)?;
         parts.start_tasks(&mut supervisor, inbox, &outputs, first_peers)?;
         // Nobody scrapes it: a recorder of its own that counts nothing.

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use lockstep_api::{Feed, Ports, Read};
 use lockstep_network::{Channel, GossipInbox, Peer};
-use lockstep_outputs::{Options as PublisherOptions, ProgressSink, Publisher, TaskSigner};
+use lockstep_outputs::publisher::Slot;
+use lockstep_outputs::{Options as PublisherOptions, Output, ProgressSink, TaskSigner};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -13,11 +14,12 @@ use crate::admin::Desk;
 use crate::adopt::Adopter;
 use crate::announce::Announcements;
 use crate::audit::{AuditParts, Audits};
-use crate::backup::Backups;
+use crate::backup::{BackupParts, Backups};
 use crate::chain;
 use crate::clock_guard::ClockGuard;
-use crate::config::Scope;
+use crate::config::{OutputConfig, Scope};
 use crate::control::ControlService;
+use crate::endings::EndReason;
 use crate::error::NodeError;
 use crate::forward::{run_forwarder, run_gossip};
 use crate::gaps::{GapWatch, Seen};
@@ -92,7 +94,7 @@ impl Parts {
                 .collect(),
             first_task: self.opened.genesis.params.first_task_number,
         };
-        supervisor.spawn("retention", retention.run(token.clone()));
+        supervisor.spawn_restarted_from("retention", retention, Retention::run);
         supervisor.spawn("evidence", self.certifier.clone().run(self.verifier.clone(), token.clone()));
         supervisor.spawn("certification", steward.clone().run_certification(token.clone()));
         supervisor.spawn("the leader's duties", steward.run_duties(token.clone()));
@@ -106,8 +108,10 @@ impl Parts {
         supervisor.spawn("the clock guard", clock_guard.run(token.clone()));
         chain::start(supervisor, self);
         let (own, members) = (self.opened.node, self.tracker.members());
-        let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
-        supervisor.spawn("the address book", book);
+        let book = (self.network.clone(), self.home.address_book());
+        supervisor.spawn_restarted_from("the address book", book, |(network, path), stop| {
+            peers::run_book(network, path, stop)
+        });
         let (named, found) = mpsc::channel(1);
         let lookout = Lookout {
             node: own,
@@ -117,7 +121,7 @@ impl Parts {
             ask: self.means.ask_members.clone(),
             found: named,
         };
-        supervisor.spawn("the lookout", lookout.run(token.clone()));
+        supervisor.spawn_restarted_from("the lookout", lookout, Lookout::run);
         let follow_members = peers::run_peers(own, first_peers, members, self.network.clone(), found, token.clone());
         supervisor.spawn("members", follow_members);
         let serve_snapshots =
@@ -149,58 +153,123 @@ impl Parts {
     }
 
     pub(super) fn start_publishers(&self, supervisor: &mut Supervisor) -> Result<Vec<RunningOutput>, NodeError> {
-        let owner = self.opened.owner()?;
         let shared = (self.consensus.clone(), self.network.clone(), self.tracker.clone());
         let turns = Turns::new(self.opened.node, shared, self.opened.config.network_outputs());
         let always = watch::channel(true).1;
-        let mut running = Vec::new();
+        let mut running: Vec<RunningOutput> = Vec::new();
         for config in &self.opened.config.outputs {
-            let output = (self.means.open_output)(config, &self.home, owner)?;
-            let (paused, marker) = OutputSwitch::was_paused(&self.home, config, &self.tracker);
-            let sink: Arc<dyn ProgressSink> = match config.scope {
+            let active = turns.of(&config.name).unwrap_or_else(|| always.clone());
+            running.push(self.start_output(supervisor, config, active)?);
+        }
+        supervisor.spawn_restarted_from("the turns of outputs", turns, Turns::run);
+        let switches: Vec<OutputSwitch> = running.iter().map(|output| output.switch.clone()).collect();
+        let pauses = (switches, self.tracker.clone());
+        supervisor.spawn_restarted_from("the pauses of outputs", pauses, |(switches, tracker), stop| {
+            follow_pauses(switches, tracker, stop)
+        });
+        Ok(running)
+    }
+
+    /// Feeds one output, and looks after its gaps. Both begin again over a store that is opened anew.
+    fn start_output(
+        &self,
+        supervisor: &mut Supervisor,
+        config: &OutputConfig,
+        active: watch::Receiver<bool>,
+    ) -> Result<RunningOutput, NodeError> {
+        let (name, owner) = (config.name.clone(), self.opened.owner()?);
+        let (paused, marker) = OutputSwitch::was_paused(&self.home, config, &self.tracker);
+        let mut slot = Slot::default();
+        let handle = slot.handle(owner, self.tracker.newest_task());
+        let options = self.publisher_options(config, active, paused.subscribe())?;
+        let options: Arc<dyn Fn(Arc<dyn Output>) -> PublisherOptions + Send + Sync> = Arc::new(options);
+        let open = self.opener(config)?;
+        // What is wrong with the configuration is told at start.
+        let mut first = Some(open()?);
+        let stop = supervisor.token();
+        supervisor.spawn_restarted(format!("the publisher of output {name}"), {
+            let open = open.clone();
+            move |before: Option<&EndReason>| {
+                if let Some(reason) = before {
+                    slot.broke_off(&reason.to_string());
+                }
+                let (first, open, options) = (first.take(), open.clone(), options.clone());
+                let (slot, stop) = (slot.clone(), stop.clone());
+                async move {
+                    let output = first.map_or_else(open, Ok)?;
+                    slot.publisher(options(output)).run(stop).await;
+                    Ok(())
+                }
+            }
+        });
+        let bell = Arc::new(Notify::new());
+        let seen = watch::Sender::new(Seen { next: owner.first_task_number, gaps: Vec::new() });
+        let missing = seen.subscribe();
+        // A connection of its own, so that a look at many numbers does not hold up publishing.
+        let mut first = Some(open()?);
+        supervisor.spawn_restarted(format!("the gaps of output {name}"), {
+            let (head, publisher, stop) = (self.tracker.head(), handle.clone(), supervisor.token());
+            let (name, bell) = (name.clone(), bell.clone());
+            move |_: Option<&EndReason>| {
+                let (first, open, stop) = (first.take(), open.clone(), stop.clone());
+                let (name, head, publisher) = (name.clone(), head.clone(), publisher.clone());
+                let (bell, seen) = (bell.clone(), seen.clone());
+                async move {
+                    let output = first.map_or_else(open, Ok)?;
+                    GapWatch { name, output, head, publisher, bell, seen }.run(stop).await;
+                    Ok(())
+                }
+            }
+        });
+        let switch = OutputSwitch::new(config, handle.clone(), (paused, marker));
+        Ok(RunningOutput { name, projects: config.projects.clone(), handle, missing, bell, switch })
+    }
+
+    /// Opens the store of an output, as often as it is called.
+    fn opener(
+        &self,
+        config: &OutputConfig,
+    ) -> Result<impl Fn() -> Result<Arc<dyn Output>, NodeError> + Clone + Send + Sync + use<>, NodeError> {
+        let (open, config, home) = (self.means.open_output.clone(), config.clone(), self.home.clone());
+        let owner = self.opened.owner()?;
+        Ok(move || open(&config, &home, owner))
+    }
+
+    /// What the publishers of an output are made of, each with the store that is given.
+    fn publisher_options(
+        &self,
+        config: &OutputConfig,
+        active: watch::Receiver<bool>,
+        paused: watch::Receiver<bool>,
+    ) -> Result<impl Fn(Arc<dyn Output>) -> PublisherOptions + Send + Sync + use<>, NodeError> {
+        let owner = self.opened.owner()?;
+        let (name, projects, scope) = (config.name.clone(), config.projects.clone(), config.scope);
+        let (consensus, network, tracker) = (self.consensus.clone(), self.network.clone(), self.tracker.clone());
+        let (source, home) = (Arc::new(self.source()), self.home.clone());
+        let (signer, newest) = (self.means.signer(&self.opened.task_key), self.tracker.newest_task());
+        Ok(move |output: Arc<dyn Output>| {
+            let sink: Arc<dyn ProgressSink> = match scope {
                 Scope::Network => {
-                    let (consensus, network) = (self.consensus.clone(), self.network.clone());
-                    Arc::new(LogSink { consensus, network, tracker: self.tracker.clone() })
+                    let (consensus, network) = (consensus.clone(), network.clone());
+                    Arc::new(LogSink { consensus, network, tracker: tracker.clone() })
                 }
                 Scope::Node if output.keeps_cursor() => Arc::new(NoSink),
-                Scope::Node => Arc::new(CursorFile::new(self.home.path(), &config.name, owner.epoch)),
+                Scope::Node => Arc::new(CursorFile::new(home.path(), &name, owner.epoch)),
             };
-            let (publisher, handle) = Publisher::new(PublisherOptions {
-                name: config.name.clone(),
+            PublisherOptions {
+                name: name.clone(),
                 owner,
                 output,
-                source: Arc::new(self.source()),
+                source: source.clone(),
                 sink,
-                signer: self.means.signer(&self.opened.task_key),
-                newest: self.tracker.newest_task(),
-                active: turns.of(&config.name).unwrap_or_else(|| always.clone()),
-                paused: paused.subscribe(),
-                projects: config.projects.clone(),
-                recorded: self.tracker.progress().get(&config.name).copied(),
-            });
-            supervisor.spawn("a publisher", publisher.run(supervisor.token()));
-            let (name, bell) = (config.name.clone(), Arc::new(Notify::new()));
-            let seen = watch::Sender::new(Seen { next: owner.first_task_number, gaps: Vec::new() });
-            let missing = seen.subscribe();
-            let watch = GapWatch {
-                name: name.clone(),
-                // A connection of its own, so that a look at many numbers does not hold up publishing.
-                output: (self.means.open_output)(config, &self.home, owner)?,
-                head: self.tracker.head(),
-                publisher: handle.clone(),
-                bell: bell.clone(),
-                seen,
-            };
-            supervisor.spawn("gaps", watch.run(supervisor.token()));
-            let switch = OutputSwitch::new(config, handle.clone(), (paused, marker));
-            let projects = config.projects.clone();
-            running.push(RunningOutput { name, projects, handle, missing, bell, switch });
-        }
-        supervisor.spawn("turns", turns.run(supervisor.token()));
-        let switches = running.iter().map(|output: &RunningOutput| output.switch.clone()).collect();
-        let pauses = follow_pauses(switches, self.tracker.clone(), supervisor.token());
-        supervisor.spawn("pauses", pauses);
-        Ok(running)
+                signer: signer.clone(),
+                newest: newest.clone(),
+                active: active.clone(),
+                paused: paused.clone(),
+                projects: projects.clone(),
+                recorded: tracker.progress().get(&name).copied(),
+            }
+        })
     }
 
     /// Final tasks, as the outputs get them.
@@ -217,9 +286,11 @@ impl Parts {
     pub(super) fn desk(&self, outputs: &[RunningOutput], stop: CancellationToken) -> Result<Desk, NodeError> {
         let opened = &self.opened;
         let (genesis, epochs) = (opened.genesis.clone(), opened.epochs.clone());
-        let refills = Refills::new(RefillParts {
+        let refills = RefillParts {
             home: self.home.clone(),
             outputs: opened.config.outputs.clone(),
+            open: self.means.open_output.clone(),
+            open_place: self.means.open_place.clone(),
             bells: outputs.iter().map(|output| (output.name.clone(), output.bell.clone())).collect(),
             owner: opened.owner()?,
             genesis: genesis.clone(),
@@ -227,32 +298,40 @@ impl Parts {
             state: self.state.clone(),
             store: opened.store.clone(),
             signer: TaskSigner::new(opened.task_key.clone()),
-            stop: stop.clone(),
-        });
-        let audits = Audits::new(AuditParts {
+        };
+        let audits = AuditParts {
             home: self.home.clone(),
             outputs: opened.config.outputs.clone(),
+            open: self.means.open_output.clone(),
             owner: opened.owner()?,
             source: Arc::new(self.source()),
             newest: self.tracker.newest_task(),
             signer: TaskSigner::new(opened.task_key.clone()),
             places: Arc::new(self.state.clone()),
-            stop,
-        });
+        };
+        let backups = BackupParts {
+            state: self.state.clone(),
+            store: opened.store.clone(),
+            genesis,
+            epochs: epochs.clone(),
+            open: self.means.open_place.clone(),
+        };
+        let endings = &self.means.endings;
         Ok(Desk {
             operator: self.operator.clone(),
-            refills,
-            audits,
+            refills: Refills::new(refills, endings.clone(), stop.clone()),
+            audits: Audits::new(audits, endings.clone(), stop.clone()),
             outputs: OutputDesk {
                 switches: outputs.iter().map(|output| output.switch.clone()).collect(),
                 tracker: self.tracker.clone(),
                 consensus: self.consensus.clone(),
                 network: self.network.clone(),
             },
-            backups: Backups::new(self.state.clone(), opened.store.clone(), genesis, epochs.clone()),
+            backups: Backups::new(backups, endings.clone(), stop),
             adopter: Adopter {
                 home: self.home.clone(),
                 outputs: opened.config.outputs.clone(),
+                open: self.means.open_output.clone(),
                 owner: opened.owner()?,
                 epochs,
             },
@@ -310,6 +389,7 @@ impl Parts {
             chain: self.chain.clone(),
             task_states: self.task_states.clone(),
             clock_off: self.clock_off.subscribe(),
+            endings: self.means.endings.clone(),
             outputs,
             announcements,
             prometheus,

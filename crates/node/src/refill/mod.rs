@@ -19,7 +19,6 @@ use lockstep_outputs::publisher::{BYTES_PER_PUBLISH_MAX, TASKS_PER_PUBLISH_MAX};
 use lockstep_outputs::{FinalTask, Output, OutputError, Owner, TaskSigner};
 use lockstep_store::home::StoreHome;
 use lockstep_types::{Epochs, Genesis, OutputName, ProjectId, Ruled, TaskNumber};
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -29,13 +28,14 @@ use self::borrow::borrow;
 use self::history::{BackupHistory, HistoryError, Known, Stretch};
 use self::parts::Making;
 use self::plan::{Candidate, candidates, choose, overlap};
-use crate::backup::{BackupLocation, BackupPlace, PlaceError, backups_in, open_place};
+use crate::backup::{BackupLocation, BackupPlace, OpenPlace, PlaceError, backups_in};
 use crate::config::OutputConfig;
+use crate::endings::Endings;
 use crate::error::NodeError;
 use crate::gaps::{self, Range};
 use crate::home::Home;
-use crate::open_store;
-use crate::priority::{BACKUP, give_way};
+use crate::jobs::{Job, JobError, Jobs, Progress};
+use crate::node::OpenOutput;
 use crate::proofs::History;
 use crate::store_calls::StoreCalls;
 
@@ -71,6 +71,8 @@ pub struct Fetching {
 pub(crate) struct RefillParts {
     pub home: Home,
     pub outputs: Vec<OutputConfig>,
+    pub open: OpenOutput,
+    pub open_place: OpenPlace,
     /// Rung when something was filled in.
     pub bells: Vec<(OutputName, Arc<Notify>)>,
     pub owner: Owner,
@@ -79,18 +81,25 @@ pub(crate) struct RefillParts {
     pub state: StateStore,
     pub store: StoreHome,
     pub signer: TaskSigner,
-    /// The node ends, and with it what tasks run on.
-    pub stop: CancellationToken,
 }
 
-struct Inner {
-    parts: RefillParts,
-    progress: Mutex<Option<RefillProgress>>,
+/// Refills of a running node, one at a time.
+pub(crate) struct Refills {
+    parts: Arc<RefillParts>,
+    jobs: Jobs<(), RefillProgress>,
 }
 
-/// Refills of a running node, one at a time. Clones share it.
-#[derive(Clone)]
-pub(crate) struct Refills(Arc<Inner>);
+impl Progress for RefillProgress {
+    fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    fn end(&mut self, error: Option<String>) {
+        self.ended = true;
+        self.fetching = None;
+        self.error = error;
+    }
+}
 
 /// Why something is still missing.
 #[derive(Debug, thiserror::Error)]
@@ -122,52 +131,41 @@ impl RefillError {
 }
 
 impl Refills {
-    pub fn new(parts: RefillParts) -> Self {
-        Self(Arc::new(Inner { parts, progress: Mutex::new(None) }))
+    /// None yet. `stop`: the node ends, and with it what tasks run on.
+    pub fn new(parts: RefillParts, endings: Endings, stop: CancellationToken) -> Self {
+        Self { parts: Arc::new(parts), jobs: Jobs::new("refill", endings, stop) }
     }
 
     /// How far the newest refill is; `None` where there was none since the start.
     pub fn progress(&self) -> Option<RefillProgress> {
-        self.0.progress.lock().clone()
+        self.jobs.progress(&())
     }
 
     /// Begins one.
     pub fn start(&self, name: &OutputName, from: BackupLocation) -> Result<(), String> {
-        let inner = &self.0;
-        let config = inner.parts.outputs.iter().find(|config| config.name == *name).cloned();
+        let config = self.parts.outputs.iter().find(|config| config.name == *name).cloned();
         let config = config.ok_or_else(|| format!("config.toml names no output {name}"))?;
         if !from.is_absolute() {
             return Err("the directory has to be an absolute path".into());
         }
-        {
-            let mut progress = inner.progress.lock();
-            if progress.as_ref().is_some_and(|progress| !progress.ended) {
-                return Err("an output is being refilled already: wait for it".into());
-            }
-            let output = name.clone();
-            let begun =
-                RefillProgress { output, tasks_missing: 0, tasks_done: 0, fetching: None, ended: false, error: None };
-            *progress = Some(begun);
-        }
-        let (this, runtime) = (self.clone(), Handle::current());
-        let run = move || {
-            give_way(BACKUP);
-            let result = this.0.refill(&config, &from, &runtime);
-            this.0.ring(&config.name);
+        let output = name.clone();
+        let begun =
+            RefillProgress { output, tasks_missing: 0, tasks_done: 0, fetching: None, ended: false, error: None };
+        let (parts, runtime) = (self.parts.clone(), Handle::current());
+        let work = move |job: &Job<RefillProgress>| {
+            let result = Refill { parts: &parts, job }.run(&config, &from, runtime);
+            parts.ring(&config.name);
             let output = config.name.as_str();
             match &result {
                 Ok(()) => tracing::info!(output, "the output has no gap any more"),
                 Err(error) => tracing::error!(output, %error, "the output still has a gap"),
             }
-            this.0.note(|progress| {
-                (progress.ended, progress.fetching) = (true, None);
-                progress.error = result.err();
-            });
+            result
         };
-        let spawned = std::thread::Builder::new().name("refill".into()).spawn(run);
-        spawned.map(drop).map_err(|error| {
-            inner.note(|progress| progress.ended = true);
-            error.to_string()
+        let started = self.jobs.start((), format!("a refill of output {name}"), begun, work);
+        started.map_err(|error| match error {
+            JobError::UnderWay => "an output is being refilled already: wait for it".to_owned(),
+            JobError::Thread(error) => error.to_string(),
         })
     }
 }
@@ -203,34 +201,36 @@ impl Filled<'_> {
     }
 }
 
-impl Inner {
-    fn note(&self, change: impl FnOnce(&mut RefillProgress)) {
-        if let Some(progress) = self.progress.lock().as_mut() {
-            change(progress);
-        }
-    }
-
+impl RefillParts {
     fn ring(&self, name: &OutputName) {
-        for (_, bell) in self.parts.bells.iter().filter(|(of, _)| of == name) {
+        for (_, bell) in self.bells.iter().filter(|(of, _)| of == name) {
             bell.notify_one();
         }
     }
+}
 
-    fn refill(&self, config: &OutputConfig, from: &BackupLocation, runtime: &Handle) -> Result<(), String> {
-        let parts = &self.parts;
+/// One refill under way.
+struct Refill<'a> {
+    parts: &'a RefillParts,
+    job: &'a Job<RefillProgress>,
+}
+
+impl Refill<'_> {
+    fn run(&self, config: &OutputConfig, from: &BackupLocation, runtime: Handle) -> Result<(), String> {
+        let parts = self.parts;
         let said = |error: &dyn std::fmt::Display| error.to_string();
-        let output = open_store::open(config, parts.home.path(), parts.owner).map_err(|e| said(&e))?;
-        let calls = StoreCalls { runtime: runtime.clone(), stop: parts.stop.clone() };
+        let output = (parts.open)(config, &parts.home, parts.owner).map_err(|e| said(&e))?;
+        let calls = StoreCalls { runtime, stop: self.job.stop().clone() };
         let (name, projects) = (&config.name, config.projects.as_ref());
         let filled = Filled { output, name, projects, passed_over: Cell::new(projects.is_some()), calls };
         let first = parts.owner.first_task_number;
         let mut missing = filled.missing(first).map_err(|e| said(&e))?;
-        self.note(|progress| progress.tasks_missing = gaps::count(&missing));
+        self.job.note(|progress| progress.tasks_missing = gaps::count(&missing));
         if missing.is_empty() {
             return Ok(());
         }
         let known = Known::of(&parts.genesis, &parts.epochs, &parts.state).map_err(|e| said(&e))?;
-        let place = open_place(from).map_err(|e| said(&e))?;
+        let place = (parts.open_place)(from).map_err(|e| said(&e))?;
         let manifests = backups_in(&*place).map_err(|e| said(&e))?;
         let all = candidates(manifests, &parts.owner.network, &parts.epochs);
         let (mut tried, mut problem) = (BTreeSet::new(), None);
@@ -269,11 +269,11 @@ impl Inner {
         let backup = candidate.manifest.name();
         tracing::info!(backup, "reading missing tasks out of a backup");
         let borrowed = borrow(place, &candidate.manifest, &self.parts.store, |bytes_done, bytes_total| {
-            self.note(|progress| {
+            self.job.note(|progress| {
                 progress.fetching = Some(Fetching { backup: backup.clone(), bytes_done, bytes_total })
             });
         })?;
-        self.note(|progress| progress.fetching = None);
+        self.job.note(|progress| progress.fetching = None);
         let history = BackupHistory::new(borrowed.state.clone(), known);
         let tasks = (candidate.tasks.0.max(history.oldest_task()?), candidate.tasks.1);
         for (first, last) in missing.iter().filter_map(|range| overlap(*range, tasks)) {
@@ -319,7 +319,7 @@ impl Inner {
         Ok(seen)
     }
 
-    /// As [`Inner::fill_stretch`], for an output that gets blobs.
+    /// As [`Refill::fill_stretch`], for an output that gets blobs.
     fn fill_parts(
         &self,
         state: &StateStore,
@@ -345,7 +345,7 @@ impl Inner {
         let Chunk { tasks, .. } = std::mem::take(chunk);
         if !tasks.is_empty() {
             filled.call(|| filled.output.fill(&tasks))?;
-            self.note(|progress| progress.tasks_done += tasks.len() as u64);
+            self.job.note(|progress| progress.tasks_done += tasks.len() as u64);
         }
         Ok(())
     }

@@ -308,7 +308,7 @@ impl Work {
             return Ok(sign());
         }
         let signing = tokio::task::spawn_blocking(sign);
-        signing.await.map_err(|_| SourceError::Unavailable("the signer stopped".to_owned()))
+        signing.await.map_err(|_| SourceError::Unavailable("signing panicked, or the program is ending".to_owned()))
     }
 
     /// As [`Work::prepare`], but without asking the source for what is not final yet.

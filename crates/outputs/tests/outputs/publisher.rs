@@ -8,11 +8,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockstep_outputs::publisher::State;
 use lockstep_outputs::{
-    Adopted, Adoption, FinalTask, Layout, Output, OutputError, Page, Place, Receipt, Refusals, RefusedTask, SetAside,
-    SqliteOptions, SqliteOutput, Status,
+    Adopted, Adoption, FinalTask, Layout, Options, Output, OutputError, Page, Place, Receipt, Refusals, RefusedTask,
+    SetAside, Slot, SqliteOptions, SqliteOutput, Status,
 };
 use lockstep_types::signature::recover_address;
 use lockstep_types::{MessageId, ProjectId, SigningKey, TaskId, TaskNumber};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{FIRST, Feed, Node, eventually, number, owner, signer, unsigned};
 
@@ -100,6 +102,45 @@ async fn tasks_are_published_in_order_and_signed_with_the_task_key() {
     let task = store.read(&unsigned(1_000).id).await.unwrap().unwrap();
     let address = SigningKey::from_bytes([0x11; 32]).unwrap().address();
     assert_eq!(recover_address(&task.digest(Layout::Apinode), &task.signature), Ok(address));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_that_broke_off_is_followed_by_one_with_the_same_view() {
+    let (feed, store, mut slot) = (Feed::new(), Arc::new(Fake::default()), Slot::default());
+    let handle = slot.handle(owner(), feed.newest.subscribe());
+    let options = || Options {
+        name: "test".parse().unwrap(),
+        owner: owner(),
+        output: store.clone(),
+        source: feed.clone(),
+        sink: feed.clone(),
+        signer: signer(),
+        newest: feed.newest.subscribe(),
+        active: watch::channel(true).1,
+        paused: watch::channel(false).1,
+        projects: None,
+        recorded: None,
+    };
+    let caught_up = async |last| {
+        let is_so = |status: &Status| status.state == State::CaughtUp && status.last_published == number(last);
+        eventually("all tasks", || async { Some(handle.status()).filter(is_so) }).await
+    };
+    feed.finalize(FIRST + 20);
+    let first = tokio::spawn(slot.publisher(options()).run(CancellationToken::new()));
+    caught_up(FIRST + 20).await;
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    slot.broke_off("it panicked");
+    let status = handle.status();
+    assert_eq!((status.state, status.last_published), (State::Retrying, number(FIRST + 20)));
+    assert!(status.last_error.is_some_and(|error| error.contains("it panicked")));
+    feed.finalize(FIRST + 30);
+    let token = CancellationToken::new();
+    let second = tokio::spawn(slot.publisher(options()).run(token.clone()));
+    assert_eq!(caught_up(FIRST + 30).await.last_error, None);
+    token.cancel();
+    second.await.unwrap();
+    assert_eq!(store.numbers(), (FIRST..=FIRST + 30).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]

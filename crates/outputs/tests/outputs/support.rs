@@ -87,7 +87,7 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
 
 /// A source whose history grows when the test says so; also a sink that counts.
 pub struct Feed {
-    newest: watch::Sender<Option<TaskNumber>>,
+    pub newest: watch::Sender<Option<TaskNumber>>,
     forgotten: Mutex<Option<TaskNumber>>,
     asked: Mutex<Vec<u64>>,
     mixed: AtomicBool,
