@@ -36,9 +36,14 @@ impl Proposer {
         loop {
             // What is not proposed is acknowledged by no node.
             let halted = conflict.borrow_and_update().is_some();
-            let leads = status.borrow_and_update().role == Role::Leader && !halted;
+            let (role, term) = {
+                let now = status.borrow_and_update();
+                (now.role, now.term)
+            };
+            let leads = role == Role::Leader && !halted;
             let mut closing_at = None;
             if leads {
+                self.mempool.clock().lead(term);
                 closing_at = self.propose_all(&mut under_way);
             }
             let until_closing = closing_at.map_or(TICK, |at: Instant| at.saturating_duration_since(Instant::now()));

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use crate::clock::Clock;
+use crate::batch_time::BatchClock;
 use crate::evidence::EvidenceQueue;
 use crate::limits::CLOSINGS_MAX;
 use crate::mempool::Mempool;
@@ -92,13 +92,13 @@ impl Tracker {
         }
     }
 
-    /// The time by this node's clock.
+    /// Batch time, as this node would propose it.
     pub fn now(&self) -> TimeMs {
         self.mempool.now()
     }
 
-    /// This node's clock.
-    pub fn clock(&self) -> &Clock {
+    /// This node's batch time, and the clock that it goes by.
+    pub fn clock(&self) -> &BatchClock {
         self.mempool.clock()
     }
 
@@ -194,11 +194,11 @@ impl Tracker {
 
     /// Groups that are older than their project allows, and when the next one will be.
     pub fn due_closings(&self, age_max: impl Fn(&GroupKey) -> Duration) -> (Vec<GroupClosing>, Option<Instant>) {
-        let (now, clock) = (Instant::now(), self.now());
+        let (now, batch_time) = (Instant::now(), self.now());
         let (mut due, mut next) = (Vec::new(), None::<Instant>);
         for (key, open) in self.groups.lock().iter_mut() {
             let mut at = match open.due {
-                Some(due) => now + Duration::from_millis(due.0.saturating_sub(clock.0)),
+                Some(due) => now + Duration::from_millis(due.0.saturating_sub(batch_time.0)),
                 None => open.since + age_max(key),
             };
             if let Some(asked) = open.asked {
@@ -251,6 +251,7 @@ impl Tracker {
 impl Tracker {
     /// Tells everyone where the ledger stands. Readers first: whoever hears of a position can read it here at once.
     fn tell(&self, ledger: &Ledger) {
+        self.clock().follow(ledger.head().time_ms);
         self.tell_paused(ledger);
         self.members.send_if_modified(|members| {
             let changed = **members != *ledger.members();
