@@ -306,10 +306,11 @@ mod tests {
 
     #[test]
     fn a_leap_has_lasted_when_it_has_stayed_the_same_for_minutes() {
+        /// Seconds since the start, how far the machine's clock is ahead then, and whether that has lasted.
+        type Look = (u64, i64, bool);
         const DAY: i64 = 86_400_000;
         let (start, lasts) = (Instant::now(), CLOCK_LEAP_LASTS.as_secs());
-        // Seconds since the start, how far the machine's clock is ahead then, and whether that has lasted.
-        let cases: [(&[(u64, i64, bool)], &str); 7] = [
+        let cases: [(&[Look], &str); 7] = [
             (&[(0, 60_000, false), (lasts * 9, 60_000, false)], "this far it is followed"),
             (&[(0, DAY, false), (lasts - 1, DAY - 29_000, false), (lasts, DAY - 30_000, true)], "a day ahead"),
             (&[(0, -DAY, false), (lasts, 30_000 - DAY, true)], "a day behind"),
