@@ -1,4 +1,4 @@
-//! The node's clock, for what it proposes. Nothing that `apply` computes depends on it but by way of the log.
+//! The node's clock. Nothing that `apply` computes depends on it but by way of the log ([`crate::batch_time`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -14,87 +14,44 @@ pub(crate) fn now_ms() -> TimeMs {
     TimeMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
-fn wall_us() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-}
-
 /// A clock gains or loses at most one part in this many when the machine's is ahead or behind.
 const SLEW: u64 = 10;
 /// Shorter times are added without a look at the machine's clock.
-const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+const LOOK_INTERVAL_US: u64 = 1_000;
 
-/// The machine's clock without its jumps: it goes by the monotonic clock, and follows the machine's a little faster or
-/// slower until the two agree. Retry windows are measured with it, and a jump would make one shorter than it is
-/// promised to be. It never goes back.
-#[derive(Debug)]
-pub struct SteadyClock {
-    state: Mutex<Steady>,
+/// A node's clock: its machine's without the leaps. It goes by the monotonic clock, and follows the machine's a little
+/// faster or slower until the two agree. Retry windows are measured with it, and a leap would make one shorter than it is
+/// promised to be. It goes back only where it is set ([`Clock::set_by_machine`]). Clones are the same clock.
+#[derive(Debug, Clone)]
+pub struct Clock {
+    machine: Machine,
+    state: Arc<Mutex<Steady>>,
+}
+
+/// The two clocks of a machine: what a wall clock shows may leap, what a monotonic one shows does not.
+#[derive(Debug, Clone)]
+enum Machine {
+    Real { started: std::time::Instant },
+    Simulated(SimulatedClock),
 }
 
 #[derive(Debug)]
 struct Steady {
     shown_us: u64,
-    at: std::time::Instant,
+    /// When it showed that, by the monotonic clock.
+    at_us: u64,
 }
 
-impl Default for SteadyClock {
-    fn default() -> Self {
-        Self { state: Mutex::new(Steady { shown_us: wall_us(), at: std::time::Instant::now() }) }
-    }
-}
-
-/// What is shown after another `elapsed_us`, when the machine's clock shows `wall_us`.
-fn follow(shown_us: u64, elapsed_us: u64, wall_us: u64) -> u64 {
-    let (expected, slew) = (shown_us.saturating_add(elapsed_us), elapsed_us / SLEW);
-    wall_us.clamp(expected - slew, expected.saturating_add(slew))
-}
-
-impl SteadyClock {
-    fn now_us(&self) -> u64 {
-        let mut state = self.state.lock();
-        let now = std::time::Instant::now();
-        let elapsed = now.saturating_duration_since(state.at);
-        let elapsed_us = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-        if elapsed < LOOK_INTERVAL {
-            return state.shown_us.saturating_add(elapsed_us);
-        }
-        *state = Steady { shown_us: follow(state.shown_us, elapsed_us, wall_us()), at: now };
-        state.shown_us
-    }
-
-    fn now(&self) -> TimeMs {
-        TimeMs(self.now_us() / 1_000)
-    }
-
-    fn machine_ahead_ms(&self) -> i64 {
-        let (shown, wall) = (self.now_us(), wall_us());
-        let size = i64::try_from(shown.abs_diff(wall) / 1_000).unwrap_or(i64::MAX);
-        if wall < shown { -size } else { size }
-    }
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self::Steady(Arc::default())
-    }
-}
-
-/// Which clock a node goes by. Clones are the same clock.
-#[derive(Debug, Clone)]
-pub enum Clock {
-    /// The machine's, without its jumps.
-    Steady(Arc<SteadyClock>),
-    /// One that goes with the runtime's time, and may be off.
-    Simulated(SimulatedClock),
-}
-
-/// See [`Clock::Simulated`].
+/// A simulated machine's clock: it goes with the runtime's time, and may be off.
 #[derive(Debug, Clone)]
 pub struct SimulatedClock {
     start: Instant,
     start_ms: u64,
     offset_ms: Arc<AtomicI64>,
+}
+
+fn as_us(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 impl SimulatedClock {
@@ -103,7 +60,7 @@ impl SimulatedClock {
         Self { start: Instant::now(), start_ms, offset_ms: Arc::default() }
     }
 
-    /// Another node's clock: it shows what this one would if it were not off.
+    /// Another machine's clock: it shows what this one would if it were not off.
     pub fn twin(&self) -> Self {
         Self { offset_ms: Arc::default(), ..self.clone() }
     }
@@ -113,34 +70,86 @@ impl SimulatedClock {
         self.offset_ms.store(offset_ms, Ordering::Relaxed);
     }
 
-    fn now(&self) -> TimeMs {
-        let since = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        TimeMs(self.start_ms.saturating_add(since).saturating_add_signed(self.offset_ms.load(Ordering::Relaxed)))
+    /// What it shows, in milliseconds since the Unix epoch.
+    pub fn now(&self) -> TimeMs {
+        TimeMs(self.wall_us() / 1_000)
+    }
+
+    fn wall_us(&self) -> u64 {
+        let offset_us = self.offset_ms.load(Ordering::Relaxed).saturating_mul(1_000);
+        let right = self.start_ms.saturating_mul(1_000).saturating_add(as_us(self.start.elapsed()));
+        right.saturating_add_signed(offset_us)
+    }
+}
+
+impl Machine {
+    fn wall_us(&self) -> u64 {
+        match self {
+            Self::Real { .. } => as_us(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()),
+            Self::Simulated(clock) => clock.wall_us(),
+        }
+    }
+
+    fn monotonic_us(&self) -> u64 {
+        match self {
+            Self::Real { started } => as_us(started.elapsed()),
+            Self::Simulated(clock) => as_us(clock.start.elapsed()),
+        }
+    }
+}
+
+/// What is shown after another `elapsed_us`, when the machine's clock shows `wall_us`.
+fn follow(shown_us: u64, elapsed_us: u64, wall_us: u64) -> u64 {
+    let (expected, slew) = (shown_us.saturating_add(elapsed_us), elapsed_us / SLEW);
+    wall_us.clamp(expected - slew, expected.saturating_add(slew))
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::of(Machine::Real { started: std::time::Instant::now() })
     }
 }
 
 impl Clock {
+    fn of(machine: Machine) -> Self {
+        let steady = Steady { shown_us: machine.wall_us(), at_us: machine.monotonic_us() };
+        Self { machine, state: Arc::new(Mutex::new(steady)) }
+    }
+
+    /// The clock of a node on a simulated machine. It begins with what that machine's clock shows.
+    pub fn simulated(machine: SimulatedClock) -> Self {
+        Self::of(Machine::Simulated(machine))
+    }
+
+    fn now_us(&self) -> u64 {
+        let mut state = self.state.lock();
+        let now_us = self.machine.monotonic_us();
+        let elapsed_us = now_us.saturating_sub(state.at_us);
+        if elapsed_us < LOOK_INTERVAL_US {
+            return state.shown_us.saturating_add(elapsed_us);
+        }
+        let shown_us = follow(state.shown_us, elapsed_us, self.machine.wall_us());
+        *state = Steady { shown_us, at_us: now_us };
+        shown_us
+    }
+
     /// Milliseconds since the Unix epoch.
     pub fn now(&self) -> TimeMs {
-        match self {
-            Self::Steady(clock) => clock.now(),
-            Self::Simulated(clock) => clock.now(),
-        }
+        TimeMs(self.now_us() / 1_000)
     }
 
     /// By how much the machine's clock is ahead of this one.
     pub(crate) fn machine_ahead_ms(&self) -> i64 {
-        match self {
-            Self::Steady(clock) => clock.machine_ahead_ms(),
-            Self::Simulated(_) => 0,
-        }
+        let shown_us = self.now_us();
+        let wall_us = self.machine.wall_us();
+        let size = i64::try_from(shown_us.abs_diff(wall_us) / 1_000).unwrap_or(i64::MAX);
+        if wall_us < shown_us { -size } else { size }
     }
 
     /// Shows what the machine's clock shows, at once.
     pub(crate) fn set_by_machine(&self) {
-        if let Self::Steady(clock) = self {
-            clock.state.lock().shown_us = wall_us();
-        }
+        let mut state = self.state.lock();
+        *state = Steady { shown_us: self.machine.wall_us(), at_us: self.machine.monotonic_us() };
     }
 }
 
@@ -166,12 +175,31 @@ mod tests {
     #[test]
     fn it_never_goes_back_and_is_set_when_that_is_asked_for() {
         let clock = Clock::default();
-        let Clock::Steady(steady) = &clock else { panic!() };
-        steady.state.lock().shown_us -= 60_000_000;
+        clock.state.lock().shown_us -= 60_000_000;
         let before = clock.now();
         assert!((59_000..61_000).contains(&clock.machine_ahead_ms()), "{}", clock.machine_ahead_ms());
         assert!(clock.now() >= before);
         clock.set_by_machine();
         assert!(clock.now() >= before && clock.machine_ahead_ms() < 1_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_day_ahead_for_twelve_seconds_moves_it_by_a_little_more_than_one() {
+        const DAY_MS: i64 = 24 * 3_600_000;
+        for leap_ms in [DAY_MS, -DAY_MS] {
+            let machine = SimulatedClock::new(2_000_000_000_000);
+            let (clock, right) = (Clock::simulated(machine.clone()), Clock::simulated(machine.twin()));
+            machine.set_offset_ms(leap_ms);
+            for _ in 0..120 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                clock.now();
+            }
+            assert!(clock.now().0.abs_diff(right.now().0) <= 1_201, "{:?} {:?}", clock.now(), right.now());
+            assert!(clock.machine_ahead_ms().unsigned_abs() > 86_000_000);
+            machine.set_offset_ms(0);
+            // It is caught up with as slowly.
+            tokio::time::sleep(Duration::from_secs(13)).await;
+            assert_eq!(clock.now(), right.now());
+        }
     }
 }

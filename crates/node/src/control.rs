@@ -123,7 +123,7 @@ impl ControlService {
                 kept.await.map_err(|e| e.to_string())?.map(|()| Response::Done(proto::Done {}))
             }
             Request::Clock(proto::ClockRequest {}) => {
-                Ok(Response::Clock(proto::ClockResponse { time_ms: self.operator.now().0 }))
+                Ok(Response::Clock(proto::ClockResponse { time_ms: self.operator.clock().0 }))
             }
             Request::Order(order) => {
                 let order = SignedOrder::from_proto(order).map_err(|e| e.to_string())?;

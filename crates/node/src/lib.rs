@@ -16,6 +16,7 @@ mod announce;
 mod announce;
 pub mod audit;
 pub mod backup;
+mod batch_time;
 pub mod blob_outputs;
 mod bulk;
 mod bundle;

@@ -32,10 +32,15 @@ pub const SIGHTINGS_MAX: usize = 64;
 pub const CONFLICTS_MAX: usize = 16;
 /// How often a node compares its clock with those of the voters.
 pub const CLOCK_INTERVAL: Duration = Duration::from_secs(5);
-/// … until the first answer: a node does not lead before.
+/// … until the first answer: a node does not lead before, or not by its clock.
 pub const CLOCK_INTERVAL_FIRST: Duration = Duration::from_millis(200);
-/// A node that has nobody to compare with follows its machine's clock slowly when that is off by no more than this.
+/// A machine's clock that is off by more than this has leapt: a node that is the only voter follows it slowly all the
+/// same, until [`CLOCK_LEAP_LASTS`].
 pub const CLOCK_FOLLOWED_MAX: Duration = Duration::from_secs(60);
+/// A leap of the machine's clock that has lasted for this long is taken over by a node that is the only voter.
+pub const CLOCK_LEAP_LASTS: Duration = Duration::from_secs(300);
+/// Batch time that is further ahead of a node's clock than this is complained of.
+pub const BATCH_AHEAD_MAX: Duration = Duration::from_secs(5);
 /// A node whose clock is further from the voters' median does not lead.
 pub const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(2);
 /// An answer that takes longer says too little about a clock.

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
+use crate::batch_time::BatchClock;
 use crate::clock::Clock;
 use crate::limits::{
     BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, BUNDLE_MESSAGES_MAX, POOL_AGE_MAX, RESEND_AFTER, STALL_GRACE, STALL_MAX,
@@ -51,7 +52,7 @@ pub(crate) struct Mempool {
     /// Something waits to be proposed or sent.
     pub arrived: Arc<Notify>,
     started: Instant,
-    clock: Clock,
+    clock: BatchClock,
 }
 
 impl Mempool {
@@ -69,20 +70,20 @@ impl Mempool {
             closed_until: 0,
         };
         let (state, arrived) = (Arc::new(Mutex::new(state)), Arc::new(Notify::new()));
-        Self { node, state, arrived, started: Instant::now(), clock: Clock::default() }
+        Self { node, state, arrived, started: Instant::now(), clock: BatchClock::new(Clock::default()) }
     }
 
     /// Goes by another clock than the machine's.
     pub fn by_clock(self, clock: Clock) -> Self {
-        Self { clock, ..self }
+        Self { clock: BatchClock::new(clock), ..self }
     }
 
-    /// This node's clock.
-    pub fn clock(&self) -> &Clock {
+    /// This node's batch time, and the clock that it goes by.
+    pub fn clock(&self) -> &BatchClock {
         &self.clock
     }
 
-    /// The time by this node's clock.
+    /// Batch time, as this node would propose it.
     pub fn now(&self) -> TimeMs {
         self.clock.now()
     }

@@ -85,6 +85,11 @@ impl Operator {
     }
 
     /// The time by this node's clock.
+    pub fn clock(&self) -> TimeMs {
+        self.0.parts.tracker.clock().clock().now()
+    }
+
+    /// Batch time, as this node would propose it: what expires goes by it.
     pub fn now(&self) -> TimeMs {
         self.0.parts.tracker.now()
     }
@@ -159,7 +164,7 @@ impl Operator {
         Ok(())
     }
 
-    /// Whether an approval would count, by this node's state and clock.
+    /// Whether an approval would count, by this node's state and batch time.
     fn check(&self, members: &Members, approval: &Approval) -> Result<(), String> {
         let parts = &self.0.parts;
         members.check(approval, &parts.network_id, parts.epoch(), parts.tracker.now()).map_err(|e| e.to_string())

@@ -40,10 +40,15 @@ impl Proposer {
         loop {
             // What is not proposed is acknowledged by no node.
             let halted = conflict.borrow_and_update().is_some();
-            let leads = status.borrow_and_update().role == Role::Leader && !halted;
+            let (role, term) = {
+                let now = status.borrow_and_update();
+                (now.role, now.term)
+            };
+            let leads = role == Role::Leader && !halted;
             let mut due_in = None;
             self.groups.mark_unchanged();
             if leads {
+                self.mempool.clock().lead(term);
                 due_in = self.propose_all(&mut closing, &mut under_way);
             }
             tokio::select! {

@@ -102,7 +102,7 @@ impl Reader {
         let evidence =
             self.certifier.complaint().map(|reason| format!("no batch is signed any more: the evidence of {reason}"));
         let conflict = self.ingress.conflict().map(|reason| format!("nothing is acknowledged any more: {reason}"));
-        let clock = self.clock_off.borrow().map(clock_guard::complaint);
+        let clock = clock_guard::complaints(*self.clock_off.borrow(), self.tracker.clock());
         let chain = self.chain.complaint(self.leads());
         let refusals = self.network.refusals().into_iter();
         let refused = refusals.map(|(node, reason)| format!("node {node} refuses this node: {reason}"));

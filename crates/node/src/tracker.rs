@@ -11,7 +11,7 @@ use lockstep_types::{Height, OutputName, ProjectId, Sequence, TaskNumber, TimeMs
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use crate::clock::Clock;
+use crate::batch_time::BatchClock;
 use crate::evidence::EvidenceQueue;
 use crate::mempool::Mempool;
 use crate::metrics;
@@ -84,13 +84,13 @@ impl Tracker {
         }
     }
 
-    /// The time by this node's clock.
+    /// Batch time, as this node would propose it.
     pub fn now(&self) -> TimeMs {
         self.mempool.now()
     }
 
-    /// This node's clock.
-    pub fn clock(&self) -> &Clock {
+    /// This node's batch time, and the clock that it goes by.
+    pub fn clock(&self) -> &BatchClock {
         self.mempool.clock()
     }
 
@@ -193,6 +193,7 @@ impl Tracker {
 impl Tracker {
     /// Tells everyone where the ledger stands. Readers first: whoever hears of a position can read it here at once.
     fn tell(&self, ledger: &Ledger) {
+        self.clock().follow(ledger.head().time_ms);
         self.tell_paused(ledger);
         self.tell_groups(ledger);
         self.members.send_if_modified(|members| {

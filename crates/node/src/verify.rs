@@ -343,8 +343,8 @@ impl Worker {
             (projects.rules_at(message.project_id, head.next()).cloned(), projects.params().rules_fuel_per_second())
         };
         let Some(rules) = rules else { return Ok(()) };
+        self.rates.check_fuel(message.project_id, fuel_per_second)?;
         let now = self.mempool.now();
-        self.rates.check_fuel(message.project_id, now, fuel_per_second)?;
         let (said, spent) = rules.glance(&rules_input(message, now, None));
         self.rates.spend_fuel(message.project_id, spent);
         said.map_err(|refusal| {
@@ -360,7 +360,7 @@ impl Worker {
         let ids: Vec<ContentId> = requests.iter().map(|(message, _)| message.content_id()).collect();
         let before = self.occurrences(&ids);
         self.remember(requests.iter().map(|(message, _)| &**message));
-        let now = self.mempool.now().0;
+        let now = self.mempool.clock().latest().0;
         let mut fresh: Vec<(Arc<VerifiedMessage>, Waiter)> = Vec::with_capacity(requests.len());
         for ((message, verdict), before) in requests.into_iter().zip(before) {
             let id = message.content_id();
@@ -409,7 +409,7 @@ impl Worker {
         } else {
             vec![None; named.len()]
         };
-        let now = self.mempool.now().0;
+        let now = self.mempool.clock().latest().0;
         let (members, projects) = (self.members.borrow().clone(), self.projects.borrow().clone());
         let (mut verified, mut good) = (Vec::with_capacity(named.len()), true);
         for ((id, message), before) in named.into_iter().zip(before) {

@@ -156,7 +156,7 @@ impl BareDoors {
         self.members.clone()
     }
 
-    /// The time by its clock.
+    /// Batch time, as it would propose it.
     pub fn now(&self) -> TimeMs {
         self.operator.now()
     }

@@ -12,6 +12,9 @@ use super::scenario::Fault;
 use super::world::World;
 use crate::random::Random;
 
+/// How far a clock leaps.
+const DAY_MS: i64 = 24 * 3_600_000;
+
 /// Brings all faults about, one after the other, some of them at the same time.
 pub(super) async fn run(world: World, mut random: Random) {
     let (start, length) = (Instant::now(), world.scenario.length);
@@ -89,9 +92,16 @@ async fn cause(world: World, mut random: Random, kind: Fault) {
         }
         Fault::ClockOff => {
             let offset = i64::try_from(random.number() % 12_000).unwrap_or_default() - 6_000;
-            world.clock(node).set_offset_ms(offset);
-            sleep(time * 2).await;
-            world.clock(node).set_offset_ms(0);
+            // A node follows its machine's clock slowly. One that was just started goes by what it shows.
+            let is_started = offset % 2 == 0;
+            clock_off(&world, node, offset, is_started, time * 2).await;
+        }
+        Fault::ClockLeap => {
+            // The same one each time: two that are off by as much would be a majority.
+            let node = nodes[0];
+            let offset = if random.below(2) == 0 { DAY_MS } else { -DAY_MS };
+            let is_started = nodes.len() > 1 && random.below(2) == 0;
+            clock_off(&world, node, offset, is_started, time * 2).await;
         }
         Fault::SlowDisk => {
             world.disk(node).slow(Some(Duration::from_millis(50 + random.number() % 400)));
@@ -129,6 +139,17 @@ async fn cause(world: World, mut random: Random, kind: Fault) {
         }
         Fault::Wipe => wipe(&world, node, time).await,
     }
+}
+
+/// The clock of a node's machine is off for a while; from the node's start on, or under a node that runs.
+async fn clock_off(world: &World, node: NodeId, offset_ms: i64, is_started: bool, time: Duration) {
+    world.clock(node).set_offset_ms(offset_ms);
+    if is_started {
+        world.kill(node);
+        world.start(node);
+    }
+    sleep(time).await;
+    world.clock(node).set_offset_ms(0);
 }
 
 /// Cuts a node off after some number of its steps.

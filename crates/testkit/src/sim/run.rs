@@ -24,6 +24,9 @@ const CALM_MAX: Duration = Duration::from_secs(40);
 const CLIENTS_MAX: Duration = Duration::from_secs(30);
 /// How often it is looked whether it is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Batch time may be ahead of the true one by this much: clocks are off by six seconds at most, but for leaps, which are
+/// not to be gone by.
+const AHEAD_MAX: Duration = Duration::from_secs(10);
 /// Events that a report shows.
 const SHOWN_EVENTS: usize = 60;
 
@@ -104,6 +107,12 @@ async fn play(seed: u64, scenario: Scenario, homes: &Path, echo: bool) -> Result
     trace.say(format_args!("the end, with {} calls", evidence.calls.len()));
     let mut violations = order::check(&evidence);
     let acknowledged = evidence.calls.iter().filter(|call| matches!(call.told, Told::Ordered { .. })).count();
+    let newest =
+        evidence.chains.iter().filter_map(|chain| chain.batches.last()).map(|batch| batch.header.time_ms).max();
+    let ahead_ms = newest.map_or(0, |newest| newest.0.saturating_sub(world.true_time().0));
+    if u128::from(ahead_ms) > AHEAD_MAX.as_millis() {
+        violations.add(Promise::Once, format!("batch time is {ahead_ms} ms ahead of every clock that is right"));
+    }
     let messages = evidence.chains.first().map_or(0, |chain| chain.batches.iter().map(|b| b.messages.len()).sum());
     if acknowledged < world.scenario.messages / 2 {
         violations.add(Promise::Progress, format!("only {acknowledged} calls were answered with a place"));

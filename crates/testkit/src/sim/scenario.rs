@@ -26,8 +26,10 @@ pub enum Fault {
     SlowLinks,
     /// Links lose and repeat messages.
     LossyLinks,
-    /// A clock is off.
+    /// A clock is off by seconds.
     ClockOff,
+    /// The clock of one machine, always the same, is a day ahead or behind.
+    ClockLeap,
     /// Syncs of a disk take long.
     SlowDisk,
     /// A disk fails, or is full.
@@ -186,6 +188,30 @@ impl Scenario {
         Self { name: "snapshots", log_entries_max: 40, kinds, ..Self::standard() }
     }
 
+    /// The clock of a machine is a day ahead or behind again and again: under a node that runs, and when it starts. Now and
+    /// then one of the two others is missing.
+    pub fn clocks() -> Self {
+        let kinds = &[
+            Fault::ClockLeap,
+            Fault::ClockLeap,
+            Fault::ClockLeap,
+            Fault::ClockOff,
+            Fault::Kill,
+            Fault::Isolate,
+            Fault::Split,
+            Fault::HandOver,
+            Fault::Pause,
+        ];
+        Self { name: "clocks", kinds, nodes: 3, changes: 0, replaces: false, ..Self::standard() }
+    }
+
+    /// The same for a voter that has no other: its machine's clock leaps while it runs. What it shows when a node starts
+    /// counts for that node, so it is not started again.
+    pub fn clocks_alone() -> Self {
+        let kinds = &[Fault::ClockLeap, Fault::Pause, Fault::SlowDisk, Fault::OutputTrouble];
+        Self { name: "clocks-alone", kinds, nodes: 1, ..Self::clocks() }
+    }
+
     /// Half of the nodes know older rules, and learn the newer ones when they are started again.
     pub fn upgrade() -> Self {
         let kinds = &[Fault::Crash, Fault::Kill, Fault::Kill, Fault::Kill, Fault::HandOver, Fault::Isolate];
@@ -205,6 +231,8 @@ impl Scenario {
             Self::disks(),
             Self::snapshots(),
             Self::upgrade(),
+            Self::clocks(),
+            Self::clocks_alone(),
             Self::plain(),
             Self::calm(),
         ]

@@ -18,7 +18,7 @@ use lockstep_node::home::{Home, Opened};
 use lockstep_node::ingress::Ingress;
 use lockstep_node::{AskMembers, NodeError};
 use lockstep_store::home::StoreHome;
-use lockstep_types::{Epochs, Genesis, Height, Member, MemberRole, NodeId, SigningKey};
+use lockstep_types::{Epochs, Genesis, Height, Member, MemberRole, NodeId, SigningKey, TimeMs};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -233,7 +233,12 @@ impl World {
         self.with(node, |machine| machine.disk.clone())
     }
 
-    /// Its clock.
+    /// What a clock shows that is right.
+    pub fn true_time(&self) -> TimeMs {
+        self.clock.now()
+    }
+
+    /// The clock of its machine.
     pub fn clock(&self, node: NodeId) -> SimulatedClock {
         self.with(node, |machine| machine.clock.clone())
     }
@@ -276,7 +281,7 @@ impl World {
             });
             let home = Home::at(&machine.home);
             let medium = Arc::new(machine.disk.clone());
-            let clock = Clock::Simulated(machine.clock.clone());
+            let clock = Clock::simulated(machine.clock.clone());
             anyhow::Ok(((home, opened, medium, clock, open_output), machine.incarnation, machine.life))
         })?;
         let (home, opened, medium, clock, open_output) = options;
