@@ -15,7 +15,7 @@ mod projects;
 mod rules;
 
 pub use apply::{
-    Applied, ApplyError, ChainRefusal, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError, Outcome,
+    Applied, ApplyError, ChainRefusal, Divergence, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError, Outcome,
     PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, RULES_WITH_PAUSES, RULES_WITH_PLACES, RULES_WITH_PROJECT_RULES,
     Rejection, rules_input,
 };

@@ -51,6 +51,7 @@ pub(crate) struct Reader {
     pub chain: Chain,
     pub task_states: TaskStates,
     pub clock_off: watch::Receiver<Option<i64>>,
+    pub not_forgetting: watch::Receiver<Option<String>>,
     pub outputs: Vec<RunningOutput>,
     pub announcements: Option<Announcements>,
     pub prometheus: PrometheusHandle,
@@ -102,9 +103,10 @@ impl Reader {
         let conflict = self.ingress.conflict().map(|reason| format!("nothing is acknowledged any more: {reason}"));
         let clock = self.clock_off.borrow().map(clock_guard::complaint);
         let chain = self.chain.complaint(self.leads());
+        let retention = self.not_forgetting.borrow().clone();
         let refusals = self.network.refusals().into_iter();
         let refused = refusals.map(|(node, reason)| format!("node {node} refuses this node: {reason}"));
-        evidence.into_iter().chain(conflict).chain(clock).chain(chain).chain(refused).collect()
+        evidence.into_iter().chain(conflict).chain(clock).chain(chain).chain(retention).chain(refused).collect()
     }
 
     /// Why messages that this node takes would not be ordered: so many voters refuse it that no majority is left.
