@@ -7,9 +7,9 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use lockstep_identity::{DeviceRequest, SignedKey, TaskContent, TaskRequest, apinode, sign_body, sign_task};
 use lockstep_ledger::{
-    Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, History, Horizon, LastTaken, Ledger, LedgerParts, Members,
-    Nonce, NonceState, Occurrence, OpenGroup, Project, RULES_NEWEST, RulesState, Standing, Write, compile_rules,
-    encode_batch,
+    Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, History, Horizon, LastTaken, Ledger, LedgerParts,
+    Members, Nonce, NonceState, Occurrence, OpenGroup, Project, RULES_NEWEST, RulesState, Standing, Write,
+    compile_rules, encode_batch,
 };
 use lockstep_types::certificate::sign_batch;
 use lockstep_types::{

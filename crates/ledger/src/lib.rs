@@ -15,9 +15,9 @@ mod projects;
 mod rules;
 
 pub use apply::{
-    Applied, ApplyError, ChainRefusal, Divergence, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError, Outcome,
-    PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, RULES_WITH_PAUSES, RULES_WITH_PLACES, RULES_WITH_PROJECT_RULES,
-    Rejection, rules_input,
+    Applied, ApplyError, ChainRefusal, Divergence, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError,
+    Outcome, PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, RULES_WITH_PAUSES, RULES_WITH_PLACES,
+    RULES_WITH_PROJECT_RULES, Rejection, rules_input,
 };
 pub use command::{COMMAND_VERSION, Command, GroupClosing, ProposedBatch, encode_batch};
 pub use devices::{ChainCursor, Device, Document, Grant, Nonce, NonceState, Standing};

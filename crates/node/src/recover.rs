@@ -169,7 +169,9 @@ fn prepare(home: &Home, stop_before: Option<u64>) -> Result<(), NodeError> {
     record.possible_loss = possible_loss(&opened, &standing);
     if let Some(reason) = &standing.stopped {
         let listed = left_out_in_words(&list_left_out(home, &opened, standing.applied + 1)?);
-        record.possible_loss.push_str(&format!(" Its log could not be applied further ({reason}). Left out: {listed}."));
+        record
+            .possible_loss
+            .push_str(&format!(" Its log could not be applied further ({reason}). Left out: {listed}."));
     }
     let epochs = opened.epochs.with(record.clone(), &opened.genesis)?;
     begin_epoch(&store, &state, &opened.genesis, &record)?;

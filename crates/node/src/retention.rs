@@ -197,9 +197,7 @@ impl Retention {
         }
         match self.horizon(head, memory, now) {
             // Another state has taken the place of the one that the head is of.
-            Err(RetentionError::Missing(_))
-                if self.state.head()?.is_none_or(|newer| newer.horizon != head.horizon) =>
-            {
+            Err(RetentionError::Missing(_)) if self.state.head()?.is_none_or(|newer| newer.horizon != head.horizon) => {
                 Ok(None)
             }
             found => found,

@@ -463,7 +463,10 @@ mod tests {
             }
             store.flush().unwrap();
             // Only files that were compacted once are dropped.
-            store.db.compact_range_cf(&store.family(Table::Chain).unwrap(), None::<&[u8]>, None::<&[u8]>);
+            let mut options = rocksdb::CompactOptions::default();
+            options.set_bottommost_level_compaction(rocksdb::BottommostLevelCompaction::Force);
+            let chain = store.family(Table::Chain).unwrap();
+            store.db.compact_range_cf_opt(&chain, None::<&[u8]>, None::<&[u8]>, &options);
             let below = || {
                 let first_kept = keys::batch(Height(horizon));
                 let files = store.db.live_files().unwrap().into_iter();

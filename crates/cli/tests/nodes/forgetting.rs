@@ -73,17 +73,18 @@ impl Device {
 /// The oldest batch on a node's disk, as it says.
 fn removed_below(cluster: &Cluster, index: usize) -> Height {
     let log = cluster.node(index).process.log();
-    let said = log.lines().rev().find(|line| line.contains(REMOVED)).and_then(|line| line.split("oldest_height").nth(1));
+    let said =
+        log.lines().rev().find(|line| line.contains(REMOVED)).and_then(|line| line.split("oldest_height").nth(1));
     let is_digit = |c: &char| c.is_ascii_digit();
-    let digits: String =
-        said.unwrap_or_default().chars().skip_while(|c| !is_digit(c)).take_while(is_digit).collect();
+    let digits: String = said.unwrap_or_default().chars().skip_while(|c| !is_digit(c)).take_while(is_digit).collect();
     Height(digits.parse().unwrap_or_default())
 }
 
 /// Bytes of a state's table files.
 fn table_bytes(home: &Path) -> u64 {
     let store = home.join("store");
-    let state = std::fs::read_to_string(store.join("STATE")).map_or_else(|_| "state".into(), |name| name.trim().to_owned());
+    let state =
+        std::fs::read_to_string(store.join("STATE")).map_or_else(|_| "state".into(), |name| name.trim().to_owned());
     let files = std::fs::read_dir(store.join(state)).unwrap().flatten();
     let tables = files.filter(|file| file.path().extension().is_some_and(|kind| kind == "sst"));
     tables.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
@@ -107,7 +108,9 @@ async fn forget_much(cluster: &Cluster, device: &mut Device) -> (Height, Sequenc
             let (removed, bytes) = (removed_below(cluster, index), table_bytes(home(index)));
             if removed <= large || oldest <= removed || bytes > full[index] / 2 {
                 let full = full[index];
-                return Err(format!("node {index}: oldest {oldest}, removed below {removed} of {large}, {bytes}/{full} bytes"));
+                return Err(format!(
+                    "node {index}: oldest {oldest}, removed below {removed} of {large}, {bytes}/{full} bytes"
+                ));
             }
         }
         Ok(())
@@ -226,4 +229,28 @@ async fn a_log_that_contradicts_its_state_is_left_behind_and_what_is_left_out_is
     cluster.terminate(0);
     cluster.node_mut(0).process.ended(SOON).await;
     println!("{}", works(&["verify", "--home", &text(&home)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lacks_what_it_keeps_says_so_and_forgets_nothing_more() {
+    let mut cluster = network(ClusterOptions::of(1)).await;
+    let mut device = Device { random: Random::from_environment(), sent: 0 };
+    for _ in 0..10 {
+        device.submit(&cluster, 0, 16).await;
+    }
+    let head = cluster.status(0).await.unwrap().head;
+    cluster.terminate(0);
+    cluster.node_mut(0).process.ended(SOON).await;
+    assert!(spoil::forget_early(cluster.node(0).process.home(), head.height).unwrap() > 0);
+    cluster.start_node(0);
+    cluster.wait_ready(0, SOON).await;
+    let said = eventually("it says so", SOON, async || {
+        let complaints = cluster.status(0).await?.complaints.join("; ");
+        if complaints.contains("nothing is forgotten any more") { Ok(complaints) } else { Err(complaints) }
+    })
+    .await;
+    assert!(said.contains("lockstep rebuild"), "{said}");
+    assert_eq!(cluster.status(0).await.unwrap().head.oldest_height, head.oldest_height);
+    // It goes on ordering.
+    device.submit(&cluster, 0, 16).await;
 }

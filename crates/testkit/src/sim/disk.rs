@@ -12,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use lockstep_consensus::runtime;
 use lockstep_store::{
-    Direction, Durability, Forgetting, LogWriter, Medium, Operation, Pair, QueuedWrites, Scan, StateStorage, Storage, StoreError,
-    Table, WriteBatch, keys,
+    Direction, Durability, Forgetting, LogWriter, Medium, Operation, Pair, QueuedWrites, Scan, StateStorage, Storage,
+    StoreError, Table, WriteBatch, keys,
 };
 use lockstep_types::{Height, Sequence, TaskNumber};
 use parking_lot::Mutex;

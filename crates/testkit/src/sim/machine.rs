@@ -16,8 +16,9 @@ use super::world::Running;
 const RETRY_WINDOW_MS: u64 = 3_600_000;
 /// Where batches are forgotten: what is older than this goes. The same content is a retry within this time.
 pub(super) const KEPT_MS: u64 = lockstep_types::genesis::RETRY_WINDOW_MS_MIN;
-/// Where batches are forgotten: messages of a group, and its age.
-const OPEN_GROUP: (u64, u64) = (20, 30_000);
+/// Where batches are forgotten: messages of a group, and its age. What is in an open group is not forgotten, so that is a
+/// little longer than the rest is kept.
+const OPEN_GROUP: (u64, u64) = (20, 8_000);
 
 /// A machine.
 pub(super) struct Machine {
