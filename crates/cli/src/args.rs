@@ -266,6 +266,10 @@ pub struct Recover {
     /// Also where other voters answer: they will be shut out.
     #[arg(long)]
     pub even_so: bool,
+    /// Goes on without this entry of the log, which cannot be applied, and all that are behind it. Without this nothing is
+    /// done, but to say which entry it is and what would be left out.
+    #[arg(long, value_name = "ENTRY")]
+    pub stop_before: Option<u64>,
 }
 
 /// Checks the log of a stopped node and puts its state aside, so that the next start makes it anew.

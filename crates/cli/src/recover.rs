@@ -39,7 +39,7 @@ pub async fn recover(options: Recover) -> anyhow::Result<()> {
         ));
     }
     let target = home.clone();
-    let recovered = tokio::task::spawn_blocking(move || recover::recover(&target)).await??;
+    let recovered = tokio::task::spawn_blocking(move || recover::recover(&target, options.stop_before)).await??;
     explain(&home, &recovered);
     Ok(())
 }

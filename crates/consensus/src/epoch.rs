@@ -6,11 +6,11 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use lockstep_ledger::{Applied, Head, Ledger, Members};
+use lockstep_ledger::{Applied, Head, Horizon, Ledger, Members};
 use lockstep_store::home::StoreHome;
 use lockstep_store::{Durability, Kind, LogWriter, RocksStorage, Storage, StoreError, Table, WriteBatch, keys};
 use lockstep_types::{
-    Epoch, EpochMember, EpochReason, EpochRecord, Epochs, Genesis, GenesisError, Member, NodeId, TimeMs,
+    Batch, Epoch, EpochMember, EpochReason, EpochRecord, Epochs, Genesis, GenesisError, Height, Member, NodeId, TimeMs,
 };
 use prost::Message as _;
 
@@ -22,6 +22,10 @@ use crate::state_store::{ReadError, StateStore};
 
 /// Term of the position that stands for everything before an epoch.
 const FOUNDING_TERM: u64 = 1;
+/// Batches, and bytes of them, that are read together.
+const READ_BATCHES_MAX: usize = 1_024;
+/// See [`READ_BATCHES_MAX`].
+const READ_BYTES_MAX: usize = 8 << 20;
 
 /// An epoch could not begin. Nothing was changed but the store that was to become the epoch's.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +42,14 @@ pub enum EpochError {
     /// The log could not be read or applied.
     #[error("the log cannot be applied: {0}")]
     Log(#[from] io::Error),
+    /// One entry of the log cannot be applied to the state, which goes up to the one before it.
+    #[error("entry {index} of the log cannot be applied: {reason}")]
+    Entry {
+        /// The entry.
+        index: u64,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// Up to where a stopped node's state and log go.
@@ -51,8 +63,12 @@ pub struct Standing {
     pub committed: u64,
     /// Index of the last entry of the log.
     pub last: u64,
-    /// Why entries behind `applied` could not be applied, where there are any.
+    /// Why entries behind `applied` could not be read, where there are any.
     pub damage: Option<String>,
+    /// Why the entry behind `applied` could not be applied, where it was to be stopped before that one.
+    pub stopped: Option<String>,
+    /// Batches below this one are missing although they should be there: they were forgotten now. `None` where none is.
+    pub missing_below: Option<Height>,
 }
 
 struct Silent;
@@ -80,13 +96,17 @@ pub fn members_of(state: &StateStore, genesis: &Genesis) -> Result<Members, Epoc
 /// Applies everything that is in the log of a stopped node, also what is not known to be committed: any of it may have
 /// been acknowledged. Where an entry cannot be read it stops there and says so.
 ///
+/// The state may have lost batches that its log forgets further on. A horizon is then taken at its word: the next
+/// certificate is over all that followed from it, and shows where it was wrong.
+///
 /// # Errors
-/// If the state, or the log as a whole, cannot be read.
+/// If the state, or the log as a whole, cannot be read, or an entry cannot be applied other than `stop_before`.
 pub fn apply_whole_log(
     home: &StoreHome,
     state: &StateStore,
     genesis: &Genesis,
     (epoch, rules_known): (Epoch, u32),
+    stop_before: Option<u64>,
 ) -> Result<Standing, EpochError> {
     let storage: Arc<dyn Storage> = Arc::new(RocksStorage::open(&home.log_path(), Kind::Log)?);
     let log = LogStore::open(storage.clone(), Arc::new(LogWriter::inline(storage)))?;
@@ -96,9 +116,10 @@ pub fn apply_whole_log(
         let reason = "the state ends before the log begins; nothing can be applied to it";
         return Err(io::Error::new(io::ErrorKind::InvalidData, reason).into());
     }
-    let mut machine = StateMachine::open(genesis, (epoch, rules_known), state.clone(), Arc::new(Silent))?;
-    let mut damage = None;
-    while damage.is_none() {
+    let mut machine =
+        StateMachine::open(genesis, (epoch, rules_known), state.clone(), Arc::new(Silent))?.trusting_horizons();
+    let (mut damage, mut stopped) = (None, None);
+    while damage.is_none() && stopped.is_none() {
         let next = applied.map_or(0, |index| index + 1);
         let entries = match log.read(next, u64::MAX) {
             Ok(entries) if entries.is_empty() => break,
@@ -114,12 +135,51 @@ pub fn apply_whole_log(
                 damage = Some(format!("entry {} of the log is missing", applied.map_or(0, |index| index + 1)));
                 break;
             }
-            machine.apply_entry(entry.log_id, entry.payload)?;
-            applied = Some(index);
+            match machine.apply_entry(entry.log_id, entry.payload) {
+                Ok(()) => applied = Some(index),
+                Err(error) if stop_before == Some(index) => {
+                    stopped = Some(error.to_string());
+                    break;
+                }
+                Err(error) => return Err(EpochError::Entry { index, reason: error.to_string() }),
+            }
         }
     }
+    let mut missing_below = None;
+    if stopped.is_some()
+        && let Some(horizon) = first_whole(state, genesis)?
+    {
+        machine.forget_missing(horizon)?;
+        missing_below = Some(horizon.height);
+    }
     state.flush()?;
-    Ok(Standing { head: head_of(state, genesis)?, applied: applied.unwrap_or(0), committed, last, damage })
+    let (head, applied) = (head_of(state, genesis)?, applied.unwrap_or(0));
+    Ok(Standing { head, applied, committed, last, damage, stopped, missing_below })
+}
+
+/// The horizon above which no batch is missing, where the state's own is not. Reads the whole chain.
+fn first_whole(state: &StateStore, genesis: &Genesis) -> Result<Option<Horizon>, ReadError> {
+    let head = head_of(state, genesis)?;
+    let (mut next, mut found) = (head.horizon.height.max(Height(1)), None);
+    loop {
+        let batches = state.batches(next, READ_BATCHES_MAX, READ_BYTES_MAX)?;
+        if batches.is_empty() {
+            break;
+        }
+        for Batch { header, .. } in batches {
+            if header.height != next {
+                let (sequence, task_number) = (header.first_sequence, header.first_task_number);
+                found = Some(Horizon { height: header.height, sequence, task_number });
+            }
+            next = header.height.next();
+        }
+    }
+    if next > head.height {
+        return Ok(found);
+    }
+    // Not even the newest is there.
+    let (sequence, task_number) = (head.next_sequence, head.next_task_number);
+    Ok(Some(Horizon { height: head.height.next(), sequence, task_number }))
 }
 
 /// The epoch that would begin with `first` as its only voter, from a state as it is.

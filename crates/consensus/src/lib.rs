@@ -17,6 +17,7 @@ mod fetch;
 #[doc(hidden)]
 pub mod fuzz;
 mod handle;
+pub mod left_out;
 pub mod limits;
 mod log_size;
 mod log_store;

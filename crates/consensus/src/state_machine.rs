@@ -4,7 +4,9 @@ use std::io;
 use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
-use lockstep_ledger::{Applied, Command, Ledger, LedgerParts, Members, Target, Write, check_rules};
+use lockstep_ledger::{
+    Applied, Command, Divergence, Horizon, Ledger, LedgerParts, Members, Target, Write, check_rules,
+};
 use lockstep_types::{DecodeError, Epoch, Genesis, GenesisError, NodeId};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -33,6 +35,8 @@ pub struct StateMachine {
     applied: Option<LogId>,
     membership: StoredMembership,
     constants: LedgerParts,
+    /// Of a state that may have lost batches which its log forgets further on: horizons are taken at their word.
+    trusts_horizons: bool,
 }
 
 fn io_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
@@ -101,7 +105,18 @@ impl StateMachine {
         let ledger = load(&state, &constants).map_err(io_error)?;
         let (applied, membership) = state.applied().map_err(io_error)?;
         observer.loaded(&ledger);
-        Ok(Self { ledger, state, observer, applied, membership, constants })
+        Ok(Self { ledger, state, observer, applied, membership, constants, trusts_horizons: false })
+    }
+
+    /// For applying the log of a stopped node to what is left of its state.
+    pub(crate) fn trusting_horizons(self) -> Self {
+        Self { trusts_horizons: true, ..self }
+    }
+
+    /// Forgets batches that are missing, without an entry of the log.
+    pub(crate) fn forget_missing(&mut self, horizon: Horizon) -> io::Result<()> {
+        let (Some(applied), forgotten) = (self.applied, self.ledger.forget_missing(horizon)) else { return Ok(()) };
+        self.state.write(&applied, None, &forgotten.writes).map_err(io_error)
     }
 
     fn apply_command(&mut self, payload: Payload) -> io::Result<Applied> {
@@ -111,7 +126,13 @@ impl StateMachine {
                 Err(io_error(DecodeError::Newer { what: "the network's rules", found, known }))
             }
             Ok(command) => {
-                let applied = self.ledger.apply(&self.state, command).map_err(io_error)?;
+                let horizon = if let Command::Horizon(horizon) = &command { Some(*horizon) } else { None };
+                let mut applied = self.ledger.apply(&self.state, command).map_err(io_error)?;
+                if let (Some(Divergence::Missing(_)), Some(horizon), true) =
+                    (&applied.diverged, horizon, self.trusts_horizons)
+                {
+                    applied = self.ledger.forget_missing(horizon);
+                }
                 // Nothing of the entry is stored: the node stops here, at every start, until its state is mended.
                 applied.diverged.clone().map_or(Ok(applied), |divergence| Err(io_error(divergence)))
             }

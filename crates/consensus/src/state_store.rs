@@ -353,19 +353,35 @@ impl StateStore {
         Ok(place.map(|place| number(&place)).transpose()?.map(Sequence))
     }
 
-    /// Removes what the ledger has forgotten from disk, up to a horizon that is not above the ledger's.
+    /// What the state on the disk has forgotten. After a crash that state is what there is, and the entries behind it are
+    /// applied again: they need what it has not forgotten.
     ///
     /// # Errors
     /// If the disk fails.
-    pub fn forget(&self, horizon: &Horizon) -> Result<(), ReadError> {
-        self.storage().forget_before(horizon.height, horizon.sequence, horizon.task_number)?;
+    pub fn durable_horizon(&self) -> Result<Horizon, ReadError> {
+        durable_horizon(&*self.storage())
+    }
+
+    /// Removes what the ledger has forgotten from disk, up to `wanted`, as far as the state on the disk has forgotten it
+    /// too. Returns how far that is. Blocks.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn forget(&self, wanted: &Horizon) -> Result<Horizon, ReadError> {
+        // What is read of one state must not be removed from another.
+        let _no_change = self.copies.changing.lock();
+        let storage = self.storage();
+        let durable = durable_horizon(&*storage)?;
+        let horizon = if durable.height < wanted.height { durable } else { *wanted };
+        storage.forget_before(horizon.height, horizon.sequence, horizon.task_number)?;
         let mut batch = WriteBatch::default();
         for output in self.progress()?.keys() {
             // A run that goes on beyond the horizon stays whole.
             let kept = self.place_of(output, horizon.task_number)?.map_or(horizon.task_number, |place| place.first);
             batch.delete_range(Table::Index, keys::place(output, TaskNumber(0)), keys::place(output, kept));
         }
-        Ok(self.storage().write(batch, Durability::Buffered)?)
+        storage.write(batch, Durability::Buffered)?;
+        Ok(horizon)
     }
 
     /// Bytes on disk.
@@ -501,6 +517,11 @@ impl StateStore {
         self.copies.shelf.begin_lineage();
         self.make_copy_of(&*opened).map(drop)
     }
+}
+
+fn durable_horizon(storage: &dyn StateStorage) -> Result<Horizon, ReadError> {
+    let head = storage.get_durable(Table::Index, keys::HEAD)?.map(Head::decode).transpose()?;
+    Ok(head.map(|head| head.horizon).unwrap_or_default())
 }
 
 fn applied_in(storage: &dyn StateStorage) -> Result<(Option<LogId>, StoredMembership), ReadError> {

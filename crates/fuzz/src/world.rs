@@ -7,8 +7,8 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use lockstep_identity::{DeviceRequest, SignedKey, TaskContent, TaskRequest, apinode, sign_body, sign_task};
 use lockstep_ledger::{
-    Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, History, LastTaken, Ledger, LedgerParts, Members,
-    Nonce, NonceState, Occurrence, OpenGroup, Project, RULES_NEWEST, RulesState, Standing, Waiting, Write,
+    Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, History, Horizon, LastTaken, Ledger, LedgerParts,
+    Members, Nonce, NonceState, Occurrence, OpenGroup, Project, RULES_NEWEST, RulesState, Standing, Waiting, Write,
     compile_rules, encode_batch,
 };
 use lockstep_types::certificate::sign_batch;
@@ -344,7 +344,10 @@ pub static PAST: LazyLock<Past> = LazyLock::new(|| {
     let certificate = world.certificate();
     run(&mut world, Command::encode_certificate(&certificate));
     run(&mut world, batch(6_000, vec![message(103, "closes the group"), message(100, "one")]));
-    run(&mut world, Command::encode_horizon(Height(2)));
+    let header = &world.view.batches[&Height(2)].header;
+    let (height, sequence, task_number) = (header.height, header.first_sequence, header.first_task_number);
+    let horizon = Horizon { height, sequence, task_number };
+    run(&mut world, Command::encode_horizon(&horizon));
     Past { view: world.view, commands }
 });
 

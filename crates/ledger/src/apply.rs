@@ -136,7 +136,7 @@ pub struct Applied {
     pub outcomes: Vec<(ContentId, Outcome)>,
     /// What to store, in one write.
     pub writes: Vec<Write>,
-    /// A majority of voters certified another batch than this node has: this node's state is wrong.
+    /// This node's state is wrong. Nothing follows from the entry, and the node must stop.
     pub diverged: Option<Divergence>,
     /// Why an approval did not count.
     pub refused: Option<ApprovalError>,
@@ -146,17 +146,27 @@ pub struct Applied {
     pub chain_refused: Option<ChainRefusal>,
 }
 
-/// A certificate that contradicts this node's own chain.
+/// An entry shows that this node's state is not the one that every healthy node has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("this node has batch {own} at height {}, but a majority of voters certified {}: its state is damaged", .certificate.height, .certificate.hash)]
-pub struct Divergence {
-    /// Hash of this node's batch.
-    pub own: BatchHash,
-    /// The certificate of the others.
-    pub certificate: Certificate,
+pub enum Divergence {
+    /// A majority of voters certified another batch than this node has.
+    #[error("this node has batch {own} at height {}, but a majority of voters certified {}: its state is damaged", .certificate.height, .certificate.hash)]
+    Certified {
+        /// Hash of this node's batch.
+        own: BatchHash,
+        /// The certificate of the others.
+        certificate: Certificate,
+    },
+    /// A batch that is not forgotten is not there.
+    #[error("this node has no batch at height {0}, which every node keeps: its state is damaged")]
+    Missing(Height),
 }
 
 impl Applied {
+    fn missing(height: Height) -> Self {
+        Self { diverged: Some(Divergence::Missing(height)), ..Self::default() }
+    }
+
     /// The batch that the entry made, if it made one.
     pub fn batch(&self) -> Option<&Batch> {
         self.writes.iter().find_map(|write| match write {
@@ -323,7 +333,7 @@ impl Ledger {
             Command::Batch(batch) => self.apply_batch(view, batch),
             Command::Certificate(certificate) => self.apply_certificate(view, certificate),
             Command::Approval { time_ms, approval } => Ok(self.apply_approval(time_ms, *approval)),
-            Command::Horizon(oldest) => self.apply_horizon(view, oldest),
+            Command::Horizon(horizon) => self.apply_horizon(view, horizon),
             Command::Rules(version) => Ok(self.apply_rules(version)),
             Command::Order { time_ms, order } => self.apply_order(view, time_ms, *order),
             Command::Chain { time_ms, update, signatures } => self.apply_chain(view, time_ms, *update, &signatures),
@@ -427,10 +437,10 @@ impl Ledger {
         if certificate.verify(self.members.set_at(height)).is_err() {
             return Ok(Applied::default());
         }
-        let Some(header) = view.header(height).map_err(ApplyError)? else { return Ok(Applied::default()) };
+        let Some(header) = view.header(height).map_err(ApplyError)? else { return Ok(Applied::missing(height)) };
         let own = if height == self.head.height { self.head.hash } else { header.hash() };
         if own != certificate.hash {
-            return Ok(Applied { diverged: Some(Divergence { own, certificate }), ..Applied::default() });
+            return Ok(Applied { diverged: Some(Divergence::Certified { own, certificate }), ..Applied::default() });
         }
         self.head.final_height = height;
         let mut writes = vec![Write::Certificate { certificate, boundary: header.is_boundary() }];
@@ -478,27 +488,45 @@ impl Ledger {
         self.roll(effects)
     }
 
-    fn apply_horizon<V: History>(&mut self, view: &V, oldest: Height) -> Result<Applied, ApplyError<V::Error>> {
+    /// Whether a horizon may follow the present one, by what is known without reading.
+    fn may_forget(&self, horizon: &Horizon) -> bool {
+        let (head, kept) = (&self.head, &self.head.horizon);
         // What is not final may still be needed to find out who is wrong.
-        if oldest <= self.head.horizon.height || oldest > self.head.final_height {
+        let follows = horizon.height > kept.height && horizon.height <= head.final_height;
+        let is_between = (kept.sequence..=head.next_sequence).contains(&horizon.sequence)
+            && (kept.task_number..=head.next_task_number).contains(&horizon.task_number);
+        follows && is_between && self.oldest_open_message().is_none_or(|open| open >= horizon.sequence)
+    }
+
+    /// The batch at a horizon is above the one before it, so every node has it, also one that was taken back to an
+    /// earlier state: that is what makes it safe to compare with it.
+    fn apply_horizon<V: History>(&mut self, view: &V, horizon: Horizon) -> Result<Applied, ApplyError<V::Error>> {
+        if !self.may_forget(&horizon) {
             return Ok(Applied::default());
         }
-        let Some(header) = view.header(oldest).map_err(ApplyError)? else { return Ok(Applied::default()) };
-        let open = self.groups.oldest().map(|(first, _)| first);
-        if open.is_some_and(|open| open < header.first_sequence) {
+        let Some(header) = view.header(horizon.height).map_err(ApplyError)? else {
+            return Ok(Applied::missing(horizon.height));
+        };
+        // A leader that names other numbers than everybody has is not followed.
+        if (header.first_sequence, header.first_task_number) != (horizon.sequence, horizon.task_number) {
             return Ok(Applied::default());
         }
-        let (sequence, task_number) = (header.first_sequence, header.first_task_number);
-        self.head.horizon = Horizon { height: oldest, sequence, task_number };
+        Ok(self.forget_missing(horizon))
+    }
+
+    /// Forgets what lies below a horizon, whatever is there of it: of a state that has lost it, where nobody is left who
+    /// has it.
+    pub fn forget_missing(&mut self, horizon: Horizon) -> Applied {
+        self.head.horizon = horizon;
         let mut effects = Effects::default();
-        effects.horizon(self.head.horizon);
-        let last_forgotten = TaskNumber(task_number.0 - 1);
+        effects.horizon(horizon);
+        let last_forgotten = TaskNumber(horizon.task_number.0.saturating_sub(1));
         for (output, last) in self.progress.iter_mut().filter(|(_, last)| **last < last_forgotten) {
             effects.gap(output, Gap { first: last.next(), last: last_forgotten });
             effects.progress(output, last_forgotten);
             *last = last_forgotten;
         }
-        Ok(self.roll(effects))
+        self.roll(effects)
     }
 
     fn apply_batch<V: History>(&mut self, view: &V, proposal: ProposedBatch) -> Result<Applied, ApplyError<V::Error>> {

@@ -91,6 +91,12 @@ struct Node {
     waiting: BTreeMap<Sequence, crate::Waiting>,
 }
 
+/// The horizon whose oldest batch is the one at a height.
+fn horizon_at(node: &Node, height: usize) -> Horizon {
+    let header = &node.batches[height - 1].header;
+    Horizon { height: header.height, sequence: header.first_sequence, task_number: header.first_task_number }
+}
+
 fn params(group_messages_max: u64) -> NetworkParams {
     let devices = Some(lockstep_types::DevicePolicy::Any);
     let default_project = ProjectSettings { group_messages_max, devices, ..ProjectSettings::default() };

@@ -11,6 +11,8 @@ use lockstep_types::{
 };
 use prost::Message as _;
 
+use crate::effects::Horizon;
+
 /// Version of the encoding.
 pub const COMMAND_VERSION: u32 = 1;
 
@@ -28,8 +30,8 @@ pub enum Command {
         /// The approval.
         approval: Box<Approval>,
     },
-    /// Batches below this height are forgotten.
-    Horizon(Height),
+    /// What lies below this horizon is forgotten. Its numbers are those of the batch at its height.
+    Horizon(Horizon),
     /// Other rules of `apply` hold from the next entry on.
     Rules(u32),
     /// A project's owner orders something.
@@ -101,7 +103,7 @@ impl Command {
             })),
             Self::Certificate(certificate) => Self::encode_certificate(certificate),
             Self::Approval { time_ms, approval } => Self::encode_approval(*time_ms, approval),
-            Self::Horizon(oldest) => Self::encode_horizon(*oldest),
+            Self::Horizon(horizon) => Self::encode_horizon(horizon),
             Self::Rules(version) => Self::encode_rules(*version),
             Self::Order { time_ms, order } => Self::encode_order(*time_ms, order),
             Self::Chain { time_ms, update, signatures } => Self::encode_chain(*time_ms, update, signatures),
@@ -143,8 +145,12 @@ impl Command {
     }
 
     /// Encodes a horizon.
-    pub fn encode_horizon(oldest: Height) -> Bytes {
-        encode(proto::command::Kind::Horizon(proto::Horizon { oldest_height: oldest.0 }))
+    pub fn encode_horizon(horizon: &Horizon) -> Bytes {
+        encode(proto::command::Kind::Horizon(proto::Horizon {
+            oldest_height: horizon.height.0,
+            oldest_sequence: horizon.sequence.0,
+            oldest_task_number: horizon.task_number.0,
+        }))
     }
 
     /// Encodes a change of rules.
@@ -197,7 +203,11 @@ impl Command {
                 let approval = Approval::from_proto(timed.approval.ok_or_else(|| bad("the approval is missing"))?)?;
                 Ok(Self::Approval { time_ms: TimeMs(timed.time_ms), approval: Box::new(approval) })
             }
-            proto::command::Kind::Horizon(horizon) => Ok(Self::Horizon(Height(horizon.oldest_height))),
+            proto::command::Kind::Horizon(horizon) => Ok(Self::Horizon(Horizon {
+                height: Height(horizon.oldest_height),
+                sequence: Sequence(horizon.oldest_sequence),
+                task_number: TaskNumber(horizon.oldest_task_number),
+            })),
             proto::command::Kind::Rules(rules) => Ok(Self::Rules(rules.version)),
             proto::command::Kind::Order(timed) => {
                 let order = SignedOrder::from_proto(timed.order.ok_or_else(|| bad("the order is missing"))?)?;

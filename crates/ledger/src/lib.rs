@@ -15,8 +15,8 @@ mod projects;
 mod rules;
 
 pub use apply::{
-    Applied, ApplyError, ChainRefusal, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError, Outcome,
-    PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, Rejection, rules_input,
+    Applied, ApplyError, ChainRefusal, Divergence, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError,
+    Outcome, PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, Rejection, rules_input,
 };
 pub use command::{COMMAND_VERSION, Command, ProposedBatch, encode_batch};
 pub use devices::{ChainCursor, Device, Document, Grant, Nonce, NonceState, Standing};

@@ -106,6 +106,11 @@ pub const EVIDENCE_TOGETHER_MAX: usize = 128;
 pub const DUTIES_INTERVAL: Duration = Duration::from_millis(1_000);
 /// How often it is looked whether something may be forgotten.
 pub const RETENTION_INTERVAL: Duration = Duration::from_secs(5);
+/// Where much is forgotten ([`FORGOTTEN_PARTS`]) and nothing else writes the state to the disk, that is done this often, so
+/// that what is forgotten can be removed.
+pub const FORGOTTEN_ON_DISK_WITHIN: Duration = Duration::from_secs(15);
+/// Much is this part of all batches that are on the disk: a tenth. For less the disk is left alone.
+pub const FORGOTTEN_PARTS: u64 = 10;
 /// A cut by size that has shown no effect on the disk after this time is made again.
 pub const CUT_SETTLES_MAX: Duration = Duration::from_secs(60);
 /// Time for a member to answer on the control channel.

@@ -95,6 +95,8 @@ pub(crate) struct Parts {
     documents: Arc<Documents>,
     prover: Option<Arc<dyn ProverStates>>,
     clock_off: watch::Sender<Option<i64>>,
+    /// Why nothing can be forgotten any more.
+    not_forgetting: watch::Sender<Option<String>>,
     means: Means,
 }
 
@@ -414,6 +416,7 @@ impl Parts {
             documents,
             prover,
             clock_off: watch::Sender::new(None),
+            not_forgetting: watch::Sender::new(None),
             means,
         })
     }

@@ -53,6 +53,7 @@ pub(crate) struct Reader {
     pub task_states: TaskStates,
     pub clock_off: watch::Receiver<Option<i64>>,
     pub endings: Endings,
+    pub not_forgetting: watch::Receiver<Option<String>>,
     pub outputs: Vec<RunningOutput>,
     pub announcements: Option<Announcements>,
     pub prometheus: PrometheusHandle,
@@ -104,10 +105,12 @@ impl Reader {
         let conflict = self.ingress.conflict().map(|reason| format!("nothing is acknowledged any more: {reason}"));
         let clock = clock_guard::complaints(*self.clock_off.borrow(), self.tracker.clock());
         let chain = self.chain.complaint(self.leads());
+        let retention = self.not_forgetting.borrow().clone();
         let refusals = self.network.refusals().into_iter();
         let refused = refusals.map(|(node, reason)| format!("node {node} refuses this node: {reason}"));
         let ended = self.endings.complaints();
-        evidence.into_iter().chain(conflict).chain(clock).chain(chain).chain(refused).chain(ended).collect()
+        let of_parts = evidence.into_iter().chain(conflict).chain(clock).chain(chain).chain(retention);
+        of_parts.chain(refused).chain(ended).collect()
     }
 
     /// Why messages that this node takes would not be ordered: so many voters refuse it that no majority is left.

@@ -4,10 +4,12 @@
 //! only files are renamed: an interrupted recovery is finished by the same command.
 
 use std::fs;
+use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use lockstep_consensus::StateStore;
-use lockstep_consensus::epoch::{Standing, apply_whole_log, begin_epoch, members_of, next_epoch};
+use lockstep_consensus::epoch::{EpochError, Standing, apply_whole_log, begin_epoch, members_of, next_epoch};
+use lockstep_consensus::left_out::{Item, LeftOut, left_out};
 use lockstep_store::home::{StoreHome, replace_file, write_new_file};
 use lockstep_types::{Epoch, EpochReason, EpochRecord, Epochs, Genesis, Incarnation, Member, NodeId};
 
@@ -68,16 +70,60 @@ pub fn plan(home: &Home) -> Result<Plan, NodeError> {
 }
 
 /// Begins a new epoch in the place of the old one, with this node as its only voter, or finishes what was interrupted.
-/// The old store is kept beside the new one.
+/// The old store is kept beside the new one. Where an entry of the log cannot be applied, it and what is behind it is left
+/// out if `stop_before` names it; otherwise nothing is done, but to list what would be.
 ///
 /// # Errors
 /// If the node runs, or its store cannot be read. Then nothing has changed, or the same command finishes it.
-pub fn recover(home: &Home) -> Result<Recovered, NodeError> {
+pub fn recover(home: &Home, stop_before: Option<u64>) -> Result<Recovered, NodeError> {
     check_stopped(home)?;
     if !is_unfinished(home) {
-        prepare(home)?;
+        prepare(home, stop_before)?;
     }
     finish(home)
+}
+
+/// Writes down what is left out from an entry on, a line for each message, order and approval.
+fn list_left_out(home: &Home, opened: &Opened, first: u64) -> Result<(LeftOut, PathBuf), NodeError> {
+    let path = home.file(&format!("left-out.epoch-{}.entry-{first}.jsonl", opened.epoch()));
+    let failed = |e: std::io::Error| config_error(&path, e);
+    let mut file = BufWriter::new(fs::File::create(&path).map_err(failed)?);
+    let found = left_out(&opened.store, first, &mut |entry, item| {
+        let line = match item {
+            Item::Message(message) => serde_json::json!({
+                "entry": entry,
+                "message": message.content_id(),
+                "project": message.project_id,
+                "device": message.device,
+            }),
+            Item::Order(project, order) => serde_json::json!({"entry": entry, "project": project, "order": order}),
+            Item::Approval(node) => serde_json::json!({"entry": entry, "approval_of": node}),
+        };
+        writeln!(file, "{line}")
+    })?;
+    file.into_inner().map_err(std::io::IntoInnerError::into_error).and_then(|file| file.sync_all()).map_err(failed)?;
+    Ok((found, path))
+}
+
+fn left_out_in_words((found, path): &(LeftOut, PathBuf)) -> String {
+    let LeftOut { first, last, messages, orders, approvals } = found;
+    format!(
+        "{} entries, {first} to {last}, with {messages} messages, {orders} orders and {approvals} approvals; {} in the node's home lists them",
+        last - first + 1,
+        path.file_name().unwrap_or_default().display(),
+    )
+}
+
+/// Applies the log, or says what would be lost without the part that cannot be.
+fn apply_log(home: &Home, opened: &Opened, old: &StateStore, stop_before: Option<u64>) -> Result<Standing, NodeError> {
+    let versions = (opened.epoch(), opened.config.upgrade.rules_known());
+    let applied = apply_whole_log(&opened.store, old, &opened.genesis, versions, stop_before);
+    let Err(EpochError::Entry { index, reason }) = applied else { return Ok(applied?) };
+    let head = old.head()?.map_or(0, |head| head.next_sequence.0);
+    let listed = left_out_in_words(&list_left_out(home, opened, index)?);
+    Err(NodeError::Config(format!(
+        "entry {index} of the log cannot be applied: {reason}. If another member is whole, join it anew instead; if this program is too old for the entry, upgrade it. To go on without that entry and all behind it, add `--stop-before {index}`. That would leave out {listed}. Their messages would have had places from sequence {head} on"
+    )))
 }
 
 fn possible_loss(opened: &Opened, standing: &Standing) -> String {
@@ -94,10 +140,13 @@ fn possible_loss(opened: &Opened, standing: &Standing) -> String {
     if let Some(damage) = &standing.damage {
         text.push_str(&format!(" Its log was damaged, and what was behind is lost too: {damage}."));
     }
+    if let Some(height) = standing.missing_below {
+        text.push_str(&format!(" Batches below height {height} were missing and are forgotten now."));
+    }
     text
 }
 
-fn prepare(home: &Home) -> Result<(), NodeError> {
+fn prepare(home: &Home, stop_before: Option<u64>) -> Result<(), NodeError> {
     let opened = home.open()?;
     let next = home.file(NEXT);
     let failed = |e: std::io::Error| config_error(&next, e);
@@ -109,8 +158,7 @@ fn prepare(home: &Home) -> Result<(), NodeError> {
     let incarnation = Incarnation(random_bytes()?);
     let old = StateStore::open(&opened.store)?;
     tracing::info!("applying the whole log");
-    let standing =
-        apply_whole_log(&opened.store, &old, &opened.genesis, (opened.epoch(), opened.config.upgrade.rules_known()))?;
+    let standing = apply_log(home, &opened, &old, stop_before)?;
     let store = StoreHome::create(&next, incarnation)?;
     old.copy_to(&store.state_path()?)?;
     drop(old);
@@ -120,6 +168,12 @@ fn prepare(home: &Home) -> Result<(), NodeError> {
     let mut record =
         next_epoch(&state, &opened.genesis, &opened.epochs, member.clone(), EpochReason::Recovery, now_ms())?;
     record.possible_loss = possible_loss(&opened, &standing);
+    if let Some(reason) = &standing.stopped {
+        let listed = left_out_in_words(&list_left_out(home, &opened, standing.applied + 1)?);
+        record
+            .possible_loss
+            .push_str(&format!(" Its log could not be applied further ({reason}). Left out: {listed}."));
+    }
     let epochs = opened.epochs.with(record.clone(), &opened.genesis)?;
     begin_epoch(&store, &state, &opened.genesis, &record)?;
     let member = serde_json::to_string_pretty(&member).map_err(|e| config_error(&next, e))? + "\n";

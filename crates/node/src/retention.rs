@@ -1,15 +1,21 @@
 //! What is forgotten, and when. The leader proposes the horizon; every node then removes what lies below it from its
-//! disk, but waits for its own outputs while there is room.
+//! disk, but waits for its own outputs while there is room, and until the state on the disk has forgotten it too: what a
+//! crash goes back to needs what it has not forgotten.
+
+use std::sync::Arc;
 
 use lockstep_consensus::{Consensus, ReadError, Role, StateStore};
 use lockstep_ledger::{Command, Head, Horizon};
 use lockstep_outputs::Handle;
-use lockstep_types::{Height, OutputName, Sequence, TaskNumber, TimeMs};
+use lockstep_types::{Batch, BatchHeader, Height, OutputName, Sequence, TaskNumber, TimeMs};
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Scope;
-use crate::limits::{CONTROL_TIMEOUT, CUT_SETTLES_MAX, READ_BYTES_MAX, RETENTION_INTERVAL};
+use crate::limits::{
+    CONTROL_TIMEOUT, CUT_SETTLES_MAX, FORGOTTEN_ON_DISK_WITHIN, FORGOTTEN_PARTS, READ_BYTES_MAX, RETENTION_INTERVAL,
+};
 use crate::reach::Reach;
 use crate::tracker::Tracker;
 
@@ -26,11 +32,33 @@ const PAGES_LOOKED_AT: usize = 8;
 pub(crate) struct Retention {
     pub state: StateStore,
     pub consensus: Consensus,
-    pub tracker: std::sync::Arc<Tracker>,
+    pub tracker: Arc<Tracker>,
     pub limits: lockstep_types::Retention,
     /// Outputs that this node feeds.
     pub outputs: Vec<(Scope, OutputName, Handle)>,
     pub first_task: TaskNumber,
+    /// Says what an operator has to look at.
+    pub complaint: watch::Sender<Option<String>>,
+}
+
+/// Nothing can be forgotten.
+#[derive(Debug, thiserror::Error)]
+enum RetentionError {
+    #[error("the state cannot be read: {0}")]
+    Read(#[from] ReadError),
+    #[error(
+        "nothing is forgotten any more: {0} is not forgotten, and is not there: the state of this node is damaged; stop the node and run `lockstep rebuild`"
+    )]
+    Missing(String),
+}
+
+fn missing(what: &str, number: impl std::fmt::Display) -> RetentionError {
+    RetentionError::Missing(format!("{what} {number}"))
+}
+
+fn horizon_of(header: &BatchHeader) -> Horizon {
+    let (height, sequence, task_number) = (header.height, header.first_sequence, header.first_task_number);
+    Horizon { height, sequence, task_number }
 }
 
 /// The oldest height to keep so that about `keep` of `bytes` are left, if batches are of like size.
@@ -44,7 +72,10 @@ fn cut(oldest: Height, head: Height, bytes: u64, keep: u64) -> Height {
 /// forgotten: to cut again before that would forget more and more for the same bytes.
 #[derive(Debug, Clone, Copy)]
 struct Settling {
+    /// When it was proposed, and from then on when it was removed from the disk.
     at: Instant,
+    /// The oldest height that it keeps.
+    oldest: Height,
     /// Bytes on disk then, and bytes that should be left.
     bytes: u64,
     keep: u64,
@@ -62,6 +93,10 @@ impl Settling {
 #[derive(Default)]
 struct Memory {
     removed: Horizon,
+    /// Up to where everything may be removed.
+    removable: Horizon,
+    /// When the state was last written to the disk for that.
+    flushed: Option<Instant>,
     settling: Option<Settling>,
     /// What outputs of the network need that are behind.
     reach: Reach,
@@ -69,9 +104,34 @@ struct Memory {
     own_reach: Reach,
 }
 
+impl Memory {
+    /// Whether the state is to be written to the disk, so that what is forgotten can be removed.
+    fn is_flush_due(&self, head: Height, now: Instant) -> bool {
+        let waiting = self.removable.height.0.saturating_sub(self.removed.height.0);
+        let is_much = waiting.saturating_mul(FORGOTTEN_PARTS) >= head.0.saturating_sub(self.removed.height.0);
+        let is_time =
+            self.flushed.is_none_or(|flushed| now.saturating_duration_since(flushed) >= FORGOTTEN_ON_DISK_WITHIN);
+        waiting > 0 && is_much && is_time
+    }
+
+    /// Whether there may be a cut by size: the one before has had its effect.
+    fn may_cut(&self, bytes: u64, now: Instant) -> bool {
+        self.removed.height >= self.removable.height && self.settling.is_none_or(|cut| cut.is_over(bytes, now))
+    }
+
+    fn note_removed(&mut self, removed: Horizon, bytes: u64, now: Instant) {
+        if let Some(cut) = self.settling.as_mut().filter(|cut| cut.oldest > self.removed.height) {
+            // The disk gives back what it gives back from here on.
+            (cut.at, cut.bytes) = (now, bytes);
+        }
+        self.removed = removed;
+    }
+}
+
 impl Retention {
     /// Looks again and again until `stop`.
     pub async fn run(self, stop: CancellationToken) {
+        let this = Arc::new(self);
         let mut tick = interval(RETENTION_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut memory = Memory::default();
@@ -80,45 +140,83 @@ impl Retention {
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            if self.limits.is_everything() {
+            if this.limits.is_everything() {
                 continue;
             }
-            let Some(head) = self.tracker.head().borrow().clone() else { continue };
-            if self.consensus.status().borrow().role == Role::Leader {
-                self.propose(&head, &mut memory).await;
-            }
-            if let Err(error) = self.remove(&head, &mut memory) {
-                tracing::error!(%error, "what is forgotten cannot be removed from the disk");
-            }
-        }
-    }
-
-    async fn propose(&self, head: &Head, memory: &mut Memory) {
-        match self.horizon(head, memory) {
-            Ok(Some(oldest)) => {
-                let proposal = self.consensus.propose(Command::encode_horizon(oldest));
-                match timeout(CONTROL_TIMEOUT, proposal).await {
-                    Ok(Ok(())) => tracing::info!(oldest_height = %oldest, "older batches are forgotten"),
-                    Ok(Err(error)) => tracing::debug!(%error, "a horizon was not committed"),
-                    Err(_) => {}
+            let Some(head) = this.tracker.head().borrow().clone() else { continue };
+            let leads = this.consensus.status().borrow().role == Role::Leader;
+            let (looking, mut known, now) = (this.clone(), std::mem::take(&mut memory), Instant::now());
+            let look = move || {
+                let found = looking.look(&head, leads, &mut known, now);
+                (known, found)
+            };
+            match this.state.blocking().run(look).await {
+                Ok((known, found)) => {
+                    memory = known;
+                    this.tell(found.as_ref().err());
+                    if let Ok(Some(horizon)) = found {
+                        this.propose(&horizon).await;
+                    }
                 }
+                Err(error) => tracing::error!(%error, "it was not looked what can be forgotten"),
             }
-            Ok(None) => {}
-            Err(error) => tracing::error!(%error, "the state cannot be read"),
         }
     }
 
-    /// The oldest height to keep from now on, if that is news.
-    fn horizon(&self, head: &Head, memory: &mut Memory) -> Result<Option<Height>, ReadError> {
+    fn tell(&self, error: Option<&RetentionError>) {
+        let complaint = error.map(ToString::to_string);
+        let is_news = self.complaint.send_if_modified(|before| {
+            let is_news = *before != complaint;
+            before.clone_from(&complaint);
+            is_news
+        });
+        if let Some(error) = error.filter(|_| is_news) {
+            tracing::error!(%error, "what is to be forgotten cannot be");
+        }
+    }
+
+    async fn propose(&self, horizon: &Horizon) {
+        let proposal = self.consensus.propose(Command::encode_horizon(horizon));
+        match timeout(CONTROL_TIMEOUT, proposal).await {
+            Ok(Ok(())) => tracing::info!(oldest_height = %horizon.height, "older batches are forgotten"),
+            Ok(Err(error)) => tracing::debug!(%error, "a horizon was not committed"),
+            Err(_) => {}
+        }
+    }
+
+    /// Removes what can be, and says what is to be forgotten next. Blocks.
+    fn look(
+        &self,
+        head: &Head,
+        leads: bool,
+        memory: &mut Memory,
+        now: Instant,
+    ) -> Result<Option<Horizon>, RetentionError> {
+        self.remove(head, memory, now)?;
+        if !leads {
+            return Ok(None);
+        }
+        match self.horizon(head, memory, now) {
+            // Another state has taken the place of the one that the head is of.
+            Err(RetentionError::Missing(_)) if self.state.head()?.is_none_or(|newer| newer.horizon != head.horizon) => {
+                Ok(None)
+            }
+            found => found,
+        }
+    }
+
+    /// The horizon from now on, if that is news.
+    fn horizon(&self, head: &Head, memory: &mut Memory, now: Instant) -> Result<Option<Horizon>, RetentionError> {
         let oldest = Height(head.horizon.height.0.max(1));
         let bytes = self.state.bytes_on_disk();
-        let (mut wanted, limits, now) = (oldest, &self.limits, Instant::now());
-        let may_cut = memory.settling.is_none_or(|cut| cut.is_over(bytes, now));
+        let (mut wanted, limits) = (oldest, &self.limits);
+        let may_cut = memory.may_cut(bytes, now);
         let mut by_size = None;
         let mut cut_to = |limit: u64| {
             let keep = limit / 10 * CUT_TO_TENTHS;
-            by_size = Some(Settling { at: now, bytes, keep });
-            cut(oldest, head.height, bytes, keep)
+            let oldest_kept = cut(oldest, head.height, bytes, keep);
+            by_size = Some(Settling { at: now, oldest: oldest_kept, bytes, keep });
+            oldest_kept
         };
         if limits.age_ms > 0 {
             wanted = wanted.max(self.first_after(
@@ -135,8 +233,9 @@ impl Retention {
             wanted = wanted.max(cut_to(limits.hard_bytes));
         }
         wanted = wanted.min(head.final_height);
-        if let Some(sequence) = self.tracker.groups().borrow().oldest {
-            let open = self.height_of(sequence)?.unwrap_or(oldest);
+        let oldest_open = self.tracker.groups().borrow().oldest;
+        if let Some(sequence) = oldest_open {
+            let open = self.height_of(sequence, head)?.unwrap_or(oldest);
             if open < wanted {
                 self.make_room(wanted)?;
             }
@@ -146,54 +245,66 @@ impl Retention {
             return Ok(None);
         }
         memory.settling = by_size.or(memory.settling);
-        Ok(Some(wanted))
+        Ok(Some(horizon_of(&self.kept_batch(wanted)?.header)))
+    }
+
+    /// A batch that is not forgotten.
+    fn kept_batch(&self, height: Height) -> Result<Batch, RetentionError> {
+        self.state.batch(height)?.ok_or_else(|| missing("the batch at height", height))
     }
 
     /// Projects may keep groups open for longer than anything is kept: those end here.
-    fn make_room(&self, wanted: Height) -> Result<(), ReadError> {
-        if let Some(batch) = self.state.batch(wanted)? {
+    fn make_room(&self, wanted: Height) -> Result<(), RetentionError> {
+        let first_kept = self.kept_batch(wanted)?.header.first_sequence;
+        if self.tracker.make_room_before(first_kept) {
             tracing::info!(oldest_height = %wanted, "older open groups become tasks, so that their batches can be forgotten");
-            self.tracker.make_room_before(batch.header.first_sequence);
         }
         Ok(())
     }
 
-    fn height_of(&self, sequence: Sequence) -> Result<Option<Height>, ReadError> {
-        Ok(self.state.batch_of_message(sequence)?.map(|batch| batch.header.height))
+    /// The batch of a message; `None` where it is forgotten and gone.
+    fn height_of(&self, sequence: Sequence, head: &Head) -> Result<Option<Height>, RetentionError> {
+        match self.state.batch_of_message(sequence)? {
+            None if sequence >= head.horizon.sequence => Err(missing("the batch of message", sequence)),
+            found => Ok(found.map(|batch| batch.header.height)),
+        }
     }
 
     /// The first height whose batch is not before `time`.
-    fn first_after(&self, oldest: Height, head: Height, time: TimeMs) -> Result<Height, ReadError> {
+    fn first_after(&self, oldest: Height, head: Height, time: TimeMs) -> Result<Height, RetentionError> {
         let (mut low, mut high) = (oldest.0, head.0 + 1);
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.state.batch(Height(middle))? {
-                Some(batch) if batch.header.time_ms < time => low = middle + 1,
-                _ => high = middle,
+            if self.kept_batch(Height(middle))?.header.time_ms < time {
+                low = middle + 1;
+            } else {
+                high = middle;
             }
         }
         Ok(Height(low))
     }
 
     /// The batch of the first task that an output of the network does not have yet.
-    fn needed_by_outputs(&self, head: &Head, reach: &mut Reach) -> Result<Height, ReadError> {
+    fn needed_by_outputs(&self, head: &Head, reach: &mut Reach) -> Result<Height, RetentionError> {
         let progress = self.tracker.progress();
         let own = self.outputs.iter().filter(|(scope, ..)| *scope == Scope::Network).map(|(_, name, _)| name);
         let next =
             own.chain(progress.keys()).map(|name| progress.get(name).map_or(self.first_task, |last| last.next()));
-        self.height_of_task(next.min(), head, &head.horizon, reach)
+        // What is forgotten already no output needs: it gets a gap.
+        let next = next.min().map(|next| next.max(head.horizon.task_number));
+        let Some(next) = next.filter(|next| *next < head.next_task_number) else { return Ok(head.height) };
+        self.height_of_task(next, head, &head.horizon, reach)
     }
 
     /// The batch of the oldest message that this task, or one of those that follow it, has. What was before `kept` is gone.
     fn height_of_task(
         &self,
-        task: Option<TaskNumber>,
+        task: TaskNumber,
         head: &Head,
         kept: &Horizon,
         reach: &mut Reach,
-    ) -> Result<Height, ReadError> {
-        let batch = task.map(|task| self.state.batch_of_task(task)).transpose()?.flatten();
-        let (Some(task), Some(batch)) = (task, batch) else { return Ok(head.height) };
+    ) -> Result<Height, RetentionError> {
+        let batch = self.state.batch_of_task(task)?.ok_or_else(|| missing("the batch of task", task))?;
         let height = batch.header.height;
         for _ in 0..PAGES_LOOKED_AT {
             let next = reach.read_from(height);
@@ -211,36 +322,43 @@ impl Retention {
             // It is not known yet.
             return Ok(kept.height);
         }
-        let reached = oldest.map(|sequence| self.height_of(sequence)).transpose()?.flatten();
+        let reached = oldest.map(|sequence| self.height_of(sequence, head)).transpose()?.flatten();
         Ok(reached.map_or(height, |reached| reached.min(height)))
     }
 
     /// Removes from the disk what is forgotten, but for what an output of this node's own still needs.
-    fn remove(&self, head: &Head, memory: &mut Memory) -> Result<(), ReadError> {
-        let mut until = head.horizon;
-        let full = self.limits.hard_bytes > 0 && self.state.bytes_on_disk() > self.limits.hard_bytes;
-        if !full {
-            let own = self.outputs.iter().filter(|(scope, ..)| *scope == Scope::Node);
-            let next =
-                own.map(|(_, _, handle)| handle.status().last_published.map_or(self.first_task, |last| last.next()));
-            if let Some(next) = next.min().filter(|next| *next < until.task_number) {
-                if self.state.batch_of_task(next)?.is_none() {
-                    return Ok(());
-                }
-                let needed = self.height_of_task(Some(next), head, &memory.removed, &mut memory.own_reach)?;
-                let Some(batch) = self.state.batch(needed)? else { return Ok(()) };
-                let header = batch.header;
-                let (height, sequence, task_number) = (header.height, header.first_sequence, header.first_task_number);
-                until = Horizon { height, sequence, task_number };
-            }
-        }
-        if until.height <= memory.removed.height {
+    fn remove(&self, head: &Head, memory: &mut Memory, now: Instant) -> Result<(), RetentionError> {
+        let bytes = self.state.bytes_on_disk();
+        let is_full = self.limits.hard_bytes > 0 && bytes > self.limits.hard_bytes;
+        memory.removable = if is_full { head.horizon } else { self.needed_by_nobody(head, memory)? };
+        if memory.removable.height <= memory.removed.height {
             return Ok(());
         }
-        self.state.forget(&until)?;
-        tracing::info!(oldest_height = %until.height, "what is forgotten was removed from this node's store");
-        memory.removed = until;
+        let is_on_disk = |horizon: &Horizon| Ok::<_, ReadError>(self.state.durable_horizon()?.height >= horizon.height);
+        if !is_on_disk(&memory.removable)? && (is_full || memory.is_flush_due(head.height, now)) {
+            self.state.flush().map_err(ReadError::from)?;
+            memory.flushed = Some(now);
+        }
+        if self.state.durable_horizon()?.height <= memory.removed.height {
+            return Ok(());
+        }
+        let removed = self.state.forget(&memory.removable)?;
+        tracing::info!(oldest_height = %removed.height, "what is forgotten was removed from this node's store");
+        memory.note_removed(removed, bytes, now);
         Ok(())
+    }
+
+    /// Up to where no output of this node's own needs anything that is forgotten.
+    fn needed_by_nobody(&self, head: &Head, memory: &mut Memory) -> Result<Horizon, RetentionError> {
+        let own = self.outputs.iter().filter(|(scope, ..)| *scope == Scope::Node);
+        let next = own.map(|(_, _, handle)| handle.status().last_published.map_or(self.first_task, |last| last.next()));
+        let Some(next) = next.min().filter(|next| *next < head.horizon.task_number) else { return Ok(head.horizon) };
+        if self.state.batch_of_task(next)?.is_none() {
+            // It is gone already. The output hears of that, and needs another one then.
+            return Ok(memory.removed);
+        }
+        let needed = self.height_of_task(next, head, &memory.removed, &mut memory.own_reach)?;
+        Ok(self.state.batch(needed)?.map_or(memory.removed, |batch| horizon_of(&batch.header)))
     }
 }
 
@@ -259,10 +377,47 @@ mod tests {
     #[test]
     fn what_was_cut_is_not_cut_again_before_the_disk_has_given_it_back() {
         let (at, second) = (Instant::now(), std::time::Duration::from_secs(1));
-        let settling = Settling { at, bytes: 1_000, keep: 900 };
+        let settling = Settling { at, oldest: Height(9), bytes: 1_000, keep: 900 };
         assert!(!settling.is_over(1_000, at + second));
         assert!(!settling.is_over(951, at + CUT_SETTLES_MAX));
         assert!(settling.is_over(950, at));
         assert!(settling.is_over(1_200, at + CUT_SETTLES_MAX + second));
+    }
+
+    fn up_to(height: u64) -> Horizon {
+        Horizon { height: Height(height), ..Horizon::default() }
+    }
+
+    #[test]
+    fn a_cut_settles_from_its_removal_on_and_none_follows_before() {
+        let (start, second) = (Instant::now(), std::time::Duration::from_secs(1));
+        let cut = Settling { at: start, oldest: Height(100), bytes: 1_000, keep: 900 };
+        let mut memory = Memory { removed: up_to(40), removable: up_to(100), settling: Some(cut), ..Memory::default() };
+        // The state on the disk has it still, however long that takes.
+        assert!(!memory.may_cut(1_100, start + 3 * CUT_SETTLES_MAX));
+        let removed = start + 3 * CUT_SETTLES_MAX;
+        memory.note_removed(up_to(70), 1_200, removed - second);
+        assert!(!memory.may_cut(1_200, removed));
+        memory.note_removed(up_to(100), 1_200, removed);
+        assert!(!memory.may_cut(1_200, removed + CUT_SETTLES_MAX));
+        assert!(memory.may_cut(1_200, removed + CUT_SETTLES_MAX + second));
+        assert!(memory.may_cut(1_050, removed + second));
+        // What was removed for its age since does not make it settle anew.
+        memory.note_removed(up_to(120), 1_300, removed + CUT_SETTLES_MAX);
+        assert!(memory.may_cut(1_300, removed + CUT_SETTLES_MAX + second));
+    }
+
+    #[test]
+    fn the_state_is_written_to_the_disk_for_much_that_is_forgotten_and_not_often() {
+        let now = Instant::now();
+        let mut memory = Memory { removed: up_to(1_000), removable: up_to(1_099), ..Memory::default() };
+        assert!(!memory.is_flush_due(Height(2_000), now));
+        memory.removable = up_to(1_100);
+        assert!(memory.is_flush_due(Height(2_000), now));
+        memory.flushed = Some(now);
+        assert!(!memory.is_flush_due(Height(2_000), now + FORGOTTEN_ON_DISK_WITHIN / 2));
+        assert!(memory.is_flush_due(Height(2_000), now + FORGOTTEN_ON_DISK_WITHIN));
+        memory.removed = memory.removable;
+        assert!(!memory.is_flush_due(Height(2_000), now + FORGOTTEN_ON_DISK_WITHIN));
     }
 }

@@ -171,13 +171,14 @@ impl Tracker {
         self.groups.subscribe()
     }
 
-    /// Has groups that begin before a message become tasks with the next batches, whenever they are due.
-    pub fn make_room_before(&self, first_kept: Sequence) {
+    /// Has groups that begin before a message become tasks with the next batches, whenever they are due. Says whether that is
+    /// news.
+    pub fn make_room_before(&self, first_kept: Sequence) -> bool {
         self.groups.send_if_modified(|groups| {
             let is_in_the_way = groups.oldest.is_some_and(|oldest| oldest < first_kept);
             let wanted = is_in_the_way.then_some(first_kept).max(groups.make_room_before);
             std::mem::replace(&mut groups.make_room_before, wanted) != wanted
-        });
+        })
     }
 
     fn tell_groups(&self, ledger: &Ledger) {

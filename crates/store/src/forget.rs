@@ -1,4 +1,5 @@
-//! Dropping index records of what is forgotten while RocksDB compacts, which costs no reads or writes of its own.
+//! Which index records are of what is forgotten. RocksDB drops them while it compacts, which costs no reads or writes of
+//! its own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,14 +19,15 @@ struct Kept {
 
 /// Says which records of the index may go. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Forgetting(Arc<Kept>);
+pub struct Forgetting(Arc<Kept>);
 
 fn number(bytes: Option<&[u8]>) -> u64 {
     bytes.and_then(|bytes| bytes.try_into().ok()).map_or(u64::MAX, u64::from_be_bytes)
 }
 
 impl Forgetting {
-    /// From now on records of what lies before these may go.
+    /// From now on records of what lies before these may go: also by compactions that run already, and out of the state as
+    /// it is on the disk, which must have forgotten them.
     pub fn before(&self, height: Height, sequence: Sequence, task_number: TaskNumber) {
         self.0.height.store(height.0, Ordering::Relaxed);
         self.0.sequence.store(sequence.0, Ordering::Relaxed);
@@ -48,7 +50,7 @@ impl Forgetting {
     }
 
     /// The same, as RocksDB asks it.
-    pub fn decision(&self, key: &[u8], value: &[u8]) -> Decision {
+    pub(crate) fn decision(&self, key: &[u8], value: &[u8]) -> Decision {
         if self.is_forgotten(key, value) { Decision::Remove } else { Decision::Keep }
     }
 }

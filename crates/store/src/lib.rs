@@ -16,9 +16,11 @@ mod medium;
 mod memory;
 pub mod records;
 mod rocks;
+mod sizes;
 mod storage;
 mod writer;
 
+pub use forget::Forgetting;
 pub use medium::{Medium, RocksMedium, StateStorage};
 pub use memory::MemoryStorage;
 pub use rocks::{Kind, RocksStorage};

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use lockstep_types::{Height, Sequence, TaskNumber};
 
 use crate::rocks::{Kind, RocksStorage};
-use crate::storage::{Storage, StoreError};
+use crate::storage::{Storage, StoreError, Table};
 use crate::writer::LogWriter;
 
 /// A node's state: as [`Storage`], and it can be copied as a whole.
@@ -15,7 +16,12 @@ pub trait StateStorage: Storage {
     /// the store on the disk too. The names of its files are those of a RocksDB store.
     fn checkpoint(&self, path: &Path) -> Result<(), StoreError>;
 
-    /// Forgets what lies before these. What certifies changes of the member set is never forgotten.
+    /// Reads one value as it is on the disk: what a crash at this moment leaves, in all tables together.
+    fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError>;
+
+    /// Removes what lies before these. What certifies changes of the member set is never removed, nor the batch at
+    /// `height`. Part of it goes at once and for good, out of the state on the disk too, whatever becomes of writes before
+    /// it: that state must have forgotten it.
     fn forget_before(&self, height: Height, sequence: Sequence, task_number: TaskNumber) -> Result<(), StoreError>;
 
     /// Bytes on disk.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use lockstep_types::{Height, Sequence, TaskNumber};
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DBCompressionType, DBRecoveryMode,
-    DBWithThreadMode, IteratorMode, MultiThreaded, Options, ReadOptions, WriteOptions,
+    DBWithThreadMode, IteratorMode, MultiThreaded, Options, ReadOptions, ReadTier, WriteOptions,
 };
 use std::sync::Arc;
 
@@ -14,12 +14,12 @@ use crate::forget::Forgetting;
 use crate::keys;
 use crate::medium::StateStorage;
 use crate::records::check_records;
+use crate::sizes::Sizes;
 use crate::storage::{Direction, Durability, Operation, Pair, Scan, Storage, StoreError, Table, WriteBatch};
 
 type Db = DBWithThreadMode<MultiThreaded>;
 
-/// Memory for write buffers of one table: this many of this size.
-const WRITE_BUFFER_BYTES: usize = 6 << 20;
+/// Write buffers of one table.
 const WRITE_BUFFERS_MAX: i32 = 3;
 /// Memory for blocks, indexes and filters of one store.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
@@ -57,7 +57,7 @@ fn failed(error: rocksdb::Error) -> StoreError {
     StoreError::Failed(error.into_string())
 }
 
-fn table_options(table: Table, cache: &Cache, forgetting: &Forgetting) -> Options {
+fn table_options(table: Table, cache: &Cache, forgetting: &Forgetting, sizes: Sizes) -> Options {
     let mut options = Options::default();
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
@@ -76,7 +76,8 @@ fn table_options(table: Table, cache: &Cache, forgetting: &Forgetting) -> Option
         options.set_compression_type(DBCompressionType::Lz4);
     }
     options.set_block_based_table_factory(&blocks);
-    options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+    options.set_write_buffer_size(usize::try_from(sizes.write_buffer_bytes).unwrap_or(usize::MAX));
+    options.set_target_file_size_base(sizes.table_file_bytes);
     options.set_max_write_buffer_number(WRITE_BUFFERS_MAX);
     options.set_paranoid_checks(true);
     options
@@ -106,8 +107,8 @@ fn way_out(kind: Kind) -> &'static str {
     }
 }
 
-fn families(kind: Kind, cache: &Cache, forgetting: &Forgetting) -> Vec<ColumnFamilyDescriptor> {
-    let family = |t: &Table| ColumnFamilyDescriptor::new(table_name(*t), table_options(*t, cache, forgetting));
+fn families(kind: Kind, cache: &Cache, forgetting: &Forgetting, sizes: Sizes) -> Vec<ColumnFamilyDescriptor> {
+    let family = |t: &Table| ColumnFamilyDescriptor::new(table_name(*t), table_options(*t, cache, forgetting, sizes));
     tables(kind).iter().map(family).collect()
 }
 
@@ -131,7 +132,7 @@ impl RocksStorage {
     /// # Errors
     /// [`StoreError::Open`] with a sentence for the operator.
     pub fn create(path: &Path, kind: Kind) -> Result<Self, StoreError> {
-        Self::open_or_create(path, kind)
+        Self::open_or_create(path, kind, Sizes::from_environment()?)
     }
 
     /// Opens a store. A state store is made if there is none, since it follows from the log; a log store is not: a
@@ -151,7 +152,7 @@ impl RocksStorage {
         if path.join("CURRENT").exists() {
             check_records(path).map_err(|e| StoreError::Open(format!("{e}. {}", way_out(kind))))?;
         }
-        Self::open_or_create(path, kind)
+        Self::open_or_create(path, kind, Sizes::from_environment()?)
     }
 
     /// Opens a store to look into it: nothing of it is changed, and nothing can be written.
@@ -165,7 +166,7 @@ impl RocksStorage {
         options.set_paranoid_checks(true);
         recover_strictly(&mut options, kind);
         let forgetting = Forgetting::default();
-        let families = families(kind, &cache, &forgetting);
+        let families = families(kind, &cache, &forgetting, Sizes::default());
         let db =
             Db::open_cf_descriptors_read_only(&options, path, families, false).map_err(|e| opening(path, kind, e))?;
         Ok(Self { db, kind, forgetting })
@@ -180,7 +181,7 @@ impl RocksStorage {
         crate::blocks::verify_blocks(path, &names)
     }
 
-    fn open_or_create(path: &Path, kind: Kind) -> Result<Self, StoreError> {
+    fn open_or_create(path: &Path, kind: Kind, sizes: Sizes) -> Result<Self, StoreError> {
         let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
         let mut options = Options::default();
         options.create_if_missing(true);
@@ -198,7 +199,7 @@ impl RocksStorage {
             Kind::State => options.set_atomic_flush(true),
         }
         let forgetting = Forgetting::default();
-        let families = families(kind, &cache, &forgetting);
+        let families = families(kind, &cache, &forgetting, sizes);
         let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| opening(path, kind, e))?;
         Ok(Self { db, kind, forgetting })
     }
@@ -212,8 +213,20 @@ impl RocksStorage {
         maker.create_checkpoint(path).map_err(failed)
     }
 
-    /// Forgets what lies before these, of a state store: batches at once, index records as RocksDB compacts. What
-    /// certifies changes of the member set is never forgotten.
+    /// Reads one value as it is on the disk: of a state store, what a crash at this moment leaves. Both tables reach the
+    /// disk together, so what is read here of one table was written with what is on the disk of the other.
+    ///
+    /// # Errors
+    /// If the disk fails.
+    pub fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::Persisted);
+        Ok(self.db.get_cf_opt(&self.family(table)?, key, &options).map_err(failed)?.map(Bytes::from))
+    }
+
+    /// Removes what lies before these from a state store: batches at once, index records as RocksDB compacts. What
+    /// certifies changes of the member set is never removed. Files go at once and for good, also those that the state on
+    /// the disk still has in use: it must have forgotten what is in them ([`RocksStorage::get_durable`]).
     ///
     /// # Errors
     /// If the disk fails.
@@ -230,9 +243,11 @@ impl RocksStorage {
             batch.delete_range(Table::Chain, start, end);
         }
         self.write(batch, Durability::Buffered)?;
-        // Whole files of what is forgotten go at once; the rest goes when it is compacted.
+        // Whole files of what is forgotten go at once; the rest goes when it is compacted. The end counts in: a file that
+        // ends with the batch at the horizon stays.
+        let Some(last) = height.0.checked_sub(1).map(Height) else { return Ok(()) };
         let chain = self.family(Table::Chain)?;
-        self.db.delete_file_in_range_cf(&chain, vec![keys::BATCH], keys::batch(height)).map_err(failed)
+        self.db.delete_file_in_range_cf(&chain, vec![keys::BATCH], keys::batch(last)).map_err(failed)
     }
 
     /// Bytes of the store's tables on disk.
@@ -253,6 +268,10 @@ impl RocksStorage {
 impl StateStorage for RocksStorage {
     fn checkpoint(&self, path: &Path) -> Result<(), StoreError> {
         self.checkpoint(path)
+    }
+
+    fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.get_durable(table, key)
     }
 
     fn forget_before(&self, height: Height, sequence: Sequence, task_number: TaskNumber) -> Result<(), StoreError> {
@@ -364,14 +383,105 @@ mod tests {
         both.put(Table::Chain, b"c".to_vec(), &b"3"[..]);
         store.write(both, Durability::Buffered).unwrap();
         assert!(store.get(Table::Chain, b"c").unwrap().is_some());
-        // What a crash leaves: the files as they are, without the closing flush.
-        let copy = tempfile::tempdir().unwrap();
-        for file in std::fs::read_dir(dir.path()).unwrap().map(Result::unwrap) {
-            std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
-        }
-        let after = RocksStorage::open(copy.path(), Kind::State).unwrap();
+        let (_copy, after) = crashed(dir.path());
         assert_eq!(after.get(Table::Index, b"a").unwrap().unwrap(), &b"1"[..]);
         assert_eq!(after.get(Table::Index, b"b").unwrap(), after.get(Table::Chain, b"c").unwrap());
+    }
+
+    /// The files of a store as they are, without a closing flush: what a crash leaves.
+    fn crashed(path: &Path) -> (tempfile::TempDir, RocksStorage) {
+        let copy = tempfile::tempdir().unwrap();
+        // First what names the table files: those are there as long as nobody removes files.
+        for names in [true, false] {
+            for file in std::fs::read_dir(path).unwrap().map(Result::unwrap) {
+                let name = file.file_name().into_string().unwrap();
+                if (name == "CURRENT" || name.starts_with("MANIFEST")) == names {
+                    std::fs::copy(file.path(), copy.path().join(name)).unwrap();
+                }
+            }
+        }
+        let store = RocksStorage::open(copy.path(), Kind::State).unwrap();
+        (copy, store)
+    }
+
+    const SMALL: Sizes = Sizes { write_buffer_bytes: 64 << 10, table_file_bytes: 8 << 10 };
+
+    /// Bytes that cannot be compressed, as messages hardly can.
+    fn noise(seed: u64, bytes: usize) -> Vec<u8> {
+        let mut seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let mut next = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 16).to_be_bytes()
+        };
+        (0..bytes / 8).flat_map(|_| next()).collect()
+    }
+
+    #[test]
+    fn what_is_durable_is_what_a_crash_leaves_in_both_tables() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = RocksStorage::open_or_create(dir.path(), Kind::State, SMALL).unwrap();
+        // Files are copied while they are used.
+        store.db.disable_file_deletions().unwrap();
+        let number = |value: Option<Bytes>| value.map(|value| u64::from_be_bytes(value[..].try_into().unwrap()));
+        let durable = || number(store.get_durable(Table::Index, b"n").unwrap());
+        let (mut changes, mut before) = (0, None);
+        for n in 0..200_u64 {
+            let mut batch = WriteBatch::default();
+            batch.put(Table::Index, b"n".to_vec(), n.to_be_bytes().to_vec());
+            batch.put(Table::Chain, keys::batch(Height(n)), noise(n, 4_000));
+            store.write(batch, Durability::Buffered).unwrap();
+            assert_eq!(number(store.get(Table::Index, b"n").unwrap()), Some(n));
+            if n == 50 {
+                store.flush().unwrap();
+                assert_eq!(durable(), Some(50));
+            }
+            let now = durable();
+            if now == before {
+                continue;
+            }
+            // A write buffer was full, of the other table: what is read now is there after a crash, or more.
+            (changes, before) = (changes + 1, now);
+            let (_copy, after) = crashed(dir.path());
+            let left = number(after.get(Table::Index, b"n").unwrap());
+            assert!(left >= now, "{left:?} is there of {now:?}");
+            assert!(after.get(Table::Chain, &keys::batch(Height(now.unwrap()))).unwrap().is_some());
+        }
+        assert!(changes > 3, "{changes} flushes");
+    }
+
+    #[test]
+    fn files_of_what_is_forgotten_go_and_the_batch_at_the_horizon_stays_wherever_it_is() {
+        const BATCHES: u64 = 24;
+        let mut dropped = 0;
+        for horizon in 1..=BATCHES {
+            let dir = tempfile::tempdir().unwrap();
+            let store = RocksStorage::open_or_create(dir.path(), Kind::State, SMALL).unwrap();
+            for height in 1..=BATCHES {
+                let mut batch = WriteBatch::default();
+                batch.put(Table::Chain, keys::batch(Height(height)), noise(height, 3_000));
+                store.write(batch, Durability::Buffered).unwrap();
+            }
+            store.flush().unwrap();
+            // Only files that were compacted once are dropped.
+            let mut options = rocksdb::CompactOptions::default();
+            options.set_bottommost_level_compaction(rocksdb::BottommostLevelCompaction::Force);
+            let chain = store.family(Table::Chain).unwrap();
+            store.db.compact_range_cf_opt(&chain, None::<&[u8]>, None::<&[u8]>, &options);
+            let below = || {
+                let first_kept = keys::batch(Height(horizon));
+                let files = store.db.live_files().unwrap().into_iter();
+                files.filter(|file| file.end_key.as_ref().is_some_and(|end| *end < first_kept)).count()
+            };
+            let files = below();
+            store.forget_before(Height(horizon), Sequence(0), TaskNumber(0)).unwrap();
+            assert_eq!(below(), 0, "horizon {horizon}");
+            dropped += files;
+            for height in 1..=BATCHES {
+                let is_there = store.get(Table::Chain, &keys::batch(Height(height))).unwrap().is_some();
+                assert_eq!(is_there, height >= horizon, "batch {height} with horizon {horizon}");
+            }
+        }
+        assert!(dropped > 50, "{dropped} files were dropped");
     }
 
     fn bytes_in(path: &Path) -> u64 {
@@ -383,18 +493,11 @@ mod tests {
     fn deleted_log_entries_give_their_space_back_and_the_rest_stays() {
         let dir = tempfile::tempdir().unwrap();
         let store = RocksStorage::create(dir.path(), Kind::Log).unwrap();
-        let (mut seed, mut largest) = (1_u64, 0);
+        let mut largest = 0;
         for round in 0..6_u64 {
             for index in round * 1000..(round + 1) * 1000 {
-                // Not compressible, as messages hardly are.
-                let value: Vec<u8> = (0..20_000 / 8)
-                    .flat_map(|_| {
-                        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                        (seed >> 16).to_be_bytes()
-                    })
-                    .collect();
                 let mut batch = WriteBatch::default();
-                batch.put(Table::Log, crate::keys::log::entry(index), value);
+                batch.put(Table::Log, crate::keys::log::entry(index), noise(index, 20_000));
                 store.write(batch, Durability::Buffered).unwrap();
             }
             let (first, last) = (crate::keys::log::entry(0), crate::keys::log::entry((round + 1) * 1000 - 101));

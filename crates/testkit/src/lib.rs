@@ -30,6 +30,7 @@ pub mod random;
 pub mod rounds;
 pub mod sim;
 pub mod sockets;
+pub mod spoil;
 pub mod tmpfs;
 pub mod w3bstream_peer;
 pub mod wait;

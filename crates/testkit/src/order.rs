@@ -139,8 +139,10 @@ pub struct Evidence {
     pub first_task: TaskNumber,
     /// Members of the genesis.
     pub first_set: MemberSet,
-    /// Projects in which the same content counts again after so many milliseconds; elsewhere it never does.
+    /// Projects in which the same content counts again after so many milliseconds.
     pub windows: BTreeMap<ProjectId, u64>,
+    /// After how many it does elsewhere; `None`: never.
+    pub window_ms: Option<u64>,
     /// What else went wrong: a node that panicked, no progress.
     pub troubles: Vec<(Promise, String)>,
 }
@@ -234,7 +236,7 @@ pub fn check(evidence: &Evidence) -> Violations {
         check_agreement(longest, other, &mut violations);
     }
     check_sightings(longest, &evidence.sightings, &mut known, &mut violations);
-    check_calls(longest, (&evidence.calls, &evidence.windows), &mut violations);
+    check_calls(longest, evidence, &mut violations);
     registry::check_bans(longest, &evidence.bans, &mut violations);
     registry::check_registries(&evidence.chains, evidence.registry.as_deref(), &mut violations);
     let tasks = Tasks::of(longest);
@@ -376,7 +378,8 @@ struct Placed {
     time: TimeMs,
 }
 
-fn check_calls(chain: &Chain, (calls, windows): (&[Call], &BTreeMap<ProjectId, u64>), violations: &mut Violations) {
+fn check_calls(chain: &Chain, evidence: &Evidence, violations: &mut Violations) {
+    let Evidence { calls, windows, window_ms, .. } = evidence;
     let mut placed: HashMap<ContentId, Vec<Placed>> = HashMap::new();
     // There a device that was refused may be listed again while its message is still on its way.
     let mut owned: HashSet<ContentId> = HashSet::new();
@@ -384,7 +387,7 @@ fn check_calls(chain: &Chain, (calls, windows): (&[Call], &BTreeMap<ProjectId, u
         let (height, time) = (batch.header.height, batch.header.time_ms);
         for (sequence, ordered) in (batch.header.first_sequence.0..).map(Sequence).zip(&batch.messages) {
             let message = &ordered.message;
-            let window = windows.get(&message.project_id).copied().unwrap_or(u64::MAX);
+            let window = windows.get(&message.project_id).copied().or(*window_ms).unwrap_or(u64::MAX);
             if windows.contains_key(&message.project_id) {
                 owned.insert(message.content_id());
             }

@@ -56,6 +56,11 @@ impl NodeProcess {
         self.environment = variables;
     }
 
+    /// Sets more of them.
+    pub fn add_environment(&mut self, variables: impl IntoIterator<Item = (String, String)>) {
+        self.environment.extend(variables);
+    }
+
     /// Starts `lockstep start`. Call it on the test's own thread: the process is killed when that thread ends.
     ///
     /// # Panics

@@ -16,6 +16,7 @@ mod every_output;
 mod failover;
 mod feeds;
 mod floods;
+mod forgetting;
 mod full_disk;
 mod gateways;
 mod grpc;

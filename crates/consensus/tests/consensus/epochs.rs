@@ -128,7 +128,7 @@ async fn an_epoch_begins_with_the_whole_log_and_one_new_voter() {
     assert_eq!(standing.purged, None);
     let state = StateStore::open(&crashed).unwrap();
     assert!(state.head().unwrap().is_none_or(|before| before.height < head.height), "the test needs a crash");
-    let applied = apply_whole_log(&crashed, &state, &genesis, (Epoch(0), RULES_NEWEST)).unwrap();
+    let applied = apply_whole_log(&crashed, &state, &genesis, (Epoch(0), RULES_NEWEST), None).unwrap();
     assert_eq!((&applied.head, applied.applied, applied.damage), (&head, standing.last, None));
 
     let store = StoreHome::create(&new, Incarnation([9; 16])).unwrap();

@@ -29,7 +29,7 @@ fn read_command(bytes: &[u8]) -> bool {
     let written = match &command {
         Command::Certificate(certificate) => Command::encode_certificate(certificate),
         Command::Approval { time_ms, approval } => Command::encode_approval(*time_ms, approval),
-        Command::Horizon(oldest) => Command::encode_horizon(*oldest),
+        Command::Horizon(horizon) => Command::encode_horizon(horizon),
         Command::Rules(version) => Command::encode_rules(*version),
         Command::Order { time_ms, order } => Command::encode_order(*time_ms, order),
         Command::Chain { time_ms, update, signatures } => Command::encode_chain(*time_ms, update, signatures),

@@ -76,7 +76,7 @@ fn a_certificate_over_another_batch_shows_that_this_state_is_wrong_and_changes_n
     let signatures = [1, 2].map(|id| (NodeId(id), sign_batch(&key_of(&node, NodeId(id)), &hash))).to_vec();
     let before = node.ledger.head.clone();
     let applied = node.run(Command::Certificate(Certificate { height: Height(1), hash, signatures }));
-    assert_eq!(applied.diverged.unwrap().own, before.hash);
+    assert!(matches!(applied.diverged, Some(Divergence::Certified { own, .. }) if own == before.hash));
     assert_eq!(node.ledger.head, before);
     assert!(applied.writes.is_empty());
 }
@@ -177,11 +177,12 @@ fn what_is_below_the_horizon_is_forgotten_and_ids_never_come_again() {
     node.batch(50_000, &[message("b")]);
     node.run(Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(1), places: Vec::new() });
     // Not final yet.
-    assert!(node.run(Command::Horizon(Height(2))).writes.is_empty());
+    let horizon = horizon_at(&node, 2);
+    assert!(node.run(Command::Horizon(horizon)).writes.is_empty());
     certify(&mut node, 2, &[1, 2]);
     node.batch(50_001, &[message("c")]);
-    node.run(Command::Horizon(Height(2)));
-    let horizon = Horizon { height: Height(2), sequence: Sequence(2), task_number: TaskNumber(2) };
+    node.run(Command::Horizon(horizon));
+    assert_eq!(horizon, Horizon { height: Height(2), sequence: Sequence(2), task_number: TaskNumber(2) });
     assert_eq!(node.ledger.head.horizon, horizon);
     node.restart();
     let again = node.batch(50_002, &[message("a"), message("b"), message("a")]);
@@ -202,6 +203,72 @@ fn what_is_below_the_horizon_is_forgotten_and_ids_never_come_again() {
     assert!(matches!(again[2], Outcome::Duplicate { message_id: same, .. } if same == message_id));
 }
 
+/// Five batches of one message each, all of them final, of which two were forgotten.
+fn with_a_horizon() -> Node {
+    let mut node = Node::new(params(1));
+    for n in 1..=5 {
+        node.batch(n, &[message(&n.to_string())]);
+    }
+    certify(&mut node, 4, &[1, 2]);
+    node.run(Command::Horizon(horizon_at(&node, 3)));
+    assert_eq!(node.ledger.head.horizon.height, Height(3));
+    node
+}
+
+#[test]
+fn a_horizon_with_other_numbers_than_its_batch_has_no_effect() {
+    let mut node = with_a_horizon();
+    let (before, right) = (node.ledger.head.clone(), horizon_at(&node, 4));
+    let (sequence, task_number) = (right.sequence, right.task_number);
+    for wrong in [
+        Horizon { sequence: sequence.next(), ..right },
+        Horizon { sequence: Sequence(sequence.0 - 1), ..right },
+        Horizon { task_number: task_number.next(), ..right },
+        Horizon { task_number: TaskNumber(task_number.0 - 1), ..right },
+        // Below what is forgotten already, or above what there is.
+        Horizon { sequence: Sequence(0), ..right },
+        Horizon { sequence: Sequence(u64::MAX), ..right },
+        Horizon { task_number: TaskNumber(0), ..right },
+        Horizon { task_number: TaskNumber(u64::MAX), ..right },
+        Horizon { height: Height(3), ..right },
+        Horizon { height: Height(2), ..right },
+        Horizon { height: Height(5), ..right },
+        Horizon { height: Height(u64::MAX), ..right },
+    ] {
+        let applied = node.run(Command::Horizon(wrong));
+        assert_eq!((applied.writes, applied.diverged), (Vec::new(), None), "{wrong:?}");
+        assert_eq!(node.ledger.head, before);
+    }
+    node.run(Command::Horizon(right));
+    assert_eq!(node.ledger.head.horizon, right);
+}
+
+#[test]
+fn a_horizon_reads_nothing_that_is_forgotten() {
+    let (mut whole, mut torn) = (with_a_horizon(), with_a_horizon());
+    torn.view.1.retain(|height, _| *height >= Height(3));
+    for height in [1, 2, 3, 4] {
+        let horizon = horizon_at(&whole, height);
+        let (a, b) = (whole.run(Command::Horizon(horizon)), torn.run(Command::Horizon(horizon)));
+        assert_eq!((&a.writes, a.diverged), (&b.writes, b.diverged), "{height}");
+    }
+    assert_eq!(whole.ledger.head, torn.ledger.head);
+    assert_eq!(whole.ledger.head.horizon.height, Height(4));
+}
+
+#[test]
+fn a_batch_that_is_not_forgotten_and_not_there_shows_that_this_state_is_wrong_and_changes_nothing() {
+    let mut node = with_a_horizon();
+    let (before, horizon, higher) = (node.ledger.head.clone(), horizon_at(&node, 4), certificate(&node, 5, &[1, 2]));
+    node.view.1.clear();
+    for (command, height) in [(Command::Horizon(horizon), 4), (Command::Certificate(higher), 5)] {
+        let applied = node.run(command);
+        assert_eq!(applied.diverged, Some(Divergence::Missing(Height(height))));
+        assert!(applied.writes.is_empty());
+        assert_eq!(node.ledger.head, before);
+    }
+}
+
 #[test]
 fn an_output_that_was_overtaken_by_the_horizon_has_a_gap() {
     let mut node = Node::new(params(1));
@@ -209,7 +276,7 @@ fn an_output_that_was_overtaken_by_the_horizon_has_a_gap() {
     node.batch(2, &[message("c")]);
     node.run(Command::OutputProgress { output: "pg".parse().unwrap(), task_number: TaskNumber(1), places: Vec::new() });
     certify(&mut node, 2, &[1, 2]);
-    let applied = node.run(Command::Horizon(Height(2)));
+    let applied = node.run(Command::Horizon(horizon_at(&node, 2)));
     let gap = Gap { first: TaskNumber(2), last: TaskNumber(2) };
     assert!(applied.writes.contains(&Write::Gap("pg".parse().unwrap(), gap)));
     assert_eq!(node.ledger.progress()[&"pg".parse().unwrap()], TaskNumber(2));

@@ -98,7 +98,7 @@ fn digests_and_hashes_are_those_that_are_documented() {
     node.batch(TIME + 20_001, &[celsius_unsigned()]);
     hash(&node, 4);
     certify(&mut node);
-    node.run(Command::Horizon(Height(4)));
+    node.run(Command::Horizon(horizon_at(&node, 4)));
     effects(&node, "effects digest after batches below 4 were forgotten");
     node.batch(TIME + 20_002, &[celsius()]);
     hash(&node, 5);

@@ -93,6 +93,7 @@ impl Parts {
                 .map(|(c, o)| (c.scope, o.name.clone(), o.handle.clone()))
                 .collect(),
             first_task: self.opened.genesis.params.first_task_number,
+            complaint: self.not_forgetting.clone(),
         };
         supervisor.spawn_restarted_from("retention", retention, Retention::run);
         supervisor.spawn("evidence", self.certifier.clone().run(self.verifier.clone(), token.clone()));
@@ -390,6 +391,7 @@ impl Parts {
             task_states: self.task_states.clone(),
             clock_off: self.clock_off.subscribe(),
             endings: self.means.endings.clone(),
+            not_forgetting: self.not_forgetting.subscribe(),
             outputs,
             announcements,
             prometheus,

@@ -41,11 +41,13 @@ pub enum Bug {
     FeedGoesBack,
     /// A disk gives other bytes than were written, without a word.
     ServeFlipped,
+    /// A disk says that the state on it has forgotten what only the one in memory has.
+    ForgetEarly,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NoSync,
         Self::AnswerBeforeQuorum,
         Self::SkipCursor,
@@ -62,6 +64,7 @@ impl Bug {
         Self::LoseOrders,
         Self::FeedGoesBack,
         Self::ServeFlipped,
+        Self::ForgetEarly,
     ];
 
     /// The promises of which it breaks at least one: that is what it has to be caught by.
@@ -70,7 +73,7 @@ impl Bug {
             Self::NoSync | Self::GuessPosition => &[Promise::Kept],
             Self::AnswerBeforeQuorum | Self::VoteAfterWipe => &[Promise::Kept, Promise::Agreement],
             Self::SkipCursor | Self::CountTwice | Self::ReuseId | Self::PublishBeforeFinal => &[Promise::Output],
-            Self::OrderByArrival | Self::OldMembers | Self::TornWrites => &[Promise::Agreement],
+            Self::OrderByArrival | Self::OldMembers | Self::TornWrites | Self::ForgetEarly => &[Promise::Agreement],
             Self::ForgetRetries => &[Promise::Agreement, Promise::Once],
             Self::ForgetContent => &[Promise::Origin],
             Self::LoseOrders => &[Promise::Agreement, Promise::Registry],
@@ -97,6 +100,7 @@ impl Bug {
             Self::LoseOrders => "lose-orders",
             Self::FeedGoesBack => "feed-goes-back",
             Self::ServeFlipped => "serve-flipped",
+            Self::ForgetEarly => "forget-early",
         }
     }
 }

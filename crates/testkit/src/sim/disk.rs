@@ -1,7 +1,8 @@
 //! A node's disk: what was not synced is lost with the power, and a sync takes its time, fails, or finds no room.
 //!
 //! What was written since the last sync is kept apart, in order; a power loss leaves any number of those writes from the
-//! beginning, each whole. That is what [`Durability::Buffered`] promises, and no more.
+//! beginning, each whole. That is what [`Durability::Buffered`] promises, and no more. What is forgotten goes out of what was
+//! synced at once, some of it at a time, whatever becomes of the writes before: as files of a real disk do.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -11,8 +12,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use lockstep_consensus::runtime;
 use lockstep_store::{
-    Direction, Durability, LogWriter, Medium, Operation, Pair, QueuedWrites, Scan, StateStorage, Storage, StoreError,
-    Table, WriteBatch, keys,
+    Direction, Durability, Forgetting, LogWriter, Medium, Operation, Pair, QueuedWrites, Scan, StateStorage, Storage,
+    StoreError, Table, WriteBatch, keys,
 };
 use lockstep_types::{Height, Sequence, TaskNumber};
 use parking_lot::Mutex;
@@ -132,6 +133,32 @@ impl Store {
         }
     }
 
+    /// Files of batches below `height` go, and compactions leave out records of the index: some of them, and out of what was
+    /// synced.
+    fn drop_forgotten(&mut self, forgetting: &Forgetting, height: Height, random: &mut Random) {
+        let batches = self.durable.keys[place(Table::Chain)].range(vec![keys::BATCH]..keys::batch(height));
+        let batches: Vec<Vec<u8>> = batches.map(|(key, _)| key.clone()).collect();
+        let mut rest = &batches[..];
+        while !rest.is_empty() {
+            let (file, behind) = rest.split_at(1 + random.below(rest.len().min(FILE_BATCHES_MAX)));
+            rest = behind;
+            if random.below(2) == 0 {
+                file.iter().for_each(|key| self.durable.apply(&Operation::Delete(Table::Chain, key.clone())));
+            }
+        }
+        let index = &self.durable.keys[place(Table::Index)];
+        let forgotten = index.iter().filter(|(key, value)| forgetting.is_forgotten(key, value));
+        let mut forgotten: Vec<(Vec<u8>, Bytes)> = forgotten.map(|(key, value)| (key.clone(), value.clone())).collect();
+        forgotten.retain(|_| random.below(2) == 0);
+        for (key, value) in forgotten {
+            // What was written anew since is in memory still.
+            if self.current.keys[place(Table::Index)].get(&key) == Some(&value) {
+                self.current.apply(&Operation::Delete(Table::Index, key.clone()));
+            }
+            self.durable.apply(&Operation::Delete(Table::Index, key));
+        }
+    }
+
     /// What a power loss leaves of it.
     fn lose_power(&mut self, random: &mut Random, waiting: Vec<WriteBatch>, tears: bool) {
         self.unsynced.extend(waiting.into_iter().map(WriteBatch::into_operations));
@@ -176,6 +203,8 @@ pub struct Disk {
     bugs: Bugs,
 }
 
+/// Most batches of a file.
+const FILE_BATCHES_MAX: usize = 8;
 /// Keys of a block.
 const BLOCK_KEYS: usize = 4;
 /// How long a sync takes on a disk that is well.
@@ -464,6 +493,11 @@ impl StateStorage for OpenStore {
         std::fs::write(path.join(COPY_FILE), bytes).map_err(failed)
     }
 
+    fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let forgets_early = self.disk.bugs.has(Bug::ForgetEarly);
+        self.with(|store, _| if forgets_early { &store.current } else { &store.durable }.get(table, key))
+    }
+
     fn forget_before(&self, height: Height, sequence: Sequence, task_number: TaskNumber) -> Result<(), StoreError> {
         let mut batch = WriteBatch::default();
         let ranges = [
@@ -473,7 +507,15 @@ impl StateStorage for OpenStore {
             (vec![keys::TASK_NUMBER], keys::first_task(task_number)),
         ];
         ranges.into_iter().for_each(|(start, end)| batch.delete_range(Table::Chain, start, end));
-        self.write(batch, Durability::Buffered)
+        self.write(batch, Durability::Buffered)?;
+        let forgetting = Forgetting::default();
+        forgetting.before(height, sequence, task_number);
+        let mut inner = self.disk.inner.lock();
+        let Inner { stores, random, .. } = &mut *inner;
+        if let Some(store) = stores.get_mut(&self.path) {
+            store.drop_forgotten(&forgetting, height, random);
+        }
+        Ok(())
     }
 
     fn bytes_on_disk(&self) -> u64 {
@@ -525,6 +567,10 @@ impl StateStorage for Copy {
         Err(read_only())
     }
 
+    fn get_durable(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        self.0.get(table, key)
+    }
+
     fn forget_before(&self, _height: Height, _sequence: Sequence, _task: TaskNumber) -> Result<(), StoreError> {
         Err(read_only())
     }
@@ -542,6 +588,35 @@ mod tests {
         let mut batch = WriteBatch::default();
         batch.put(Table::Index, vec![key], vec![key]);
         store.write(batch, durability).unwrap();
+    }
+
+    #[test]
+    fn what_is_forgotten_goes_at_once_in_part_and_not_with_the_writes_before_it() {
+        let (mut parts, heights) = (BTreeSet::new(), 1..=20);
+        for seed in 0..20 {
+            let disk = Disk::new(seed, Bugs::none());
+            let store = disk.open(Path::new("state")).unwrap();
+            let mut batch = WriteBatch::default();
+            for height in heights.clone() {
+                batch.put(Table::Chain, keys::batch(Height(height)), vec![1]);
+                batch.put(Table::Index, keys::packed(Sequence(height)), vec![1]);
+            }
+            store.write(batch, Durability::Synced).unwrap();
+            write(&store, 200, Durability::Buffered);
+            store.forget_before(Height(15), Sequence(15), TaskNumber(15)).unwrap();
+            assert!(store.get(Table::Chain, &keys::batch(Height(14))).unwrap().is_none());
+            disk.inner.lock().stores.get_mut(Path::new("state")).unwrap().unsynced.clear();
+            disk.lose_power();
+            let store = disk.open(Path::new("state")).unwrap();
+            assert!(store.get(Table::Index, &[200]).unwrap().is_none(), "it was not synced");
+            let has = |table, key: Vec<u8>| store.get(table, &key).unwrap().is_some();
+            let left = |height: &u64| {
+                has(Table::Chain, keys::batch(Height(*height))) && has(Table::Index, keys::packed(Sequence(*height)))
+            };
+            assert!((15..=20).all(|height| left(&height)));
+            parts.insert((1..15).filter(left).count());
+        }
+        assert!(parts.len() > 3 && !parts.contains(&14), "{parts:?}");
     }
 
     #[test]

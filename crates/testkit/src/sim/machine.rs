@@ -14,6 +14,11 @@ use super::world::Running;
 
 /// The same content within this time is a retry: longer than any run. Projects may have other windows.
 const RETRY_WINDOW_MS: u64 = 3_600_000;
+/// Where batches are forgotten: what is older than this goes. The same content is a retry within this time.
+pub(super) const KEPT_MS: u64 = lockstep_types::genesis::RETRY_WINDOW_MS_MIN;
+/// Where batches are forgotten: messages of a group, and its age. What is in an open group is not forgotten, so that is a
+/// little longer than the rest is kept.
+const OPEN_GROUP: (u64, u64) = (20, 8_000);
 
 /// A machine.
 pub(super) struct Machine {
@@ -86,6 +91,11 @@ pub(super) fn genesis(scenario: &Scenario) -> Result<Genesis> {
         public: true,
         ..ProjectSettings::open()
     };
+    if scenario.forgets {
+        params.retention.age_ms = KEPT_MS;
+        params.default_project.retry_window_ms = KEPT_MS;
+        (params.default_project.group_messages_max, params.default_project.group_age_max_ms) = OPEN_GROUP;
+    }
     Ok(Genesis::new("sim", (0..scenario.nodes as u64).map(first).collect(), params)?)
 }
 

@@ -1,9 +1,10 @@
 //! What is seen of a run while it goes on: calls of clients, and where nodes were.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_types::{ContentId, Height, NodeId};
+use lockstep_types::{Batch, ContentId, Height, NodeId};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -24,6 +25,8 @@ pub struct Seen {
     pub bans: Vec<Ban>,
     /// What the registry has to be.
     pub registry: Option<String>,
+    /// Every batch that was seen, where nodes forget them.
+    pub batches: BTreeMap<Height, Batch>,
 }
 
 /// See the module's documentation. Clones share it.
@@ -76,6 +79,18 @@ impl Record {
     /// A node was seen.
     pub fn see(&self, sighting: Sighting) {
         self.inner.lock().sightings.push(sighting);
+    }
+
+    /// Batches that a node has, and may forget.
+    pub fn keep(&self, node: NodeId, batches: Vec<Batch>) {
+        let mut inner = self.inner.lock();
+        let Seen { batches: kept, troubles, .. } = &mut *inner;
+        for batch in batches {
+            let height = batch.header.height;
+            if kept.entry(height).or_insert_with(|| batch.clone()) != &batch {
+                troubles.push((Promise::Agreement, format!("node {node} had another batch at {height} than others")));
+            }
+        }
     }
 
     /// Something went wrong by itself.

@@ -14,7 +14,7 @@ use super::bugs::Bug;
 use super::scenario::Scenario;
 use super::trace::Trace;
 use super::world::World;
-use super::{changes, clients, faults, owner, panics, readers};
+use super::{changes, clients, faults, machine, owner, panics, readers};
 use crate::order::{self, Chain, Evidence, Promise, Row, Store, Told, Violations};
 use crate::random::Random;
 
@@ -27,6 +27,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Batch time may be ahead of the true one by this much: clocks are off by six seconds at most, but for leaps, which are
 /// not to be gone by.
 const AHEAD_MAX: Duration = Duration::from_secs(10);
+/// Where batches are forgotten an output is dead for this long: longer than anything is kept.
+const DEAD_OUTPUT_TIME: Duration = Duration::from_secs(20);
 /// Events that a report shows.
 const SHOWN_EVENTS: usize = 60;
 
@@ -130,6 +132,17 @@ async fn play(seed: u64, scenario: Scenario, homes: &Path, echo: bool) -> Result
     })
 }
 
+/// An output that nobody reaches for a while, and that gets everything then.
+async fn dead_output(world: World, mut random: Random) {
+    let until = world.scenario.length.saturating_sub(DEAD_OUTPUT_TIME);
+    sleep(until * u32::try_from(random.below(1_000)).unwrap_or_default() / 1_000).await;
+    let table = &world.tables[random.below(world.tables.len())];
+    world.trace.say(format_args!("output {} is dead", table.name()));
+    table.go_away();
+    sleep(DEAD_OUTPUT_TIME).await;
+    table.heal();
+}
+
 /// Operators, an owner and readers, as the scenario has them.
 fn start_others(world: &World, random: &mut Random) -> tokio::task::JoinHandle<()> {
     let scenario = &world.scenario;
@@ -137,6 +150,9 @@ fn start_others(world: &World, random: &mut Random) -> tokio::task::JoinHandle<(
     let mut draw = || Random::new(random.number());
     if scenario.replaces {
         tokio::spawn(changes::look_after(world.clone(), draw()));
+    }
+    if scenario.forgets {
+        tokio::spawn(dead_output(world.clone(), draw()));
     }
     if scenario.has_owner {
         tokio::spawn(owner::run(world.clone(), draw()));
@@ -231,8 +247,11 @@ fn standing(world: &World) -> String {
     format!("{nodes}; {tables}; readers {readers:?}; under way {pending:?}, busy {busy}")
 }
 
-fn chain_of(node: NodeId, state: &StateStore) -> Result<Chain> {
-    let (mut batches, mut certificates): (Vec<Batch>, Vec<Certificate>) = (Vec::new(), Vec::new());
+/// What a node holds, behind what was seen of the batches that it has forgotten.
+fn chain_of(node: NodeId, state: &StateStore, seen: &BTreeMap<Height, Batch>) -> Result<Chain> {
+    let kept = state.head()?.map_or(Height(0), |head| head.horizon.height);
+    let mut batches: Vec<Batch> = seen.range(..kept).map(|(_, batch)| batch.clone()).collect();
+    let mut certificates: Vec<Certificate> = Vec::new();
     loop {
         let next = Height(batches.len() as u64 + 1);
         let more = state.batches(next, 1_000, usize::MAX)?;
@@ -261,7 +280,7 @@ async fn evidence(world: &World) -> Result<Evidence> {
     let mut chains = Vec::new();
     for node in world.nodes() {
         let Some(running) = world.running(node) else { continue };
-        match chain_of(node, &running.state) {
+        match chain_of(node, &running.state, &seen.batches) {
             Ok(chain) => chains.push(chain),
             // It says so, and shows nothing.
             Err(error) if world.disk(node).is_damaged() => world.trace.say(format_args!("node {node}: {error}")),
@@ -297,6 +316,7 @@ async fn evidence(world: &World) -> Result<Evidence> {
         first_task,
         first_set: world.genesis().first_set()?,
         windows: BTreeMap::from([(owner::PROJECT, owner::WINDOW_MS)]),
+        window_ms: world.scenario.forgets.then_some(machine::KEPT_MS),
         troubles: seen.troubles,
     })
 }

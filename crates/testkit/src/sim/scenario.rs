@@ -119,6 +119,8 @@ pub struct Scenario {
     pub length: Duration,
     /// Log entries since the last copy of the state that make another one due.
     pub log_entries_max: u64,
+    /// Whether batches are forgotten soon, while groups stay open and an output is dead for a while.
+    pub forgets: bool,
     /// Newest rules of `apply` that the first nodes know; the others know the newest.
     pub rules_max: [u32; 2],
     /// The bug that is put in, if any.
@@ -142,6 +144,7 @@ impl Scenario {
             readers: 2,
             length: Duration::from_secs(60),
             log_entries_max: 1_000_000,
+            forgets: false,
             rules_max: [RULES_NEWEST, RULES_NEWEST],
             bugs: Bugs::none(),
         }
@@ -212,6 +215,13 @@ impl Scenario {
         Self { name: "clocks-alone", kinds, nodes: 1, ..Self::clocks() }
     }
 
+    /// Batches are forgotten after seconds, while nodes lose their power: what a node goes back to lacks nothing that it
+    /// needs. Copies, which put the state on the disk, are some seconds apart, as horizons are.
+    pub fn forgets() -> Self {
+        let kinds = &[Fault::Crash, Fault::Crash, Fault::Blackout, Fault::Kill];
+        Self { name: "forgets", log_entries_max: 200, forgets: true, kinds, ..Self::plain() }
+    }
+
     /// Half of the nodes know older rules, and learn the newer ones when they are started again.
     pub fn upgrade() -> Self {
         let kinds = &[Fault::Crash, Fault::Kill, Fault::Kill, Fault::Kill, Fault::HandOver, Fault::Isolate];
@@ -230,6 +240,7 @@ impl Scenario {
             Self::members(),
             Self::disks(),
             Self::snapshots(),
+            Self::forgets(),
             Self::upgrade(),
             Self::clocks(),
             Self::clocks_alone(),
@@ -243,6 +254,7 @@ impl Scenario {
         let bugs = Bugs::only(bug);
         match bug {
             Bug::ForgetRetries => Self { bugs, twice_of_1000: 400, replaces: false, ..Self::snapshots() },
+            Bug::ForgetEarly => Self { bugs, faults: 20, ..Self::forgets() },
             Bug::ServeFlipped => Self { bugs, kinds: &[Fault::Flip], faults: 60, ..Self::standard() },
             Bug::OldMembers => Self { bugs, ..Self::members() },
             Bug::NoSync | Bug::TornWrites => {

@@ -332,6 +332,7 @@ impl World {
                 }
                 Err(error) => error,
             };
+            note_divergence(&world.record, node, &why.to_string());
             world.trace.say(format_args!("node {node} ended: {why}"));
         };
         let (world, ended) = (self.clone(), tokio::spawn(scope.run(run.boxed())));
@@ -359,8 +360,11 @@ impl World {
             machine.running = Some(running.clone());
             running
         });
-        runtime::spawn(watch_role(self.trace.clone(), node, running.consensus.status()));
+        runtime::spawn(watch_role(self.trace.clone(), self.record.clone(), node, running.consensus.status()));
         runtime::spawn(watch_removal(node, running.clone()));
+        if self.scenario.forgets {
+            runtime::spawn(keep_batches(self.record.clone(), node, running.state, running.head.clone()));
+        }
         runtime::spawn(watch_head(self.record.clone(), node, life, running.head));
     }
 
@@ -420,10 +424,38 @@ impl World {
     }
 }
 
+/// A node that finds that its state is not the one that all have has broken a promise, though it says so and stops.
+fn note_divergence(record: &Record, node: NodeId, why: &str) {
+    if why.contains("its state is damaged") {
+        record.trouble(Promise::Agreement, format!("node {node} stopped: {why}"));
+    }
+}
+
+/// Keeps what a node has and may forget.
+async fn keep_batches(record: Record, node: NodeId, state: StateStore, mut head: watch::Receiver<Option<Head>>) {
+    let mut next = Height(1);
+    loop {
+        let newest = head.borrow_and_update().as_ref().map_or(Height(0), |head| head.height);
+        while next <= newest {
+            // Of what it had forgotten before it came here others had more.
+            let Ok(batches) = state.batches(next, 64, usize::MAX) else { return };
+            let Some(last) = batches.last() else { break };
+            next = last.header.height.next();
+            record.keep(node, batches);
+        }
+        if head.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Tells of changes of the lead.
-async fn watch_role(trace: Trace, node: NodeId, mut status: watch::Receiver<RaftStatus>) {
+async fn watch_role(trace: Trace, record: Record, node: NodeId, mut status: watch::Receiver<RaftStatus>) {
     loop {
         let now = status.borrow_and_update().clone();
+        if let Some(why) = &now.stopped {
+            note_divergence(&record, node, why);
+        }
         if now.role != Role::Follower || now.leader.is_some() || now.stopped.is_some() {
             let RaftStatus { role, term, leader, stopped } = now;
             let (leader, stopped) = (leader.map_or(0, |leader| leader.0), stopped.unwrap_or_default());
