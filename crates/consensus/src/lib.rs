@@ -24,6 +24,7 @@ mod membership;
 mod offer;
 mod plausible;
 mod pledges;
+mod pulse;
 mod raft_types;
 pub mod rebuild;
 mod receive;

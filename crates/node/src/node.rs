@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self};
 use crate::announce::{self};
+use crate::barrier::Barriers;
 use crate::certify::{Certifier, CertifierParts};
 use crate::chain::{Chain, ChainServices, TaskStates};
 use crate::clock::Clock;
@@ -83,6 +84,7 @@ pub(crate) struct Parts {
     ingress: Arc<Ingress>,
     certifier: Certifier,
     operator: Operator,
+    barriers: Barriers,
     conflicts: Conflicts,
     pub(crate) chain: Chain,
     pub(crate) task_states: TaskStates,
@@ -354,6 +356,7 @@ impl Parts {
             network: network.clone(),
             tracker: tracker.clone(),
         });
+        let barriers = Barriers::new(consensus.clone(), network.clone());
         let documents = Arc::new(Documents::new(state.clone(), gateway));
         let home = home.clone();
         Ok(Self {
@@ -369,6 +372,7 @@ impl Parts {
             ingress,
             certifier,
             operator,
+            barriers,
             conflicts,
             chain,
             task_states,

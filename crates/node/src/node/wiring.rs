@@ -24,6 +24,7 @@ use crate::gaps::{GapWatch, Seen};
 use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
 use crate::lookout::Lookout;
 use crate::output_desk::{OutputDesk, OutputSwitch, follow_pauses};
+use crate::output_views::OutputViews;
 use crate::peers;
 use crate::progress::{CursorFile, LogSink, NoSink};
 use crate::proofs::History;
@@ -60,6 +61,7 @@ impl Parts {
             orders: self.orders()?,
             conflicts: self.conflicts.clone(),
             chain: self.chain.clone(),
+            barriers: self.barriers.clone(),
             members: self.tracker.members(),
             rules_known,
             outputs: self.opened.config.network_outputs().collect(),
@@ -106,7 +108,7 @@ impl Parts {
         supervisor.spawn("the clock guard", clock_guard.run(token.clone()));
         chain::start(supervisor, self);
         let (own, members) = (self.opened.node, self.tracker.members());
-        let book = peers::run_book(self.network.clone(), self.home.address_book(), token.clone());
+        let book = peers::run_book(self.network.clone(), self.home.address_book(), self.state.blocking(), token.clone());
         supervisor.spawn("the address book", book);
         let (named, found) = mpsc::channel(1);
         let lookout = Lookout {
@@ -127,6 +129,8 @@ impl Parts {
         }
         let (consensus, stop) = (self.consensus.clone(), token.clone());
         supervisor.spawn("compaction", async move { consensus.run_compaction(stop).await });
+        let (consensus, stop) = (self.consensus.clone(), token.clone());
+        supervisor.spawn("the pulse of consensus", async move { consensus.run_pulse(stop).await });
         let proposer = Proposer {
             mempool: self.mempool.clone(),
             consensus: self.consensus.clone(),
@@ -164,7 +168,7 @@ impl Parts {
                     Arc::new(LogSink { consensus, network, tracker: self.tracker.clone() })
                 }
                 Scope::Node if output.keeps_cursor() => Arc::new(NoSink),
-                Scope::Node => Arc::new(CursorFile::new(self.home.path(), &config.name, owner.epoch)),
+                Scope::Node => Arc::new(CursorFile::new(self.home.path(), &config.name, owner.epoch, self.state.blocking())),
             };
             let (publisher, handle) = Publisher::new(PublisherOptions {
                 name: config.name.clone(),
@@ -295,6 +299,10 @@ impl Parts {
         announcements: Option<Announcements>,
         prometheus: PrometheusHandle,
     ) -> Reader {
+        let outputs: Arc<[RunningOutput]> = outputs.into();
+        let first_task = self.opened.genesis.params.first_task_number;
+        let output_views =
+            OutputViews::new(outputs.clone(), self.state.clone(), self.tracker.clone(), first_task);
         Reader {
             genesis: self.opened.genesis.clone(),
             epochs: self.opened.epochs.clone(),
@@ -307,11 +315,13 @@ impl Parts {
             mempool: self.mempool.clone(),
             ingress: self.ingress.clone(),
             operator: self.operator.clone(),
+            barriers: self.barriers.clone(),
             certifier: self.certifier.clone(),
             chain: self.chain.clone(),
             task_states: self.task_states.clone(),
             clock_off: self.clock_off.subscribe(),
             outputs,
+            output_views,
             announcements,
             prometheus,
             task_key: Arc::new(self.opened.task_key.clone()),
