@@ -7,8 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lockstep_api::views::{
     BatchMessageView, BatchView, BatchesView, BoundariesView, EvidenceView, HeadView, LeaderView, MembersView,
-    MessageView, NodeView, PeerView, Progress, ReceiptView, Role, StatusView, TaskView, TransferView,
-    to_base64,
+    MessageView, NodeView, PeerView, Progress, ReceiptView, Role, StatusView, TaskView, TransferView, to_base64,
 };
 use lockstep_api::{Read, ReadError, Viewer};
 use lockstep_consensus::{Consensus, ReadError as StateError, SnapshotProgress, StateStore};
@@ -241,7 +240,7 @@ impl Reader {
 enum Known {
     Nothing,
     /// It has a place, and is not there any more.
-    Forgotten(Sequence),
+    Forgotten,
     Ordered {
         batch: Batch,
         sequence: Sequence,
@@ -253,7 +252,7 @@ enum Known {
 fn known(state: &StateStore, id: MessageId) -> Result<Known, StateError> {
     let Some(sequence) = state.sequence_of(&id)? else { return Ok(Known::Nothing) };
     let batch = state.batch_of_message(sequence)?.filter(|batch| batch.message_at(sequence).is_some());
-    let Some(batch) = batch else { return Ok(Known::Forgotten(sequence)) };
+    let Some(batch) = batch else { return Ok(Known::Forgotten) };
     let (task, flags) = (state.task_of(&batch, sequence)?, state.flags(sequence)?);
     Ok(Known::Ordered { batch, sequence, task, flags })
 }
@@ -384,7 +383,8 @@ impl Read for Reader {
         let pending = self.mempool.get(&ContentId(id.0));
         match proofs::look(&self.state, move |state| known(state, id)).await? {
             Known::Nothing => Ok(pending.map(|message| self.pending_view(id, message.message(), viewer))),
-            Known::Forgotten(sequence) => self.unless_pruned(Some(sequence)),
+            // Whatever the horizon is: it was ordered, and must not be taken for absent.
+            Known::Forgotten => Err(ReadError::Pruned { first: self.oldest_height() }),
             Known::Ordered { batch, sequence, task, flags } => {
                 let Some(ordered) = batch.message_at(sequence) else { return Ok(None) };
                 let status = match &task {

@@ -135,9 +135,13 @@ async fn only_a_confirmed_look_up_waits_for_a_confirmation_and_without_one_it_ha
     let fake = Fake { confirmations: confirmations.clone(), ..Fake::default() };
     let server = start_with(Options::default(), fake);
     let (known, unknown) = ("02".repeat(32), "03".repeat(32));
-    for (query, status, count) in
-        [("", 404, 0), ("?confirmed=0", 404, 0), ("?confirmed=1", 404, 1), ("?confirmed=2", 400, 1), ("?confirmed=x", 400, 1)]
-    {
+    for (query, status, count) in [
+        ("", 404, 0),
+        ("?confirmed=0", 404, 0),
+        ("?confirmed=1", 404, 1),
+        ("?confirmed=2", 400, 1),
+        ("?confirmed=x", 400, 1),
+    ] {
         let answer = get(server.addr, &format!("/api/messages/0x{unknown}{query}")).await;
         assert_eq!((answer.status, confirmations.load(Ordering::Relaxed)), (status, count), "{query}");
     }

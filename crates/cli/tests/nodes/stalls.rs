@@ -104,10 +104,7 @@ async fn a_node_whose_disk_answers_nothing_says_so_and_the_others_go_on() {
     let leader = cluster.wait_leader(SOON).await;
     let stalled = (leader + 1) % 3;
     let others: Vec<usize> = (0..3).filter(|node| *node != stalled).collect();
-    let load = Load::start(
-        &LoadOptions::of(others.iter().map(|node| cluster.node(*node).url()).collect()),
-        &history,
-    );
+    let load = Load::start(&LoadOptions::of(others.iter().map(|node| cluster.node(*node).url()).collect()), &history);
     more_messages(&history, 300).await;
     // After a restart what it has is on its disk, and not in its memory.
     cluster.restart(stalled, SOON).await;

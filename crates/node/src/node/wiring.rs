@@ -108,7 +108,8 @@ impl Parts {
         supervisor.spawn("the clock guard", clock_guard.run(token.clone()));
         chain::start(supervisor, self);
         let (own, members) = (self.opened.node, self.tracker.members());
-        let book = peers::run_book(self.network.clone(), self.home.address_book(), self.state.blocking(), token.clone());
+        let book =
+            peers::run_book(self.network.clone(), self.home.address_book(), self.state.blocking(), token.clone());
         supervisor.spawn("the address book", book);
         let (named, found) = mpsc::channel(1);
         let lookout = Lookout {
@@ -168,7 +169,9 @@ impl Parts {
                     Arc::new(LogSink { consensus, network, tracker: self.tracker.clone() })
                 }
                 Scope::Node if output.keeps_cursor() => Arc::new(NoSink),
-                Scope::Node => Arc::new(CursorFile::new(self.home.path(), &config.name, owner.epoch, self.state.blocking())),
+                Scope::Node => {
+                    Arc::new(CursorFile::new(self.home.path(), &config.name, owner.epoch, self.state.blocking()))
+                }
             };
             let (publisher, handle) = Publisher::new(PublisherOptions {
                 name: config.name.clone(),
@@ -301,8 +304,7 @@ impl Parts {
     ) -> Reader {
         let outputs: Arc<[RunningOutput]> = outputs.into();
         let first_task = self.opened.genesis.params.first_task_number;
-        let output_views =
-            OutputViews::new(outputs.clone(), self.state.clone(), self.tracker.clone(), first_task);
+        let output_views = OutputViews::new(outputs.clone(), self.state.clone(), self.tracker.clone(), first_task);
         Reader {
             genesis: self.opened.genesis.clone(),
             epochs: self.opened.epochs.clone(),
