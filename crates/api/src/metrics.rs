@@ -29,16 +29,17 @@ const TEXT_AGE_MAX: Duration = Duration::from_millis(100);
 pub(crate) struct Text(Mutex<Option<(Instant, Bytes)>>);
 
 impl Text {
-    pub(crate) fn get(&self, make: impl FnOnce() -> String) -> Bytes {
-        let mut kept = self.0.lock();
-        match &*kept {
-            Some((made, text)) if made.elapsed() < TEXT_AGE_MAX => text.clone(),
-            _ => {
-                let text = Bytes::from(make());
-                *kept = Some((Instant::now(), text.clone()));
-                text
-            }
-        }
+    /// The text, while it is new enough.
+    pub(crate) fn kept(&self) -> Option<Bytes> {
+        let kept = self.0.lock();
+        kept.as_ref().filter(|(made, _)| made.elapsed() < TEXT_AGE_MAX).map(|(_, text)| text.clone())
+    }
+
+    /// Keeps a new text.
+    pub(crate) fn keep(&self, text: String) -> Bytes {
+        let text = Bytes::from(text);
+        *self.0.lock() = Some((Instant::now(), text.clone()));
+        text
     }
 }
 

@@ -101,8 +101,8 @@ pub trait Registry: Send + Sync {
     /// All registered projects. Does not wait.
     fn projects(&self) -> ProjectsView;
 
-    /// One project. Does not wait.
-    fn project(&self, project: ProjectId) -> Option<ProjectView>;
+    /// One project.
+    async fn project(&self, project: ProjectId) -> Option<ProjectView>;
 
     /// Devices that somebody let submit to a project, from an address on.
     async fn devices(&self, project: ProjectId, from: Address, limit: usize) -> Result<DevicesView, ReadError>;
@@ -318,8 +318,9 @@ pub trait Feed: Send + Sync {
 /// public are left out by the implementation, but for whoever shows the project's reader token.
 #[async_trait]
 pub trait Read: Send + Sync {
-    /// The node and its view of the network. Does not wait, and costs little: it is polled.
-    fn status(&self) -> StatusView;
+    /// The node and its view of the network. It costs little, for it is polled, and waits for the store for a moment at
+    /// most: what cannot be read then is as it was known last.
+    async fn status(&self) -> StatusView;
 
     /// Who belongs to the network, and which changes wait for approvals. Does not wait.
     fn members(&self) -> MembersView;
@@ -330,6 +331,11 @@ pub trait Read: Send + Sync {
 
     /// One batch.
     async fn batch(&self, height: Height) -> Result<Option<BatchView>, ReadError>;
+
+    /// Waits until whatever was ordered by any node before this call is applied here, and whatever lay in any node's log
+    /// then either is too or never will be: a message that [`Read::message`] does not find after this was not ordered by
+    /// anything that had reached a leader's log. [`ReadError::Unavailable`] where that cannot be had in a bounded time.
+    async fn confirm(&self) -> Result<(), ReadError>;
 
     /// One message, also while it waits for its position on this node.
     async fn message(&self, id: MessageId, viewer: Viewer) -> Result<Option<MessageView>, ReadError>;
@@ -356,6 +362,6 @@ pub trait Read: Send + Sync {
     /// Whether this node can take messages now; the text says why not. Does not wait.
     fn ready(&self) -> Result<(), String>;
 
-    /// All metrics in the Prometheus text format.
-    fn metrics(&self) -> String;
+    /// All metrics in the Prometheus text format. Waits as [`Read::status`] does.
+    async fn metrics(&self) -> String;
 }

@@ -83,7 +83,7 @@ fn parse_id<T: FromStr<Err: ToString>>(text: Result<Path<String>, PathRejection>
 }
 
 pub(crate) async fn status(State(app): State<Arc<App>>, _reading: Reading) -> Json<StatusView> {
-    Json(app.ports.read.status())
+    Json(app.ports.read.status().await)
 }
 
 pub(crate) async fn members(State(app): State<Arc<App>>, _reading: Reading) -> Json<MembersView> {
@@ -104,8 +104,10 @@ pub(crate) async fn batches(
 ) -> Result<Response, Problem> {
     let Query(range) = range.map_err(|e| Problem::invalid(e.body_text()))?;
     let limit = range.limit.unwrap_or(BATCHES_DEFAULT).clamp(1, BATCHES_MAX);
-    let newest = || (app.ports.read.status().head.height.0 + 1).saturating_sub(limit as u64);
-    let from = range.from.unwrap_or_else(newest).max(1);
+    let from = match range.from {
+        Some(from) => from.max(1),
+        None => (app.ports.read.status().await.head.height.0 + 1).saturating_sub(limit as u64).max(1),
+    };
     let turn = app.admission.large().await?;
     let page = app.ports.read.batches(Height(from), limit).await?;
     large(&app, turn, JSON, move || serde_json::to_vec(&page)).await
@@ -120,13 +122,28 @@ pub(crate) async fn batch(
     app.ports.read.batch(height).await?.map(Json).ok_or_else(|| Problem::not_found("the batch"))
 }
 
+#[derive(Debug, Deserialize)]
+pub(crate) struct Confirmation {
+    #[serde(default)]
+    confirmed: u8,
+}
+
+/// With `confirmed=1` a message that is not found was not ordered before the request came in.
 pub(crate) async fn message(
     State(app): State<Arc<App>>,
     _reading: Reading,
     viewer: Viewer,
     id: Result<Path<String>, PathRejection>,
+    confirmation: Result<Query<Confirmation>, QueryRejection>,
 ) -> Result<Json<MessageView>, Problem> {
     let id: MessageId = parse_id(id)?;
+    let Query(Confirmation { confirmed }) = confirmation.map_err(|e| Problem::invalid(e.body_text()))?;
+    if confirmed > 1 {
+        return Err(Problem::invalid("confirmed is 0 or 1"));
+    }
+    if confirmed == 1 {
+        app.ports.read.confirm().await?;
+    }
     app.ports.read.message(id, viewer).await?.map(Json).ok_or_else(|| Problem::not_found("the message"))
 }
 
@@ -180,7 +197,11 @@ pub(crate) async fn openapi() -> impl IntoResponse {
 }
 
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], app.metrics.get(|| app.ports.read.metrics()))
+    let text = match app.metrics.kept() {
+        Some(text) => text,
+        None => app.metrics.keep(app.ports.read.metrics().await),
+    };
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
 /// The process answers. Says nothing about its part in the network: a node that catches up must not be restarted.

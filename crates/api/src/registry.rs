@@ -44,7 +44,7 @@ pub(crate) async fn project(
     _reading: Reading,
     id: Result<Path<u64>, PathRejection>,
 ) -> Result<Json<ProjectView>, Problem> {
-    app.ports.registry.project(project_id(id)?).map(Json).ok_or_else(|| Problem::not_found("the project"))
+    app.ports.registry.project(project_id(id)?).await.map(Json).ok_or_else(|| Problem::not_found("the project"))
 }
 
 #[derive(Debug, Deserialize)]

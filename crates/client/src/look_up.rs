@@ -16,7 +16,7 @@ use crate::receipt::Receipt;
 pub(crate) enum LookUp {
     /// It has its position.
     Found(Receipt),
-    /// A node that is up to date does not have it, and no other node that answered has.
+    /// A node has confirmed that it was never ordered: see [`Client::look_up`].
     Absent,
     /// No node could tell; the text says why.
     Unclear(String),
@@ -30,24 +30,17 @@ struct Known {
 }
 
 impl Client {
-    /// Asks all nodes by the message's content id, which is its name when it was ordered for the first time.
+    /// Asks the nodes one after another by the message's content id, which is its name when it was ordered for the first
+    /// time. Only a confirmed answer counts: a node that gives one has waited until a new entry of the log was applied
+    /// there, so that all that was ordered before is there too.
     pub(crate) async fn look_up(&self, prepared: &Prepared, until: Instant) -> LookUp {
         let (first, nodes) = (self.preferred(), self.nodes());
-        let (mut absent, mut last) = (false, "no node could tell".to_owned());
+        let mut last = "no node could tell".to_owned();
         for place in (0..nodes).map(|step| (first + step) % nodes) {
-            // Asked before the message, so that a node which catches up meanwhile counts as behind.
-            let ready = self.attempt(place, &Request::get("/readyz"), until).await;
-            let path = format!("/api/messages/{}", prepared.content_id);
+            let path = format!("/api/messages/{}?confirmed=1", prepared.content_id);
             let found = match self.attempt(place, &Request::get(path), until).await {
                 Ok(answer) => serde_json::from_slice::<Known>(&answer.body).map_err(|e| e.to_string()),
-                Err(Failure::Refused(error)) if is_not_found(&error) => {
-                    match ready {
-                        Ok(_) => absent = true,
-                        Err(Failure::Passing(setback)) => last = setback.text,
-                        Err(Failure::Refused(error)) => last = error.to_string(),
-                    }
-                    continue;
-                }
+                Err(Failure::Refused(error)) if is_not_found(&error) => return LookUp::Absent,
                 Err(Failure::Refused(error)) => Err(error.to_string()),
                 Err(Failure::Passing(setback)) => Err(setback.text),
             };
@@ -68,7 +61,7 @@ impl Client {
                 Err(reason) => last = reason,
             }
         }
-        if absent { LookUp::Absent } else { LookUp::Unclear(last) }
+        LookUp::Unclear(last)
     }
 }
 

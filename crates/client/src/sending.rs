@@ -24,7 +24,7 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    /// After this long an unanswered message is ordered or never will be, and every node that is up to date knows.
+    /// After this long an unanswered message is in no pool any more: a log has it, or it is never ordered.
     fn settled_after(&self) -> Duration {
         self.pool + self.pool / 5
     }

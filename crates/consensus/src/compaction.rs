@@ -91,11 +91,17 @@ struct Asked {
 }
 
 impl Compaction<'_> {
-    pub async fn run(&self, stop: CancellationToken, sweep: impl Fn()) {
+    pub async fn run<S: Fn() + Clone + Send + 'static>(&self, stop: CancellationToken, sweep: S) {
         let mut asked = Asked { reclaimed: self.view().purged, ..Asked::default() };
         while tokio::time::timeout(COMPACTION_INTERVAL, stop.cancelled()).await.is_err() {
-            self.state.shelf().sweep();
-            sweep();
+            let (state, sweep) = (self.state.clone(), sweep.clone());
+            let swept = self.state.blocking().run(move || {
+                state.shelf().sweep();
+                sweep();
+            });
+            if let Err(error) = swept.await {
+                warn!(%error, "copies of the state that nobody needs were not removed");
+            }
             let view = self.view();
             if self.step(&view, &mut asked).await.is_err() {
                 // Raft has stopped, and whoever supervises it knows; nothing is left to do here.

@@ -25,6 +25,7 @@ use crate::log_size::LogSize;
 use crate::log_store::LogStore;
 use crate::plausible;
 use crate::pledges::{PledgeError, Pledges};
+use crate::pulse::Pulse;
 use crate::raft_types::{Payload, Raft};
 use crate::receive::{self, Receiver};
 use crate::runtime;
@@ -38,6 +39,8 @@ use crate::transport::{Connector, Transport};
 const APPEND_ENTRIES_MAX: u64 = 16;
 /// A node that is behind by more entries than this is catching up.
 const CAUGHT_UP_ENTRIES: u64 = 256;
+/// A sync of log or state that takes longer than this is taken for one that may never end.
+const SYNC_MAX: Duration = Duration::from_secs(1);
 
 /// What raft needs to run.
 pub struct Options {
@@ -154,6 +157,7 @@ pub struct Consensus {
     compaction: CompactionOptions,
     /// A leader that no majority has answered for this long has lost it.
     silence_max: Duration,
+    pulse: Pulse,
     status: watch::Receiver<RaftStatus>,
 }
 
@@ -219,7 +223,7 @@ impl Consensus {
         let config = Arc::new(config(&options)?);
         let (storage, writer) = state.medium().open_log(&options.store.log_path())?;
         let writer = Arc::new(writer);
-        let pledges = Pledges::open(storage.clone(), writer.clone())?;
+        let pledges = Pledges::open(&*storage, writer.clone())?;
         let log = LogStore::open(storage, writer)?;
         check_state_reaches_log(&state, &log)?;
         let machine =
@@ -242,7 +246,8 @@ impl Consensus {
         let receiver = Arc::new(Receiver::new(parts));
         // The others elect another one after one and a half election timeouts.
         let silence_max = 2 * Duration::from_millis(options.election_timeout_ms);
-        Ok(Self { raft, log, state, pledges, receiver, compaction: options.compaction, silence_max, status })
+        let (compaction, pulse) = (options.compaction, Pulse::default());
+        Ok(Self { raft, log, state, pledges, receiver, compaction, silence_max, pulse, status })
     }
 
     pub(crate) fn raft(&self) -> &Raft {
@@ -279,13 +284,29 @@ impl Consensus {
     /// # Errors
     /// Whatever the error, the command may still be committed later.
     pub async fn propose(&self, command: Bytes) -> Result<(), ProposeError> {
-        match self.raft.client_write(Payload(command)).await {
-            Ok(_) => Ok(()),
-            Err(RaftError::Fatal(error)) => Err(ProposeError::Stopped(error.to_string())),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(ForwardToLeader {
-                leader_id: None, ..
-            }))) => Err(ProposeError::NotReady),
-            Err(RaftError::APIError(_)) => Err(ProposeError::NotLeader),
+        self.raft.client_write(Payload(command)).await.map(drop).map_err(propose_error)
+    }
+
+    /// Puts an entry without an effect into the log, and waits until it is committed and applied here; tells its index.
+    /// Every entry that any leader had appended before, and that can still be committed, comes before it.
+    ///
+    /// # Errors
+    /// As of [`Consensus::propose`].
+    pub async fn barrier(&self) -> Result<u64, ProposeError> {
+        self.raft.write_blank().await.map(|written| written.log_id.index).map_err(propose_error)
+    }
+
+    /// Waits until the entry at this index is applied here; for ever if consensus ends. Cancel-safe.
+    pub async fn applied(&self, index: u64) {
+        let mut metrics = self.raft.data_metrics();
+        loop {
+            let applied = metrics.borrow_watched().last_applied;
+            if applied.is_some_and(|applied| applied.index >= index) {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         }
     }
 
@@ -388,12 +409,35 @@ impl Consensus {
     /// Keeps the log short until `stop`: makes snapshots of the state and purges what they contain.
     pub async fn run_compaction(&self, stop: CancellationToken) {
         let (raft, log, state) = (&self.raft, &self.log, &self.state);
-        let sweep = || {
-            if let Err(error) = self.receiver.sweep() {
+        let receiver = self.receiver.clone();
+        let sweep = move || {
+            if let Err(error) = receiver.sweep() {
                 tracing::warn!(%error, "what was received of a copy of the state was not removed");
             }
         };
         Compaction { raft, log, state, options: self.compaction }.run(stop, sweep).await;
+    }
+
+    /// Asks raft's task until `stop` whether it moves, for [`Consensus::standstill`].
+    pub async fn run_pulse(&self, stop: CancellationToken) {
+        self.pulse.run(&self.raft, self.silence_max / 4, stop).await;
+    }
+
+    /// Why what this node says of the network, or is asked to take, would be of no use: its disk does not answer, or its
+    /// consensus does not move. Waits for neither.
+    pub fn standstill(&self) -> Option<String> {
+        let longer = |age: Option<Duration>, max: Duration| age.filter(|age| *age > max).map(|age| age.as_secs_f64());
+        if let Some(s) = longer(self.log.writing().age(), SYNC_MAX) {
+            return Some(format!("a sync of the log has been waiting for the disk for {s:.1} s"));
+        }
+        if let Some(s) = longer(self.state.flushing().age(), SYNC_MAX) {
+            return Some(format!("a sync of the state has been waiting for the disk for {s:.1} s"));
+        }
+        if let Some(s) = longer(self.state.applying().age(), self.silence_max) {
+            return Some(format!("an entry of the log has been under way into the state for {s:.1} s"));
+        }
+        let silence = longer(self.pulse.silence(), self.silence_max)?;
+        Some(format!("consensus on this node has not moved for {silence:.1} s"))
     }
 
     /// How far the transfer of the state to this node is; `None` while there is none.
@@ -469,9 +513,21 @@ impl Consensus {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "consensus did not stop cleanly");
         }
-        if let Err(error) = self.state.flush() {
+        let state = self.state.clone();
+        let flushed = self.state.blocking().run(move || state.flush().map_err(|e| e.to_string())).await;
+        if let Err(error) = flushed.unwrap_or_else(|e| Err(e.to_string())) {
             tracing::warn!(%error, "the state was not written at shutdown; it is made again from the log");
         }
+    }
+}
+
+fn propose_error(error: RaftError<crate::TypeConfig, ClientWriteError<crate::TypeConfig>>) -> ProposeError {
+    match error {
+        RaftError::Fatal(error) => ProposeError::Stopped(error.to_string()),
+        RaftError::APIError(ClientWriteError::ForwardToLeader(ForwardToLeader { leader_id: None, .. })) => {
+            ProposeError::NotReady
+        }
+        RaftError::APIError(_) => ProposeError::NotLeader,
     }
 }
 

@@ -25,6 +25,7 @@ mod membership;
 mod offer;
 mod plausible;
 mod pledges;
+mod pulse;
 mod raft_types;
 pub mod rebuild;
 mod receive;

@@ -1,4 +1,6 @@
 //! Raft's log and vote on [`Storage`]. Entries are readable when `append` returns and acknowledged after the sync.
+//! Raft's task writes nothing itself, and reads nothing from the disk: it hands over to the log's writer, and to threads
+//! that may block.
 
 use std::collections::VecDeque;
 use std::fmt::Debug;
@@ -10,12 +12,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use futures::channel::oneshot;
 use futures::{Stream, stream};
-use lockstep_store::{Direction, Durability, LogWriter, Scan, Storage, StoreError, Table, WriteBatch, keys};
+use lockstep_store::{Direction, LogWriter, Pending, Scan, Storage, StoreError, Table, WriteBatch, keys};
 use lockstep_types::proto;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
 use prost::Message as _;
+use tokio::sync::Semaphore;
 
+use crate::blocking::Blocking;
 use crate::convert::{decode_entry, entry_to, log_id_from, log_id_to, vote_from, vote_to};
 use crate::log_size::LogSize;
 use crate::raft_types::{Entry, LogId, TypeConfig, Vote};
@@ -25,6 +29,9 @@ const TAIL_BYTES_MAX: usize = 8 << 20;
 /// Most entries, and bytes, that one read returns; readers come back for the rest.
 const READ_ENTRIES_MAX: usize = 64;
 const READ_BYTES_MAX: usize = 4 << 20;
+/// Most appends that wait for the disk. Raft waits with the next one; the writer has room for more than these and the
+/// few other writes that there are, so that handing over to it never blocks.
+const APPENDS_WAITING_MAX: usize = 128;
 
 struct TailEntry {
     entry: Entry,
@@ -42,12 +49,28 @@ struct Tail {
     purged: Option<LogId>,
     vote: Option<Vote>,
     committed: Option<LogId>,
+    /// The committed position waits for the log's writer.
+    committed_waits: bool,
     size: LogSize,
 }
 
 impl Tail {
     fn first_index(&self) -> Option<u64> {
         self.entries.front().map(|e| e.entry.log_id.index)
+    }
+
+    /// Entries from `start` on, up to the read limits; `None` where they begin before those in memory.
+    fn read(&self, start: u64, end: u64) -> Option<Vec<Entry>> {
+        let skip = start.checked_sub(self.first_index()?)?;
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        for cached in self.entries.iter().skip(usize::try_from(skip).ok()?).take(READ_ENTRIES_MAX) {
+            if cached.entry.log_id.index >= end || (bytes >= READ_BYTES_MAX && !entries.is_empty()) {
+                break;
+            }
+            bytes += cached.bytes;
+            entries.push(cached.entry.clone());
+        }
+        Some(entries)
     }
 
     fn push(&mut self, entry: Entry, bytes: usize) {
@@ -86,6 +109,8 @@ pub struct LogStore {
     tail: Arc<Mutex<Tail>>,
     /// See [`LogStore::withhold`].
     withheld: Arc<AtomicU64>,
+    /// Places for appends that wait for the disk.
+    room: Arc<Semaphore>,
 }
 
 fn io_error(error: StoreError) -> io::Error {
@@ -137,7 +162,8 @@ impl LogStore {
             committed: committed.as_ref().map(log_id_from),
             ..Tail::default()
         };
-        Ok(Self { storage, writer, tail: Arc::new(Mutex::new(tail)), withheld: Arc::default() })
+        let room = Arc::new(Semaphore::new(APPENDS_WAITING_MAX));
+        Ok(Self { storage, writer, tail: Arc::new(Mutex::new(tail)), withheld: Arc::default(), room })
     }
 
     /// Position of the last entry; `None` in an empty log.
@@ -186,6 +212,11 @@ impl LogStore {
         self.storage.reclaim(Table::Log, &keys::log::entry(0), &keys::log::entry(purged.index))
     }
 
+    /// What the log's writer is writing now.
+    pub(crate) fn writing(&self) -> &Pending {
+        self.writer.writing()
+    }
+
     async fn write_synced(&self, batch: WriteBatch) -> io::Result<()> {
         let (done, result) = oneshot::channel();
         // The receiver is gone only if the caller was dropped; then nobody waits for the answer.
@@ -193,7 +224,17 @@ impl LogStore {
         result.await.map_err(|_| io::Error::other("the log writer has stopped"))?.map_err(io_error)
     }
 
-    /// Reads entries from `start` on, up to the read limits, without a gap.
+    /// As [`LogStore::read`], for an async task: what is not in memory is read where it may block.
+    async fn read_aside(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        if let Some(entries) = self.tail.lock().read(start, end) {
+            return Ok(entries);
+        }
+        let blocking = if self.writer.has_thread() { Blocking::Threads } else { Blocking::Inline };
+        let log = self.clone();
+        blocking.run(move || log.read(start, end)).await.map_err(io::Error::other)?
+    }
+
+    /// Reads entries from `start` on, up to the read limits, without a gap. May block.
     pub(crate) fn read(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         let entries = self.read_from_first(start, end)?;
         // Entries that were purged are missing by right; behind them there is no hole.
@@ -207,22 +248,13 @@ impl LogStore {
     }
 
     fn read_from_first(&self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        let (mut entries, mut bytes) = (Vec::new(), 0);
+        let mut entries = Vec::new();
         let tail_first = {
             let tail = self.tail.lock();
-            let first = tail.first_index().unwrap_or(u64::MAX);
-            if start >= first {
-                let skip = usize::try_from(start - first).unwrap_or(usize::MAX);
-                for cached in tail.entries.iter().skip(skip).take(READ_ENTRIES_MAX) {
-                    if cached.entry.log_id.index >= end || (bytes >= READ_BYTES_MAX && !entries.is_empty()) {
-                        break;
-                    }
-                    bytes += cached.bytes;
-                    entries.push(cached.entry.clone());
-                }
+            if let Some(entries) = tail.read(start, end) {
                 return Ok(entries);
             }
-            first
+            tail.first_index().unwrap_or(u64::MAX)
         };
         let pairs = self.storage.scan(Scan {
             table: Table::Log,
@@ -285,7 +317,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         let (mut start, end) = limits(&range);
         let mut entries = Vec::new();
         while start < end {
-            let more = self.read(start, end)?;
+            let more = self.read_aside(start, end).await?;
             let Some(last) = more.last() else { break };
             start = last.log_id.index + 1;
             entries.extend(more);
@@ -298,7 +330,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        let entries = self.read(start, end)?;
+        let entries = self.read_aside(start, end).await?;
         // Purged while a member was to get them: without `start`, what follows must not be sent as if it came next.
         // Nothing is sent then, and openraft turns to a snapshot.
         let was_purged = entries.first().is_some_and(|first| first.log_id.index != start);
@@ -315,7 +347,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
             if start >= end {
                 return None;
             }
-            match log.read(start, end) {
+            match log.read_aside(start, end).await {
                 Ok(entries) => {
                     let next = entries.last()?.log_id.index + 1;
                     Some((stream::iter(entries.into_iter().map(Ok).collect::<Vec<_>>()), (log, next)))
@@ -347,13 +379,30 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
-    /// Kept so that reads do not go back in time after a restart. It may be lost, so nobody waits for a sync.
+    /// Kept so that reads do not go back in time after a restart. It may be lost, so nobody waits for it: the writer takes
+    /// the newest one along when it comes by.
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(committed) = committed else { return Ok(()) };
-        let mut batch = WriteBatch::default();
-        batch.put(Table::Log, keys::log::COMMITTED.to_vec(), log_id_to(&committed).encode_to_vec());
-        self.storage.write(batch, Durability::Buffered).map_err(io_error)?;
-        self.tail.lock().committed = Some(committed);
+        {
+            let mut tail = self.tail.lock();
+            tail.committed = Some(committed);
+            if std::mem::replace(&mut tail.committed_waits, true) {
+                return Ok(());
+            }
+        }
+        let tail = self.tail.clone();
+        let make = move || {
+            let mut tail = tail.lock();
+            tail.committed_waits = false;
+            let mut batch = WriteBatch::default();
+            if let Some(committed) = &tail.committed {
+                batch.put(Table::Log, keys::log::COMMITTED.to_vec(), log_id_to(committed).encode_to_vec());
+            }
+            batch
+        };
+        if !self.writer.note(Box::new(make)) {
+            self.tail.lock().committed_waits = false;
+        }
         Ok(())
     }
 
@@ -368,6 +417,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + Send,
         I::IntoIter: Send,
     {
+        let place = self.room.clone().acquire_owned().await.map_err(io::Error::other)?;
         let mut batch = WriteBatch::default();
         let mut last = 0;
         {
@@ -383,6 +433,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         }
         let tail = self.tail.clone();
         let done = move |written: Result<(), StoreError>| {
+            drop(place);
             if written.is_ok() {
                 let mut tail = tail.lock();
                 // A truncation in between has lowered the end of the log; it is written behind this batch.

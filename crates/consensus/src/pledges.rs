@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::channel::oneshot;
-use lockstep_store::{Durability, LogWriter, Storage, StoreError, Table, WriteBatch, keys};
+use lockstep_store::{LogWriter, Storage, StoreError, Table, WriteBatch, keys};
 use lockstep_types::{BatchHash, Epoch, Height, NodeId};
 use parking_lot::Mutex;
 
@@ -42,15 +42,19 @@ pub enum PledgeError {
 /// See the module's documentation. Clones share it.
 #[derive(Clone)]
 pub struct Pledges {
-    storage: Arc<dyn Storage>,
     writer: Arc<LogWriter>,
     state: Arc<Mutex<State>>,
+    /// Held by who pledges: one at a time.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
 struct State {
+    /// What is on the disk for sure.
     signed: Option<Signed>,
     marks: BTreeMap<NodeId, u64>,
+    /// Marks wait for the log's writer.
+    marks_wait: bool,
 }
 
 fn number(bytes: &[u8]) -> u64 {
@@ -87,11 +91,11 @@ impl Pledges {
     ///
     /// # Errors
     /// If it cannot be read: then the node must not vote.
-    pub fn open(storage: Arc<dyn Storage>, writer: Arc<LogWriter>) -> Result<Self, PledgeError> {
+    pub fn open(storage: &dyn Storage, writer: Arc<LogWriter>) -> Result<Self, PledgeError> {
         let signed = storage.get(Table::Log, keys::log::SIGNED)?.map(|record| Signed::decode(&record)).transpose()?;
         let marks = storage.get(Table::Log, keys::log::MARKS)?.map(|record| decode_marks(&record)).transpose()?;
-        let state = State { signed, marks: marks.unwrap_or_default() };
-        Ok(Self { storage, writer, state: Arc::new(Mutex::new(state)) })
+        let state = State { signed, marks: marks.unwrap_or_default(), marks_wait: false };
+        Ok(Self { writer, state: Arc::new(Mutex::new(state)), turn: Arc::default() })
     }
 
     /// The newest header that this node signed.
@@ -99,26 +103,27 @@ impl Pledges {
         self.state.lock().signed
     }
 
-    /// Writes down, synced, that this node signs a header. Only after `Ok` may the key be used.
+    /// Writes down, synced, that this node signs a header. Only after `Ok` may the key be used. Calls wait for each
+    /// other, so that nobody goes by what another has not written down yet.
     ///
     /// # Errors
     /// If it is not above everything signed before in this epoch, and not the very same.
     pub async fn pledge(&self, next: Signed) -> Result<(), PledgeError> {
-        {
-            let mut state = self.state.lock();
-            match state.signed {
-                Some(before) if before == next => return Ok(()),
-                Some(before) if (before.epoch, before.height) >= (next.epoch, next.height) => {
-                    return Err(PledgeError::SignedBefore(before));
-                }
-                _ => state.signed = Some(next),
+        let _turn = self.turn.lock().await;
+        match self.signed() {
+            Some(before) if before == next => return Ok(()),
+            Some(before) if (before.epoch, before.height) >= (next.epoch, next.height) => {
+                return Err(PledgeError::SignedBefore(before));
             }
+            _ => {}
         }
         let (done, written) = oneshot::channel();
         let mut batch = WriteBatch::default();
         batch.put(Table::Log, keys::log::SIGNED.to_vec(), next.encode());
         self.writer.submit(batch, Box::new(move |result| drop(done.send(result))));
-        Ok(written.await.map_err(|_| StoreError::Closed("the log writer has stopped".into()))??)
+        written.await.map_err(|_| StoreError::Closed("the log writer has stopped".into()))??;
+        self.state.lock().signed = Some(next);
+        Ok(())
     }
 
     /// Up to which index a member is known to have acknowledged committed entries.
@@ -126,12 +131,10 @@ impl Pledges {
         self.state.lock().marks.get(&node).copied().unwrap_or(0)
     }
 
-    /// Learns marks; they never go down. Written without a sync: they are a second line of defence.
-    ///
-    /// # Errors
-    /// If the disk fails.
-    pub fn learn(&self, news: impl IntoIterator<Item = (NodeId, u64)>) -> Result<(), StoreError> {
-        let record = {
+    /// Learns marks; they never go down. They are written some time later, without a sync: they are a second line of
+    /// defence.
+    pub fn learn(&self, news: impl IntoIterator<Item = (NodeId, u64)>) {
+        {
             let mut state = self.state.lock();
             let mut changed = false;
             for (node, index) in news {
@@ -143,25 +146,34 @@ impl Pledges {
                     (*mark, changed) = (index, true);
                 }
             }
-            if !changed {
-                return Ok(());
+            if !changed || state.marks_wait {
+                return;
             }
-            encode_marks(&state.marks)
+            state.marks_wait = true;
+        }
+        let known = self.state.clone();
+        let make = move || {
+            let mut state = known.lock();
+            state.marks_wait = false;
+            let mut batch = WriteBatch::default();
+            batch.put(Table::Log, keys::log::MARKS.to_vec(), encode_marks(&state.marks));
+            batch
         };
-        let mut batch = WriteBatch::default();
-        batch.put(Table::Log, keys::log::MARKS.to_vec(), record);
-        self.storage.write(batch, Durability::Buffered)
+        if !self.writer.note(Box::new(make)) {
+            self.state.lock().marks_wait = false;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
     use lockstep_store::MemoryStorage;
 
     use super::*;
 
     fn open(storage: &Arc<MemoryStorage>) -> Pledges {
-        Pledges::open(storage.clone(), Arc::new(LogWriter::inline(storage.clone()))).unwrap()
+        Pledges::open(&**storage, Arc::new(LogWriter::inline(storage.clone()))).unwrap()
     }
 
     fn header(epoch: u64, height: u64, byte: u8) -> Signed {
@@ -187,9 +199,43 @@ mod tests {
     fn marks_only_rise_and_survive() {
         let storage = Arc::new(MemoryStorage::default());
         let pledges = open(&storage);
-        pledges.learn([(NodeId(2), 7), (NodeId(3), 9)]).unwrap();
-        pledges.learn([(NodeId(2), 6)]).unwrap();
+        pledges.learn([(NodeId(2), 7), (NodeId(3), 9)]);
+        pledges.learn([(NodeId(2), 6)]);
         let again = open(&storage);
         assert_eq!((again.mark(NodeId(2)), again.mark(NodeId(3)), again.mark(NodeId(4))), (7, 9, 0));
+    }
+
+    #[tokio::test]
+    async fn a_pledge_counts_when_it_is_synced_for_whoever_asks_again_too() {
+        let storage = Arc::new(MemoryStorage::default());
+        let (writer, queue) = LogWriter::queued(storage.clone(), Box::new(|| {}));
+        let pledges = Pledges::open(&*storage, Arc::new(writer)).unwrap();
+        let mut first = Box::pin(pledges.pledge(header(0, 5, 1)));
+        let mut again = Box::pin(pledges.pledge(header(0, 5, 1)));
+        assert!(first.as_mut().now_or_never().is_none() && again.as_mut().now_or_never().is_none());
+        assert_eq!((pledges.signed(), queue.waiting().len()), (None, 1));
+        queue.write_group();
+        first.await.unwrap();
+        again.await.unwrap();
+        assert_eq!((pledges.signed(), queue.is_empty()), (Some(header(0, 5, 1)), true));
+    }
+
+    #[tokio::test]
+    async fn a_pledge_that_could_not_be_written_does_not_count_nor_does_one_that_was_left() {
+        let storage = Arc::new(MemoryStorage::default());
+        let (writer, queue) = LogWriter::queued(storage.clone(), Box::new(|| {}));
+        let pledges = Pledges::open(&*storage, Arc::new(writer)).unwrap();
+        assert!(pledges.pledge(header(0, 4, 1)).now_or_never().is_none());
+        assert_eq!(pledges.signed(), None);
+        storage.fail_syncs(true);
+        let mut first = Box::pin(pledges.pledge(header(0, 5, 1)));
+        let mut again = Box::pin(pledges.pledge(header(0, 5, 1)));
+        assert!(first.as_mut().now_or_never().is_none() && again.as_mut().now_or_never().is_none());
+        queue.write_group();
+        assert!(first.await.is_err());
+        assert!(again.as_mut().now_or_never().is_none());
+        queue.write_group();
+        assert!(again.await.is_err());
+        assert_eq!(pledges.signed(), None);
     }
 }

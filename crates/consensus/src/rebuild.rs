@@ -41,7 +41,7 @@ pub struct LogStanding {
 pub fn check_log(home: &StoreHome) -> Result<LogStanding, EpochError> {
     let storage: Arc<dyn Storage> = Arc::new(RocksStorage::open(&home.log_path(), Kind::Log)?);
     let writer = Arc::new(LogWriter::inline(storage.clone()));
-    Pledges::open(storage.clone(), writer.clone()).map_err(io::Error::other)?;
+    Pledges::open(&*storage, writer.clone()).map_err(io::Error::other)?;
     let log = LogStore::open(storage, writer)?;
     let standing = LogStanding { purged: log.purged_index(), last: log.last_index().unwrap_or(0) };
     let mut next = standing.purged.map_or(0, |index| index + 1);

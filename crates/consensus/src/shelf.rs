@@ -125,9 +125,13 @@ impl Shelf {
         let (lineage, offered) = (inner.lineage, OnceLock::new());
         let copy = KeptCopy { meta, directory, lineage, offered, offering: Mutex::new(()), used: Mutex::new(now) };
         let before = inner.current.replace(Arc::new(copy));
-        if let Some(before) = before.filter(|copy| copy.is_in_use(now)) {
-            inner.older = Some(before);
-        }
+        let unused = match before {
+            Some(before) if before.is_in_use(now) => inner.older.replace(before),
+            unused => unused,
+        };
+        drop(inner);
+        // Its files are removed here, outside of the lock.
+        drop(unused);
     }
 
     /// From now on copies are of another state, with files of its own.

@@ -1,4 +1,5 @@
-//! Applies committed entries: runs the ledger, stores its effects, and tells the observer.
+//! Applies committed entries: runs the ledger, stores its effects, and tells the observer. All of it reads and writes the
+//! disk, so it is done where work may block.
 
 use std::io;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use lockstep_ledger::{
 use lockstep_types::{DecodeError, Epoch, Genesis, GenesisError, NodeId};
 use openraft::EntryPayload;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use parking_lot::Mutex;
 
 use crate::raft_types::{LogId, Membership, Payload, StoredMembership, TypeConfig};
 use crate::shelf::{KeptCopy, SnapshotDirectory};
@@ -27,8 +29,18 @@ pub trait Observer: Send + Sync + 'static {
     fn applied(&self, ledger: &Ledger, applied: &Applied);
 }
 
+/// Most entries that are applied in one go.
+const APPLIED_TOGETHER_MAX: usize = 64;
+
 /// See the module's documentation.
 pub struct StateMachine {
+    state: StateStore,
+    /// Nobody else holds it while entries are applied, which openraft does one after another.
+    machine: Arc<Mutex<Machine>>,
+}
+
+/// What applying changes.
+struct Machine {
     ledger: Ledger,
     state: StateStore,
     observer: Arc<dyn Observer>,
@@ -105,20 +117,53 @@ impl StateMachine {
         let ledger = load(&state, &constants).map_err(io_error)?;
         let (applied, membership) = state.applied().map_err(io_error)?;
         observer.loaded(&ledger);
-        Ok(Self { ledger, state, observer, applied, membership, constants, trusts_horizons: false })
+        let machine = Machine {
+            ledger,
+            state: state.clone(),
+            observer,
+            applied,
+            membership,
+            constants,
+            trusts_horizons: false,
+        };
+        Ok(Self { state, machine: Arc::new(Mutex::new(machine)) })
     }
 
     /// For applying the log of a stopped node to what is left of its state.
     pub(crate) fn trusting_horizons(self) -> Self {
-        Self { trusts_horizons: true, ..self }
+        self.machine.lock().trusts_horizons = true;
+        self
     }
 
-    /// Forgets batches that are missing, without an entry of the log.
+    /// Forgets batches that are missing, without an entry of the log. Blocks.
     pub(crate) fn forget_missing(&mut self, horizon: Horizon) -> io::Result<()> {
-        let (Some(applied), forgotten) = (self.applied, self.ledger.forget_missing(horizon)) else { return Ok(()) };
+        let mut machine = self.machine.lock();
+        let (Some(applied), forgotten) = (machine.applied, machine.ledger.forget_missing(horizon)) else {
+            return Ok(());
+        };
         self.state.write(&applied, None, &forgotten.writes).map_err(io_error)
     }
 
+    /// Applies one entry. Blocks.
+    pub(crate) fn apply_entry(
+        &mut self,
+        log_id: LogId,
+        payload: EntryPayload<Payload, u64, openraft::EmptyNode>,
+    ) -> io::Result<()> {
+        self.machine.lock().apply_entry(log_id, payload)
+    }
+
+    /// Does something with the machine where it may block.
+    async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Machine) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let machine = self.machine.clone();
+        self.state.blocking().run(move || work(&mut machine.lock())).await.map_err(io_error)?
+    }
+}
+
+impl Machine {
     fn apply_command(&mut self, payload: Payload) -> io::Result<Applied> {
         match Command::decode(payload.0) {
             Ok(Command::Rules(found)) if found > self.ledger.rules_known() => {
@@ -145,11 +190,12 @@ impl StateMachine {
         }
     }
 
-    pub(crate) fn apply_entry(
+    fn apply_entry(
         &mut self,
         log_id: LogId,
         payload: EntryPayload<Payload, u64, openraft::EmptyNode>,
     ) -> io::Result<()> {
+        let _under_way = self.state.applying().begin();
         let (mut applied, mut membership) = (Applied::default(), None);
         match payload {
             EntryPayload::Blank => {}
@@ -167,6 +213,26 @@ impl StateMachine {
         self.observer.applied(&self.ledger, &applied);
         // Freed here, where it is known that nobody needs the batch's buffers any more.
         drop::<Vec<Write>>(std::mem::take(&mut applied.writes));
+        Ok(())
+    }
+
+    fn apply_all(&mut self, entries: Vec<io::Result<EntryResponder<TypeConfig>>>) -> io::Result<()> {
+        for next in entries {
+            let (entry, responder) = next?;
+            self.apply_entry(entry.log_id, entry.payload)?;
+            if let Some(responder) = responder {
+                responder.send(());
+            }
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, snapshot: &SnapshotDirectory, meta: &SnapshotMeta) -> io::Result<()> {
+        self.state.install(snapshot, meta).map_err(io_error)?;
+        self.ledger = load(&self.state, &self.constants).map_err(io_error)?;
+        self.applied = meta.last_log_id;
+        self.membership = meta.last_membership.clone();
+        self.observer.loaded(&self.ledger);
         Ok(())
     }
 }
@@ -207,19 +273,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        Ok((self.applied, self.membership.clone()))
+        let machine = self.machine.lock();
+        Ok((machine.applied, machine.membership.clone()))
     }
 
-    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + Send,
     {
-        while let Some(next) = entries.next().await {
-            let (entry, responder) = next?;
-            self.apply_entry(entry.log_id, entry.payload)?;
-            if let Some(responder) = responder {
-                responder.send(());
-            }
+        // Those that are there: a thread is asked once for all of them.
+        let mut together = entries.ready_chunks(APPLIED_TOGETHER_MAX);
+        while let Some(entries) = together.next().await {
+            self.aside(|machine| machine.apply_all(entries)).await?;
         }
         Ok(())
     }
@@ -233,13 +298,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotDirectory) -> io::Result<()> {
-        let (state, offered) = (self.state.clone(), meta.clone());
-        let installed = self.state.blocking().run(move || state.install(&snapshot, &offered));
-        installed.await.map_err(io_error)?.map_err(io_error)?;
-        self.ledger = load(&self.state, &self.constants).map_err(io_error)?;
-        (self.applied, self.membership) = (meta.last_log_id, meta.last_membership.clone());
-        self.observer.loaded(&self.ledger);
-        Ok(())
+        let meta = meta.clone();
+        self.aside(move |machine| machine.install(&snapshot, &meta)).await
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {

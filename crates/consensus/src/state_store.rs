@@ -14,7 +14,7 @@ use lockstep_ledger::{
 use lockstep_rules::RulesError;
 use lockstep_store::home::StoreHome;
 use lockstep_store::{
-    Direction, Durability, Medium, Pair, RocksMedium, Scan, StateStorage, StoreError, Table, WriteBatch, keys,
+    Direction, Durability, Medium, Pair, Pending, RocksMedium, Scan, StateStorage, StoreError, Table, WriteBatch, keys,
 };
 use lockstep_types::{
     Address, Batch, BatchHeader, Certificate, ContentId, DecodeError, Epoch, Height, MessageId, NetworkId, OutputName,
@@ -67,6 +67,8 @@ pub struct StateStore {
     /// Replaced as a whole when a snapshot is installed.
     storage: Arc<RwLock<Arc<dyn StateStorage>>>,
     copies: Arc<Copies>,
+    applying: Pending,
+    flushing: Pending,
 }
 
 /// Copies of the state, and what keeps the making of one and the change to another state apart.
@@ -102,7 +104,14 @@ impl StateStore {
     }
 
     fn of(home: &StoreHome, medium: Arc<dyn Medium>, storage: Arc<dyn StateStorage>) -> Self {
-        Self { home: home.clone(), medium, storage: Arc::new(RwLock::new(storage)), copies: Arc::default() }
+        Self {
+            home: home.clone(),
+            medium,
+            storage: Arc::new(RwLock::new(storage)),
+            copies: Arc::default(),
+            applying: Pending::default(),
+            flushing: Pending::default(),
+        }
     }
 
     /// Opens the state of a stopped node to look into it; nothing is changed.
@@ -155,6 +164,16 @@ impl StateStore {
         if self.medium.works_inline() { Blocking::Inline } else { Blocking::Threads }
     }
 
+    /// The entry that is being applied.
+    pub(crate) fn applying(&self) -> &Pending {
+        &self.applying
+    }
+
+    /// What is being synced of the state.
+    pub(crate) fn flushing(&self) -> &Pending {
+        &self.flushing
+    }
+
     /// Stores everything that one entry changed, together with its position.
     pub(crate) fn write(
         &self,
@@ -175,6 +194,7 @@ impl StateStore {
 
     /// Writes what is in memory to disk, so that a restart has nothing to apply again.
     pub fn flush(&self) -> Result<(), StoreError> {
+        let _under_way = self.flushing.begin();
         self.storage().flush()
     }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::evidence::{EvidenceQueue, Named, Unchecked};
 use crate::limits::{CERTIFY_WAIT, EVIDENCE_MESSAGES_MAX, EVIDENCE_TOGETHER_MAX, READ_BYTES_MAX};
+use crate::proofs;
 use crate::tracker::Tracker;
 use crate::verify::{Job, Verifier};
 
@@ -163,7 +164,9 @@ impl Certifier {
             return Err(now.forged.map_or(CertifyError::NotYet(now.height), CertifyError::Evidence));
         }
         let read = |e: &dyn std::fmt::Display| CertifyError::Read(e.to_string());
-        let header = inner.state.header(height).map_err(|e| read(&e))?.ok_or_else(|| read(&"it is not there"))?;
+        let state = inner.state.clone();
+        let header = proofs::short(state.blocking(), move || state.header(height)).await.map_err(|e| read(&e))?;
+        let header = header.map_err(|e| read(&e))?.ok_or_else(|| read(&"it is not there"))?;
         let hash = header.hash();
         if hash != wanted {
             tracing::error!(%height, own = %hash, leader = %wanted, "the leader has another batch at this height");

@@ -1,5 +1,5 @@
 //! What members ask each other beside raft and bundles: signatures for certificates, marks, approvals for
-//! the leader, the time, who signed twice, and what voters find on the chain.
+//! the leader, barriers, the time, who signed twice, and what voters find on the chain.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,7 @@ use lockstep_types::{
 use prost::Message as _;
 use tokio::sync::watch;
 
+use crate::barrier::Barriers;
 use crate::certify::Certifier;
 use crate::chain::Chain;
 use crate::conflicts::Conflicts;
@@ -54,6 +55,7 @@ pub(crate) struct ControlService {
     pub orders: Orders,
     pub conflicts: Conflicts,
     pub chain: Chain,
+    pub barriers: Barriers,
     pub members: watch::Receiver<Arc<Members>>,
     pub rules_known: u32,
     /// Outputs of the network that this node can feed.
@@ -113,7 +115,7 @@ impl ControlService {
                     return Err("marks come from the leader".into());
                 }
                 let marks = marks.marks.into_iter().map(|mark| (NodeId(mark.node), mark.index));
-                self.consensus.pledges().learn(marks).map_err(|e| e.to_string())?;
+                self.consensus.pledges().learn(marks);
                 Ok(Response::Marks(proto::MarksResponse { rules_version: self.rules_known }))
             }
             Request::Conflict(conflict) => {
@@ -153,6 +155,10 @@ impl ControlService {
                 let proposed = tokio::time::timeout(PROGRESS_TIMEOUT, self.consensus.propose(command)).await;
                 proposed.map_err(|_| "no majority answered in time")?.map_err(|e| e.to_string())?;
                 Ok(Response::Done(proto::Done {}))
+            }
+            Request::Barrier(proto::BarrierRequest {}) => {
+                let index = self.barriers.of_leader().await.map_err(|e| e.to_string())?;
+                Ok(Response::Barrier(proto::BarrierResponse { index }))
             }
             Request::Attest(wanted) => {
                 // Each question costs this operator questions to an endpoint.
@@ -283,6 +289,14 @@ pub(crate) async fn forward_progress(
 ) -> Result<(), ControlError> {
     match ask(client, Request::Progress(report), timeout).await? {
         Response::Done(_) => Ok(()),
+        _ => Err(ControlError::Malformed),
+    }
+}
+
+/// Asks the leader for a barrier; tells the index of its entry.
+pub(crate) async fn ask_for_barrier(client: &mut Client, timeout: Duration) -> Result<u64, ControlError> {
+    match ask(client, Request::Barrier(proto::BarrierRequest {}), timeout).await? {
+        Response::Barrier(answer) => Ok(answer.index),
         _ => Err(ControlError::Malformed),
     }
 }

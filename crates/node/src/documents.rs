@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use lockstep_consensus::{ReadError, StateStore};
+use lockstep_consensus::{NotDone, ReadError, StateStore};
 use lockstep_ledger::{Document, History as _};
 use lockstep_types::{Address, Hash32};
 use parking_lot::Mutex;
 
 use crate::chain::{FetchError, Gateway};
 use crate::limits::DOCUMENTS_BYTES_MAX;
+use crate::proofs;
 
 /// Why a document that should be there is not.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,9 @@ pub enum DocumentsError {
     /// The state cannot be read: an operator has to look.
     #[error("the state cannot be read: {0}")]
     State(#[from] ReadError),
+    /// Nothing is read any more: this node stops.
+    #[error(transparent)]
+    NotDone(#[from] NotDone),
 }
 
 /// Documents by their hashes, bounded by bytes; the oldest go first. What has a hash never changes.
@@ -73,7 +77,9 @@ impl Documents {
     /// # Errors
     /// If there should be one, and it cannot be had.
     pub async fn document(&self, device: &Address) -> Result<Option<String>, DocumentsError> {
-        let Some(known) = self.state.device(device)?.filter(|known| known.registered) else { return Ok(None) };
+        let (state, device) = (self.state.clone(), *device);
+        let known = proofs::short(state.blocking(), move || state.device(&device)).await??;
+        let Some(known) = known.filter(|known| known.registered) else { return Ok(None) };
         let (uri, hash) = match known.document {
             Document::Absent => return Ok(None),
             Document::Text(text) => return Ok(Some(text)),

@@ -15,6 +15,7 @@ use lockstep_types::{Address, Hash32, Height, NodeId, ProjectId, Sequence, TaskI
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::proofs;
 use crate::rates::Rates;
 use crate::verify::{Job, Submission, Verdict, Verifier};
 
@@ -109,7 +110,7 @@ impl Ingress {
         let verdict = timeout_at(deadline, verdict).await.map_err(|_| busy())?.map_err(|_| SubmitError::Stopping)?;
         let (content_id, outcome) = verdict?;
         match timeout_at(deadline, outcome).await {
-            Ok(Ok(outcome)) => self.accepted(outcome),
+            Ok(Ok(outcome)) => self.accepted(outcome).await,
             // The pool had no room and dropped the waiter.
             Ok(Err(_)) => Err(busy()),
             Err(_) => Err(SubmitError::Unavailable { content_id, retry_after_ms: RETRY_AFTER_MS }),
@@ -117,18 +118,21 @@ impl Ingress {
     }
 
     /// The task of a message that had its place before.
-    fn task_of(&self, sequence: Sequence) -> Option<TaskId> {
-        let batch = self.state.batch_of_message(sequence).ok()??;
-        Some(self.state.task_of(&batch, sequence).ok()??.id)
+    async fn task_of(&self, sequence: Sequence) -> Option<TaskId> {
+        let find = move |state: &StateStore| {
+            let Some(batch) = state.batch_of_message(sequence)? else { return Ok(None) };
+            state.task_of(&batch, sequence)
+        };
+        Some(proofs::look(&self.state, find).await.ok()??.id)
     }
 
-    fn accepted(&self, outcome: Outcome) -> Result<Accepted, SubmitError> {
+    async fn accepted(&self, outcome: Outcome) -> Result<Accepted, SubmitError> {
         match outcome {
             Outcome::Ordered { message_id, sequence, height, task_id, via: _ } => {
                 Ok(Accepted { message_id, task_id, sequence, height, duplicate: false })
             }
             Outcome::Duplicate { message_id, sequence, height } => {
-                let task_id = self.task_of(sequence);
+                let task_id = self.task_of(sequence).await;
                 Ok(Accepted { message_id, task_id, sequence, height, duplicate: true })
             }
             Outcome::Rejected(Rejection::TooLarge) => {
@@ -179,7 +183,8 @@ impl Submit for Ingress {
         self.check_project(request.project_id, request.payload.len())?;
         let accepted = self.order(Submission::Task(request)).await?;
         // By the message as it is ordered: a retry may have another signature, which names no task.
-        let batch = self.state.batch(accepted.height).ok().flatten();
+        let height = accepted.height;
+        let batch = proofs::look(&self.state, move |state| state.batch(height)).await.ok().flatten();
         let ordered = batch.as_ref().and_then(|batch| batch.message_at(accepted.sequence));
         let alias = ordered.and_then(|ordered| ordered.message.task_alias());
         // It was applied here, or its waiter would not have heard of it.

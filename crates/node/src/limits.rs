@@ -82,6 +82,20 @@ pub const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Proofs and pages (of tasks, batches and the history) that are put together at a time; others wait. Devices share the
 /// cores with their readers.
 pub const LARGE_READS_MAX: usize = 2;
+/// Reads of single records on behalf of somebody who asks that are under way at a time; others wait. Each takes one of
+/// the threads that may block, of which tokio has 512: however long a disk takes, most of them are left for what nobody
+/// outside asked for.
+pub const SHORT_READS_MAX: usize = 64;
+/// Look-ups that wait for a barrier at a time; one more answers 503.
+pub const BARRIER_WAITERS_MAX: usize = 256;
+/// Time for a barrier: to be committed, and to be applied on the node that was asked.
+pub const BARRIER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Rest between two barriers of a node, however many ask: each costs the network a sync and an entry.
+pub const BARRIER_REST: Duration = Duration::from_millis(100);
+/// When to ask again for what had no barrier.
+pub const BARRIER_RETRY_MS: u64 = 1_000;
+/// The status waits this long for the store to say where outputs are; after that it shows what was last known.
+pub const STATUS_READ_MAX: Duration = Duration::from_millis(500);
 /// Most payload text, in bytes, of a page of a feed (one task may exceed it).
 pub const FEED_PAGE_BYTES_MAX: usize = 4 << 20;
 /// Batches that are looked at for one page of a feed.

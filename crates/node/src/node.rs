@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin;
 use crate::announce;
 use crate::backup::{OpenPlace, open_place};
+use crate::barrier::Barriers;
 use crate::certify::{Certifier, CertifierParts};
 use crate::chain::{Chain, ChainServices, TaskStates};
 use crate::clock::Clock;
@@ -89,6 +90,7 @@ pub(crate) struct Parts {
     ingress: Arc<Ingress>,
     certifier: Certifier,
     operator: Operator,
+    barriers: Barriers,
     conflicts: Conflicts,
     pub(crate) chain: Chain,
     pub(crate) task_states: TaskStates,
@@ -395,6 +397,7 @@ impl Parts {
             network: network.clone(),
             tracker: tracker.clone(),
         });
+        let barriers = Barriers::new(consensus.clone(), network.clone());
         let documents = Arc::new(Documents::new(state.clone(), gateway));
         let home = home.clone();
         Ok(Self {
@@ -410,6 +413,7 @@ impl Parts {
             ingress,
             certifier,
             operator,
+            barriers,
             conflicts,
             chain,
             task_states,

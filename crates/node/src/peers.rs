@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use lockstep_consensus::Blocking;
 use lockstep_ledger::{KnownMember, MEMBERS_MAX, Members};
 use lockstep_network::{Handle, Peer};
 use lockstep_types::{GenesisError, Height, Member, MemberRole, NodeId, SigningKey};
@@ -153,16 +154,18 @@ pub(crate) fn read_book(path: &Path) -> Vec<(NodeId, Vec<String>)> {
 }
 
 /// Keeps the address book on disk, written only when something in it changed.
-pub(crate) async fn run_book(network: Handle, path: PathBuf, stop: CancellationToken) {
-    let mut kept = read_book(&path);
+pub(crate) async fn run_book(network: Handle, path: PathBuf, blocking: Blocking, stop: CancellationToken) {
+    let own = path.clone();
+    let mut kept = blocking.run(move || read_book(&own)).await.unwrap_or_default();
     while tokio::time::timeout(BOOK_INTERVAL, stop.cancelled()).await.is_err() {
         let known = network.known_addresses();
         if known == kept {
             continue;
         }
-        let next = path.with_extension("next");
+        let (path, next) = (path.clone(), path.with_extension("next"));
         let text = serde_json::to_string_pretty(&known).unwrap_or_default();
-        match std::fs::write(&next, text).and_then(|()| std::fs::rename(&next, &path)) {
+        let write = move || std::fs::write(&next, text).and_then(|()| std::fs::rename(&next, &path));
+        match blocking.run(write).await.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
             Ok(()) => kept = known,
             Err(error) => tracing::debug!(%error, "the address book cannot be written"),
         }

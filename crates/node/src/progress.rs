@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use lockstep_consensus::{Consensus, Role};
+use lockstep_consensus::{Blocking, Consensus, Role};
 use lockstep_ledger::Command;
 use lockstep_network::{Channel, Handle};
 use lockstep_outputs::{Place, ProgressSink};
@@ -105,32 +105,35 @@ impl ProgressSink for NoSink {
 /// The cursor of an output of this operator's own whose store keeps none: a small file in the node's home.
 pub(crate) struct CursorFile {
     path: PathBuf,
+    blocking: Blocking,
 }
 
 impl CursorFile {
     /// The cursor of the output with this name, in the epoch `epoch`: a later one begins anew.
-    pub fn new(home: &Path, output: &OutputName, epoch: lockstep_types::Epoch) -> Self {
-        Self { path: home.join(format!("output-{output}-{epoch}.cursor")) }
+    pub fn new(home: &Path, output: &OutputName, epoch: lockstep_types::Epoch, blocking: Blocking) -> Self {
+        Self { path: home.join(format!("output-{output}-{epoch}.cursor")), blocking }
     }
+}
 
-    fn read(&self) -> Option<TaskNumber> {
-        let text = std::fs::read_to_string(&self.path).ok()?;
-        Some(TaskNumber(text.trim().parse().ok()?))
-    }
+fn read_cursor(path: &Path) -> Option<TaskNumber> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(TaskNumber(text.trim().parse().ok()?))
+}
 
-    fn write(&self, last: TaskNumber) -> std::io::Result<()> {
-        let next = self.path.with_extension("next");
-        std::fs::write(&next, format!("{last}\n"))?;
-        std::fs::File::open(&next)?.sync_all()?;
-        std::fs::rename(&next, &self.path)
-    }
+fn write_cursor(path: &Path, last: TaskNumber) -> std::io::Result<()> {
+    let next = path.with_extension("next");
+    std::fs::write(&next, format!("{last}\n"))?;
+    std::fs::File::open(&next)?.sync_all()?;
+    std::fs::rename(&next, path)
 }
 
 #[async_trait]
 impl ProgressSink for CursorFile {
     async fn record(&self, output: &OutputName, last: TaskNumber, _places: &[Place]) -> bool {
-        // A few bytes: not worth a thread of its own. Lost, the tasks since come once more.
-        if let Err(error) = self.write(last) {
+        let path = self.path.clone();
+        let written = self.blocking.run(move || write_cursor(&path, last)).await;
+        // Lost, the tasks since come once more.
+        if let Err(error) = written.unwrap_or_else(|e| Err(std::io::Error::other(e))) {
             tracing::warn!(%output, %error, "the output's cursor cannot be written; after a restart tasks will come again");
         }
         // Nobody is told where tasks are, so there is nothing to keep.
@@ -138,7 +141,8 @@ impl ProgressSink for CursorFile {
     }
 
     async fn recorded(&self, _output: &OutputName) -> Option<TaskNumber> {
-        self.read()
+        let path = self.path.clone();
+        self.blocking.run(move || read_cursor(&path)).await.ok()?
     }
 }
 
@@ -180,7 +184,7 @@ mod tests {
     async fn a_cursor_is_there_after_a_restart_and_another_epoch_begins_anew() {
         let home = tempfile::tempdir().unwrap();
         let name: OutputName = "celestia".parse().unwrap();
-        let cursor = |epoch| CursorFile::new(home.path(), &name, lockstep_types::Epoch(epoch));
+        let cursor = |epoch| CursorFile::new(home.path(), &name, lockstep_types::Epoch(epoch), Blocking::Inline);
         assert_eq!(cursor(0).recorded(&name).await, None);
         for last in [5, 1_000_000] {
             cursor(0).record(&name, TaskNumber(last), &[]).await;

@@ -2,7 +2,7 @@
 
 use lockstep_api::views::BoundariesView;
 use lockstep_api::{ReadError, Viewer};
-use lockstep_consensus::{Blocking, ReadError as StateError, StateStore};
+use lockstep_consensus::{Blocking, NotDone, ReadError as StateError, StateStore};
 use lockstep_ledger::Projects;
 use lockstep_types::proof::{Boundary, PROOF_BOUNDARIES_MAX, PROOF_HEADERS_MAX};
 use lockstep_types::{
@@ -11,7 +11,7 @@ use lockstep_types::{
 };
 use tokio::sync::Semaphore;
 
-use crate::limits::{EXPORT_BATCHES_MAX, LARGE_READS_MAX, NOT_FINAL_RETRY_MS, READ_BYTES_MAX};
+use crate::limits::{EXPORT_BATCHES_MAX, LARGE_READS_MAX, NOT_FINAL_RETRY_MS, READ_BYTES_MAX, SHORT_READS_MAX};
 use crate::reader::failed;
 
 /// What a history hangs on.
@@ -24,6 +24,34 @@ pub(crate) struct History {
 }
 
 static LARGE_READS: Semaphore = Semaphore::const_new(LARGE_READS_MAX);
+static SHORT_READS: Semaphore = Semaphore::const_new(SHORT_READS_MAX);
+
+/// Runs a read of single records where it holds up nobody when the disk takes its time; only so many at a time.
+pub(crate) async fn short<T: Send + 'static>(
+    blocking: Blocking,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, NotDone> {
+    // As for large ones, below.
+    let place = match blocking {
+        Blocking::Threads => Some(SHORT_READS.acquire().await.expect("it is never closed")),
+        Blocking::Inline => None,
+    };
+    let in_place = move || {
+        let _place = place;
+        read()
+    };
+    blocking.run(in_place).await
+}
+
+/// The same, for what a reader asked.
+pub(crate) async fn look<T: Send + 'static>(
+    state: &StateStore,
+    read: impl FnOnce(&StateStore) -> Result<T, StateError> + Send + 'static,
+) -> Result<T, ReadError> {
+    let (blocking, state) = (state.blocking(), state.clone());
+    let done = short(blocking, move || read(&state)).await;
+    done.map_err(|e| ReadError::Failed(format!("the read did not end: {e}")))?.map_err(failed)
+}
 
 /// Runs a read that may take long where it holds up nobody; only so many at a time.
 pub(crate) async fn aside<T: Send + 'static>(
@@ -122,9 +150,12 @@ pub(crate) fn way_to(
 }
 
 /// Certified changes of the members.
-pub(crate) fn boundaries(state: &StateStore, from: Height, limit: usize) -> Result<BoundariesView, ReadError> {
-    let found = state.boundaries(from, limit).map_err(failed)?;
-    Ok(BoundariesView { boundaries: found.into_iter().filter_map(boundary_of).collect() })
+pub(crate) async fn boundaries(state: StateStore, from: Height, limit: usize) -> Result<BoundariesView, ReadError> {
+    aside(state.blocking(), move || {
+        let found = state.boundaries(from, limit).map_err(failed)?;
+        Ok(BoundariesView { boundaries: found.into_iter().filter_map(boundary_of).collect() })
+    })
+    .await
 }
 
 /// A page of the history.

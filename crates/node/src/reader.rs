@@ -1,37 +1,38 @@
 //! Answers the read API from what is stored on this node.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use lockstep_api::views::{
-    BatchMessageView, BatchView, BatchesView, BoundariesView, EvidenceView, GapView, HeadView, LeaderView, MembersView,
-    MessageView, NodeView, OutputView, PeerView, Progress, ReceiptView, Role, StatusView, TaskView, TransferView,
-    to_base64,
+    BatchMessageView, BatchView, BatchesView, BoundariesView, EvidenceView, HeadView, LeaderView, MembersView,
+    MessageView, NodeView, PeerView, Progress, ReceiptView, Role, StatusView, TaskView, TransferView, to_base64,
 };
 use lockstep_api::{Read, ReadError, Viewer};
 use lockstep_consensus::{Consensus, ReadError as StateError, SnapshotProgress, StateStore};
 use lockstep_ledger::{KnownMember, Projects};
 use lockstep_network::{Handle, peer_id_of};
-use lockstep_outputs::publisher::State;
 use lockstep_types::{
     Address, Batch, ContentId, Digest, Epochs, Evidence, ExportPage, Genesis, Height, Message, MessageId, NodeId,
-    OutputName, Proof, PublicKey, Sequence, SigningKey, Task, TaskId, TaskNumber,
+    OutputName, ProjectId, Proof, PublicKey, Sequence, SigningKey, Task, TaskId, TaskNumber,
 };
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use crate::announce::Announcements;
+use crate::barrier::Barriers;
 use crate::certify::Certifier;
 use crate::chain::{Chain, TaskStates};
 use crate::clock_guard;
 use crate::endings::Endings;
 use crate::feed::TaskViews;
 use crate::ingress::Ingress;
-use crate::limits::READ_BYTES_MAX;
+use crate::limits::{BARRIER_RETRY_MS, READ_BYTES_MAX};
 use crate::mempool::Mempool;
 use crate::metrics;
 use crate::operator::Operator;
+use crate::output_views::OutputViews;
 use crate::proofs::{self, History, PageQuery};
 use crate::publish::{RunningOutput, TaskReader};
 use crate::tracker::Tracker;
@@ -48,13 +49,15 @@ pub(crate) struct Reader {
     pub mempool: Mempool,
     pub ingress: Arc<Ingress>,
     pub operator: Operator,
+    pub barriers: Barriers,
     pub certifier: Certifier,
     pub chain: Chain,
     pub task_states: TaskStates,
     pub clock_off: watch::Receiver<Option<i64>>,
     pub endings: Endings,
     pub not_forgetting: watch::Receiver<Option<String>>,
-    pub outputs: Vec<RunningOutput>,
+    pub outputs: Arc<[RunningOutput]>,
+    pub output_views: OutputViews,
     pub announcements: Option<Announcements>,
     pub prometheus: PrometheusHandle,
     /// Signs views of tasks, as it signs tasks for the outputs.
@@ -155,10 +158,6 @@ impl Reader {
         self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.horizon.height)
     }
 
-    fn final_height(&self) -> Height {
-        self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.final_height)
-    }
-
     fn head_height(&self) -> Height {
         self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.height)
     }
@@ -172,41 +171,6 @@ impl Reader {
     fn is_published(&self, number: TaskNumber) -> bool {
         let has = |output: &RunningOutput| self.published(output).is_some_and(|last| last >= number);
         !self.outputs.is_empty() && self.outputs.iter().all(has)
-    }
-
-    /// The last batch of which an output has every task.
-    fn published_height(&self, output: &RunningOutput) -> Height {
-        let newest = *self.tracker.newest_task().borrow();
-        let published = self.published(output);
-        if published >= newest {
-            return self.final_height();
-        }
-        // The batch of the first task that is missing is not whole.
-        let missing = published.map_or(self.genesis.params.first_task_number, TaskNumber::next);
-        let batch = self.state.batch_of_task(missing).ok().flatten();
-        batch.map_or(Height(0), |batch| Height(batch.header.height.0.saturating_sub(1)))
-    }
-
-    fn output_view(&self, output: &RunningOutput) -> OutputView {
-        let height = self.published_height(output);
-        OutputView {
-            name: output.name.to_string(),
-            height,
-            lag: self.final_height().0.saturating_sub(height.0),
-            error: output.handle.status().last_error,
-            gaps: self.gaps(output),
-            refused: output.handle.status().refused_count,
-            paused: output.handle.status().state == State::Paused,
-        }
-    }
-
-    /// Tasks that an output lacks: what its store was found to lack, and where that was not looked at yet, what the log
-    /// and this node's publisher say.
-    fn gaps(&self, output: &RunningOutput) -> Vec<GapView> {
-        let logged = self.state.gaps(&output.name).unwrap_or_default();
-        let said = logged.iter().map(|gap| (gap.first, gap.last)).chain(output.handle.status().newest_gap);
-        let missing = output.missing.borrow().with(said);
-        missing.into_iter().map(|(first, last)| GapView { first, last }).collect()
     }
 
     fn pending_view(&self, id: MessageId, message: &Message, viewer: Viewer) -> MessageView {
@@ -240,31 +204,6 @@ impl Reader {
         }
     }
 
-    fn find_message(&self, id: MessageId, viewer: Viewer) -> Result<Option<MessageView>, StateError> {
-        let Some(sequence) = self.state.sequence_of(&id)? else {
-            let waiting = self.mempool.get(&ContentId(id.0));
-            return Ok(waiting.map(|message| self.pending_view(id, message.message(), viewer)));
-        };
-        let Some(batch) = self.state.batch_of_message(sequence)? else { return Ok(None) };
-        let Some(ordered) = batch.message_at(sequence) else { return Ok(None) };
-        let task = self.state.task_of(&batch, sequence)?;
-        let status = match &task {
-            None => Progress::Sequenced,
-            Some(task) if self.is_published(task.number) => Progress::Published,
-            Some(_) => Progress::Packed,
-        };
-        Ok(Some(MessageView {
-            status,
-            sequence: Some(sequence),
-            height: Some(batch.header.height),
-            index: Some(sequence.0 - batch.header.first_sequence.0),
-            task_id: task.map(|task| task.id),
-            time_ms: Some(batch.header.time_ms),
-            flags: self.state.flags(sequence)?,
-            ..self.pending_view(id, &ordered.message, viewer)
-        }))
-    }
-
     pub(crate) fn projects(&self) -> Projects {
         self.tracker.projects().borrow().clone()
     }
@@ -284,30 +223,77 @@ impl Reader {
         }
     }
 
-    fn find_task(&self, id: TaskId, viewer: Viewer) -> Result<Option<TaskView>, StateError> {
-        let Some(number) = self.state.task_number(&id)? else { return Ok(None) };
-        let Some(batch) = self.state.batch_of_task(number)? else { return Ok(None) };
+    /// Why what this node takes, or says, would be of no use now.
+    fn unfit(&self) -> Option<String> {
+        let raft = self.consensus.status().borrow().clone();
+        if let Some(reason) = raft.stopped {
+            return Some(format!("consensus has stopped: {reason}"));
+        }
+        if let Some(reason) = self.consensus.standstill() {
+            return Some(reason);
+        }
+        if raft.leader.is_none() {
+            return Some("no leader is known".into());
+        }
+        if !self.consensus.has_majority() {
+            return Some("this node leads, but no majority of voters answers it".into());
+        }
+        self.cut_off()
+    }
+}
+
+/// What the state has of a message.
+enum Known {
+    Nothing,
+    /// It has a place, and is not there any more.
+    Forgotten,
+    Ordered {
+        batch: Batch,
+        sequence: Sequence,
+        task: Option<Task>,
+        flags: Vec<String>,
+    },
+}
+
+fn known(state: &StateStore, id: MessageId) -> Result<Known, StateError> {
+    let Some(sequence) = state.sequence_of(&id)? else { return Ok(Known::Nothing) };
+    let batch = state.batch_of_message(sequence)?.filter(|batch| batch.message_at(sequence).is_some());
+    let Some(batch) = batch else { return Ok(Known::Forgotten) };
+    let (task, flags) = (state.task_of(&batch, sequence)?, state.flags(sequence)?);
+    Ok(Known::Ordered { batch, sequence, task, flags })
+}
+
+/// What a task is shown with, beside what is stored.
+struct TaskShow {
+    views: TaskViews,
+    viewer: Viewer,
+    /// Outputs that the log knows, and of those that are configured here which projects they take.
+    outputs: Vec<(OutputName, Option<BTreeSet<ProjectId>>)>,
+}
+
+impl TaskShow {
+    fn find(self, state: &StateStore, id: TaskId) -> Result<Option<TaskView>, StateError> {
+        let Some(number) = state.task_number(&id)? else { return Ok(None) };
+        let Some(batch) = state.batch_of_task(number)? else { return Ok(None) };
         let Some(task) = batch.task_at(number) else { return Ok(None) };
-        let mut reader = TaskReader::new(|sequence| self.state.batch_of_message(sequence));
-        let receipts = self.receipts(task)?;
-        let view = self.task_views().view(&mut reader, (&batch, task), viewer)?;
+        let mut reader = TaskReader::new(|sequence| state.batch_of_message(sequence));
+        let receipts = self.receipts(state, task)?;
+        let view = self.views.view(&mut reader, (&batch, task), self.viewer)?;
         Ok(Some(TaskView { receipts, ..view }))
     }
 
     /// Where outputs have a task, as was reported to the log. Reports speak of runs of numbers; that an output takes some
     /// projects only is known where it is configured.
-    fn receipts(&self, task: &Task) -> Result<Vec<ReceiptView>, StateError> {
+    fn receipts(&self, state: &StateStore, task: &Task) -> Result<Vec<ReceiptView>, StateError> {
         let mut receipts = Vec::new();
-        let takes = |name: &OutputName| {
-            let ours = self.outputs.iter().find(|output| output.name == *name);
-            let projects = ours.and_then(|output| output.projects.as_ref());
-            task.is_for(name) && projects.is_none_or(|projects| projects.contains(&task.project_id))
+        let takes = |(name, projects): &&(OutputName, Option<BTreeSet<ProjectId>>)| {
+            task.is_for(name) && projects.as_ref().is_none_or(|projects| projects.contains(&task.project_id))
         };
-        for output in self.tracker.progress().into_keys().filter(takes) {
-            if let Some(place) = self.state.place_of(&output, task.number)? {
+        for (output, _) in self.outputs.iter().filter(takes) {
+            if let Some(place) = state.place_of(output, task.number)? {
                 let commitment = Some(place.commitment).filter(|bytes| !bytes.is_empty());
                 receipts.push(ReceiptView {
-                    output,
+                    output: output.clone(),
                     locator: place.locator,
                     commitment: commitment.map(|bytes| format!("0x{}", hex::encode(bytes))),
                     height: place.height,
@@ -322,7 +308,8 @@ impl Reader {
 
 #[async_trait]
 impl Read for Reader {
-    fn status(&self) -> StatusView {
+    async fn status(&self) -> StatusView {
+        let outputs = self.output_views.get().await;
         let raft = self.consensus.status().borrow().clone();
         let head = self.tracker.head().borrow().clone();
         let connected = self.network.peers();
@@ -361,7 +348,7 @@ impl Read for Reader {
             fetching: self.consensus.snapshot_progress().borrow().as_ref().map(Self::transfer_view),
             sending: self.consensus.snapshots_sent().iter().map(Self::transfer_view).collect(),
             peers: members.present().filter(|(id, _)| *id != self.node).map(peer).collect(),
-            outputs: self.outputs.iter().map(|output| self.output_view(output)).collect(),
+            outputs,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
@@ -389,27 +376,60 @@ impl Read for Reader {
         if height < oldest && height.0 > 0 {
             return Err(ReadError::Pruned { first: oldest });
         }
-        Ok(self.state.batch(height).map_err(failed)?.as_ref().map(batch_view))
+        Ok(proofs::look(&self.state, move |state| state.batch(height)).await?.as_ref().map(batch_view))
+    }
+
+    async fn confirm(&self) -> Result<(), ReadError> {
+        let passed = self.barriers.pass().await;
+        passed.map_err(|e| ReadError::Unavailable { reason: e.to_string(), retry_after_ms: BARRIER_RETRY_MS })
     }
 
     async fn message(&self, id: MessageId, viewer: Viewer) -> Result<Option<MessageView>, ReadError> {
-        match self.find_message(id, viewer).map_err(failed)? {
-            Some(found) => Ok(Some(found)),
-            None => self.unless_pruned(self.state.sequence_of(&id).map_err(failed)?),
+        // First the pool, which it leaves only once the state has it.
+        let pending = self.mempool.get(&ContentId(id.0));
+        match proofs::look(&self.state, move |state| known(state, id)).await? {
+            Known::Nothing => Ok(pending.map(|message| self.pending_view(id, message.message(), viewer))),
+            // Whatever the horizon is: it was ordered, and must not be taken for absent.
+            Known::Forgotten => Err(ReadError::Pruned { first: self.oldest_height() }),
+            Known::Ordered { batch, sequence, task, flags } => {
+                let Some(ordered) = batch.message_at(sequence) else { return Ok(None) };
+                let status = match &task {
+                    None => Progress::Sequenced,
+                    Some(task) if self.is_published(task.number) => Progress::Published,
+                    Some(_) => Progress::Packed,
+                };
+                Ok(Some(MessageView {
+                    status,
+                    sequence: Some(sequence),
+                    height: Some(batch.header.height),
+                    index: Some(sequence.0 - batch.header.first_sequence.0),
+                    task_id: task.map(|task| task.id),
+                    time_ms: Some(batch.header.time_ms),
+                    flags,
+                    ..self.pending_view(id, &ordered.message, viewer)
+                }))
+            }
         }
     }
 
     async fn task_of_alias(&self, alias: TaskId) -> Result<Option<TaskId>, ReadError> {
-        let failed = |e: lockstep_consensus::ReadError| ReadError::Failed(e.to_string());
-        let Some(sequence) = self.state.sequence_of_alias(&alias).map_err(failed)? else { return Ok(None) };
-        let Some(batch) = self.state.batch_of_message(sequence).map_err(failed)? else {
-            return self.unless_pruned(Some(sequence));
+        let find = move |state: &StateStore| {
+            let Some(sequence) = state.sequence_of_alias(&alias)? else { return Ok(Err(None)) };
+            let Some(batch) = state.batch_of_message(sequence)? else { return Ok(Err(Some(sequence))) };
+            Ok(Ok(state.task_of(&batch, sequence)?.map(|task| task.id)))
         };
-        Ok(self.state.task_of(&batch, sequence).map_err(failed)?.map(|task| task.id))
+        match proofs::look(&self.state, find).await? {
+            Ok(task) => Ok(task),
+            Err(sequence) => self.unless_pruned(sequence),
+        }
     }
 
     async fn task(&self, id: TaskId, viewer: Viewer) -> Result<Option<TaskView>, ReadError> {
-        self.find_task(id, viewer).map_err(failed)
+        let configured = |name: &OutputName| self.outputs.iter().find(|output| output.name == *name);
+        let projects = |name: &OutputName| configured(name).and_then(|output| output.projects.clone());
+        let outputs = self.tracker.progress().into_keys().map(|name| (name.clone(), projects(&name))).collect();
+        let show = TaskShow { views: self.task_views(), viewer, outputs };
+        proofs::look(&self.state, move |state| show.find(state, id)).await
     }
 
     async fn proof(&self, id: MessageId) -> Result<Option<Proof>, ReadError> {
@@ -418,7 +438,7 @@ impl Read for Reader {
     }
 
     async fn boundaries(&self, from: Height, limit: usize) -> Result<BoundariesView, ReadError> {
-        proofs::boundaries(&self.state, from, limit)
+        proofs::boundaries(self.state.clone(), from, limit).await
     }
 
     async fn export(&self, from: Height, viewer: Viewer) -> Result<ExportPage, ReadError> {
@@ -436,17 +456,7 @@ impl Read for Reader {
         if self.ingress.is_stopping() {
             return Err("this node is shutting down".into());
         }
-        let raft = self.consensus.status().borrow().clone();
-        if let Some(reason) = raft.stopped {
-            return Err(format!("consensus has stopped: {reason}"));
-        }
-        if raft.leader.is_none() {
-            return Err("no leader is known".into());
-        }
-        if !self.consensus.has_majority() {
-            return Err("this node leads, but no majority of voters answers it".into());
-        }
-        if let Some(reason) = self.cut_off() {
+        if let Some(reason) = self.unfit() {
             return Err(reason);
         }
         let stopped = self.certifier.complaint().or_else(|| self.ingress.conflict());
@@ -465,7 +475,8 @@ impl Read for Reader {
         Ok(())
     }
 
-    fn metrics(&self) -> String {
+    async fn metrics(&self) -> String {
+        let outputs = self.output_views.get().await;
         let raft = self.consensus.status().borrow().clone();
         let head = self.tracker.head().borrow().clone();
         let (height, sequence, final_height) =
@@ -478,8 +489,7 @@ impl Read for Reader {
         }
         metrics::log(&self.consensus.log_figures());
         metrics::state_transfer(self.consensus.snapshot_progress().borrow().as_ref());
-        for output in &self.outputs {
-            let view = self.output_view(output);
+        for view in outputs {
             metrics::output_lag(&view.name, view.lag);
             metrics::output_refused(&view.name, view.refused);
             metrics::output_gaps(&view.name, view.gaps.iter().map(|gap| gap.last.0 + 1 - gap.first.0).sum());

@@ -14,6 +14,7 @@ use lockstep_types::{Address, Digest, Epoch, Height, NetworkId, OrderKind, Proje
 
 use crate::control::{ControlError, forward_order};
 use crate::limits::APPROVAL_TIMEOUT;
+use crate::proofs;
 use crate::tracker::Tracker;
 
 /// Where orders go. Clones share it.
@@ -99,6 +100,12 @@ impl Orders {
         }
     }
 
+    /// A project as it is kept in memory: without figures.
+    pub(crate) fn known(&self, project: ProjectId) -> Option<ProjectView> {
+        let projects = self.tracker.projects().borrow().clone();
+        Some(Self::view((project, projects.get(project)?), self.next_height()))
+    }
+
     fn next_height(&self) -> Height {
         self.tracker.head().borrow().as_ref().map_or(Height(0), |head| head.height).next()
     }
@@ -174,11 +181,10 @@ impl Registry for Orders {
         ProjectsView { network_id: self.network_id, epoch: self.epoch, projects }
     }
 
-    fn project(&self, project: ProjectId) -> Option<ProjectView> {
-        let projects = self.tracker.projects().borrow().clone();
-        let view = Self::view((project, projects.get(project)?), self.next_height());
-        // One record: it holds up nobody.
-        let figures = self.state.rules_state(project).ok().flatten().map(|state| RulesFigures {
+    async fn project(&self, project: ProjectId) -> Option<ProjectView> {
+        let view = self.known(project)?;
+        let state = proofs::look(&self.state, move |state| state.rules_state(project)).await;
+        let figures = state.ok().flatten().map(|state| RulesFigures {
             taken: state.taken,
             flagged: state.flagged,
             late: state.late,
@@ -190,7 +196,7 @@ impl Registry for Orders {
 
     async fn devices(&self, project: ProjectId, from: Address, limit: usize) -> Result<DevicesView, ReadError> {
         let orders = self.clone();
-        let listed = self.state.blocking().run(move || orders.list(project, from, limit));
+        let listed = proofs::short(self.state.blocking(), move || orders.list(project, from, limit));
         listed.await.map_err(|e| ReadError::Failed(e.to_string()))?
     }
 }

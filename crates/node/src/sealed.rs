@@ -15,6 +15,7 @@ use lockstep_types::{Address, keccak256};
 use crate::clock::now_ms;
 use crate::documents::Documents;
 use crate::ingress::Ingress;
+use crate::proofs;
 use crate::secrets::ServerSecrets;
 use crate::verify::Verifier;
 
@@ -61,8 +62,9 @@ impl Sealing {
         done.await.map_err(|_| SealedError::Submit(lockstep_api::SubmitError::Stopping))
     }
 
-    fn device(&self, device: &Address) -> Result<Option<Device>, SealedError> {
-        self.state.device(device).map_err(|e| SealedError::Unavailable(e.to_string()))
+    async fn device(&self, device: Address) -> Result<Option<Device>, SealedError> {
+        let known = proofs::look(&self.state, move |state| state.device(&device)).await;
+        known.map_err(|e| SealedError::Unavailable(e.to_string()))
     }
 
     /// Its document, if it is registered and has one.
@@ -79,7 +81,7 @@ impl Sealing {
     async fn caller(&self, token: &Token) -> Result<Caller, SealedError> {
         let device = token.subject.address();
         let revoked = |known: &Device| token.issued_at_s.unwrap_or(0).saturating_mul(1_000) < known.tokens_from.0;
-        match self.device(&device)? {
+        match self.device(device).await? {
             Some(known) if revoked(&known) => Err(SealedError::Token("the token is revoked".into())),
             Some(known) if known.registered => {
                 let document = self.document(&device).await?;
@@ -131,7 +133,7 @@ impl Sealed for Sealing {
     async fn issue_token(&self, device: Did) -> Result<String, SealedError> {
         let (secrets, address) = (self.secrets()?, device.address());
         let unknown = || SealedError::Denied(format!("{device} is not registered in this network with a DID document"));
-        let known = self.device(&address)?.filter(|known| known.registered).ok_or_else(unknown)?;
+        let known = self.device(address).await?.filter(|known| known.registered).ok_or_else(unknown)?;
         let document = self.document(&address).await?.ok_or_else(unknown)?;
         // A token of the second in which older ones were revoked would be taken for one of them.
         let now_s = (now_ms().0 / 1_000).max(known.tokens_from.0.div_ceil(1_000));

@@ -74,7 +74,7 @@ impl Steward {
                 () = stop.cancelled() => return,
                 _ = tick.tick() => {}
             }
-            let Some(round) = self.next_round() else { continue };
+            let Some(round) = self.next_round().await else { continue };
             for voter in round.set.voters().filter(|voter| voter.node != self.node) {
                 askers.entry(voter.node).or_insert_with(|| {
                     let end = stop.child_token();
@@ -106,7 +106,7 @@ impl Steward {
     }
 
     /// The newest height that can be certified now, if this node leads and there is one.
-    fn next_round(&self) -> Option<Round> {
+    async fn next_round(&self) -> Option<Round> {
         if !self.leads() {
             return None;
         }
@@ -116,7 +116,8 @@ impl Steward {
         if height <= head.final_height {
             return None;
         }
-        let header = self.state.header(height).ok()??;
+        let state = self.state.clone();
+        let header = state.blocking().run(move || state.header(height)).await.ok()?.ok()??;
         Some(Round { height, hash: header.hash(), header, set: members.set_at(height).clone() })
     }
 
@@ -241,9 +242,7 @@ impl Steward {
         marks.insert(self.node, self.consensus.durable_index());
         // What is not committed may be cut off again.
         let marks: Vec<(NodeId, u64)> = marks.into_iter().map(|(node, index)| (node, index.min(committed))).collect();
-        if let Err(error) = self.consensus.pledges().learn(marks.iter().copied()) {
-            tracing::warn!(%error, "marks cannot be written");
-        }
+        self.consensus.pledges().learn(marks.iter().copied());
         let told = clients.iter_mut().map(|(node, client)| {
             let marks = &marks;
             async move { Some((*node, tell_marks(client, marks, CONTROL_TIMEOUT).await.ok()?)) }

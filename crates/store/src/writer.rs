@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 
+use crate::pending::Pending;
 use crate::storage::{Durability, Storage, StoreError, WriteBatch};
 
 /// Told when a submitted batch is on disk, or that it may not be. Called on the writer's thread: must not block.
@@ -31,14 +32,27 @@ impl Drop for Waiting {
     }
 }
 
+/// Makes the batch of a note when it is written. Called on the writer's thread: must not block.
+pub type NoteMaker = Box<dyn FnOnce() -> WriteBatch + Send>;
+
 /// Most batches that wait for the writer; a further one waits to be taken. Consensus has far fewer under way.
 const WAITING_BATCHES_MAX: usize = 1024;
 /// Most batches that share one sync, so that the first of them does not wait for ever.
 const GROUPED_BATCHES_MAX: usize = 256;
 
-struct Job {
-    batch: WriteBatch,
-    done: Waiting,
+enum Job {
+    /// To be synced.
+    Synced(WriteBatch, Waiting),
+    /// See [`LogWriter::note`].
+    Note(NoteMaker),
+}
+
+impl Job {
+    fn failed(self, error: StoreError) {
+        if let Self::Synced(_, done) = self {
+            done.tell(Err(error));
+        }
+    }
 }
 
 enum Mode {
@@ -75,9 +89,18 @@ impl QueuedWrites {
         self.jobs.lock().is_empty()
     }
 
-    /// What waits, in order: a power loss may find any part of it on the disk.
+    /// Whether something waits that must be synced.
+    pub fn needs_sync(&self) -> bool {
+        self.jobs.lock().iter().any(|job| matches!(job, Job::Synced(..)))
+    }
+
+    /// What waits to be synced, in order: a power loss may find any part of it on the disk.
     pub fn waiting(&self) -> Vec<WriteBatch> {
-        self.jobs.lock().iter().map(|job| job.batch.clone()).collect()
+        let batch = |job: &Job| match job {
+            Job::Synced(batch, _) => Some(batch.clone()),
+            Job::Note(_) => None,
+        };
+        self.jobs.lock().iter().filter_map(batch).collect()
     }
 }
 
@@ -86,6 +109,7 @@ impl QueuedWrites {
 pub struct LogWriter {
     mode: Mode,
     closed: Arc<Mutex<Option<String>>>,
+    writing: Pending,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -97,17 +121,23 @@ impl LogWriter {
     pub fn spawn(storage: Arc<dyn Storage>) -> Result<Self, StoreError> {
         let (sender, receiver) = sync_channel(WAITING_BATCHES_MAX);
         let closed = Arc::new(Mutex::new(None));
-        let latch = closed.clone();
+        let (latch, writing) = (closed.clone(), Pending::default());
+        let under_way = writing.clone();
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
-            .spawn(move || write_all(&*storage, &receiver, &latch))
+            .spawn(move || write_all(&*storage, &receiver, &latch, &under_way))
             .map_err(|e| StoreError::Open(format!("cannot start the log writer: {e}")))?;
-        Ok(Self { mode: Mode::Thread(sender), closed, thread: Mutex::new(Some(thread)) })
+        Ok(Self { mode: Mode::Thread(sender), closed, writing, thread: Mutex::new(Some(thread)) })
     }
 
     /// A writer that writes before `submit` returns: for simulation, where nothing may run beside the test.
     pub fn inline(storage: Arc<dyn Storage>) -> Self {
-        Self { mode: Mode::Inline(storage), closed: Arc::default(), thread: Mutex::new(None) }
+        Self {
+            mode: Mode::Inline(storage),
+            closed: Arc::default(),
+            writing: Pending::default(),
+            thread: Mutex::new(None),
+        }
     }
 
     /// A writer whose batches wait until somebody calls [`QueuedWrites::write_group`], who is told by `wake` when there
@@ -115,23 +145,52 @@ impl LogWriter {
     pub fn queued(storage: Arc<dyn Storage>, wake: Box<dyn Fn() + Send + Sync>) -> (Self, Arc<QueuedWrites>) {
         let closed: Arc<Mutex<Option<String>>> = Arc::default();
         let queue = Arc::new(QueuedWrites { storage, jobs: Mutex::default(), closed: closed.clone(), wake });
-        (Self { mode: Mode::Queue(queue.clone()), closed, thread: Mutex::new(None) }, queue)
+        let mode = Mode::Queue(queue.clone());
+        (Self { mode, closed, writing: Pending::default(), thread: Mutex::new(None) }, queue)
     }
 
     /// Hands over a batch. `done` is called exactly once, after the sync.
     pub fn submit(&self, batch: WriteBatch, done: WriteDone) {
         let done = Waiting(Some(done));
         match &self.mode {
-            Mode::Inline(storage) => write_group(&**storage, vec![Job { batch, done }], &self.closed),
+            Mode::Inline(storage) => write_group(&**storage, vec![Job::Synced(batch, done)], &self.closed),
             Mode::Queue(queue) => {
-                queue.jobs.lock().push_back(Job { batch, done });
+                queue.jobs.lock().push_back(Job::Synced(batch, done));
                 (queue.wake)();
             }
             Mode::Thread(sender) => {
                 // Where the thread has ended the job comes back, and with it whoever waits is told.
-                drop(sender.send(Job { batch, done }));
+                drop(sender.send(Job::Synced(batch, done)));
             }
         }
+    }
+
+    /// Hands over something that may be lost: `make` is asked for it when the writer comes by, and it is synced only
+    /// where something else is. Never waits. Says whether it was taken: `make` is dropped where it was not, or where
+    /// nothing is written any more.
+    pub fn note(&self, make: NoteMaker) -> bool {
+        match &self.mode {
+            Mode::Inline(storage) => write_group(&**storage, vec![Job::Note(make)], &self.closed),
+            Mode::Queue(queue) => {
+                queue.jobs.lock().push_back(Job::Note(make));
+                (queue.wake)();
+            }
+            Mode::Thread(sender) => match sender.try_send(Job::Note(make)) {
+                Ok(()) => {}
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return false,
+            },
+        }
+        true
+    }
+
+    /// What is being written now; always nothing for a writer without a thread.
+    pub fn writing(&self) -> &Pending {
+        &self.writing
+    }
+
+    /// Whether this writer has a thread of its own, so that others may block too.
+    pub fn has_thread(&self) -> bool {
+        matches!(self.mode, Mode::Thread(_))
     }
 }
 
@@ -147,31 +206,36 @@ impl Drop for LogWriter {
     }
 }
 
-fn write_all(storage: &dyn Storage, jobs: &Receiver<Job>, closed: &Mutex<Option<String>>) {
+fn write_all(storage: &dyn Storage, jobs: &Receiver<Job>, closed: &Mutex<Option<String>>, writing: &Pending) {
     while let Ok(first) = jobs.recv() {
         let mut group = vec![first];
         group.extend(jobs.try_iter().take(GROUPED_BATCHES_MAX - 1));
+        let _under_way = writing.begin();
         write_group(storage, group, closed);
     }
 }
 
 fn write_group(storage: &dyn Storage, group: Vec<Job>, closed: &Mutex<Option<String>>) {
+    let earlier = closed.lock().clone();
+    if let Some(reason) = earlier {
+        group.into_iter().for_each(|job| job.failed(StoreError::Closed(reason.clone())));
+        return;
+    }
     let (mut merged, mut waiting) = (WriteBatch::default(), Vec::with_capacity(group.len()));
     for job in group {
-        merged.append(job.batch);
-        waiting.push(job.done);
-    }
-    let earlier = closed.lock().clone();
-    let result = match earlier {
-        Some(reason) => Err(StoreError::Closed(reason)),
-        None => storage.write(merged, Durability::Synced),
-    };
-    if let Err(error) = &result {
-        let mut reason = closed.lock();
-        if reason.is_none() {
-            tracing::error!(%error, "a sync of the log failed: this node writes nothing more until it is restarted");
-            *reason = Some(error.to_string());
+        match job {
+            Job::Synced(batch, done) => {
+                merged.append(batch);
+                waiting.push(done);
+            }
+            Job::Note(make) => merged.append(make()),
         }
+    }
+    let durability = if waiting.is_empty() { Durability::Buffered } else { Durability::Synced };
+    let result = storage.write(merged, durability);
+    if let Err(error) = &result {
+        tracing::error!(%error, "a write of the log failed: this node writes nothing more until it is restarted");
+        closed.lock().get_or_insert_with(|| error.to_string());
     }
     for done in waiting {
         done.tell(result.clone());
@@ -232,5 +296,53 @@ mod tests {
         storage.fail_syncs(false);
         assert!(matches!(submit(&writer, 2).recv().unwrap(), Err(StoreError::Closed(_))));
         assert!(storage.get(Table::Log, &[2]).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_note_says_what_is_newest_when_it_is_written_and_asks_for_no_sync() {
+        let storage = Arc::new(MemoryStorage::default());
+        let (writer, queue) = LogWriter::queued(storage.clone(), Box::new(|| {}));
+        let newest = Arc::new(Mutex::new(1_u8));
+        let note = |key: u8| {
+            let newest = newest.clone();
+            let make = move || {
+                let mut batch = WriteBatch::default();
+                batch.put(Table::Log, vec![key], vec![*newest.lock()]);
+                batch
+            };
+            assert!(writer.note(Box::new(make)));
+        };
+        note(7);
+        *newest.lock() = 2;
+        assert!(queue.waiting().is_empty(), "nobody misses it after a power loss");
+        queue.write_group();
+        assert_eq!(storage.get(Table::Log, &[7]).unwrap().as_deref(), Some(&[2][..]));
+        assert!(storage.after_power_loss().get(Table::Log, &[7]).unwrap().is_none());
+        // With something that is synced it is synced too, in its turn.
+        note(7);
+        let done = submit(&writer, 8);
+        queue.write_group();
+        done.recv().unwrap().unwrap();
+        assert!(storage.after_power_loss().get(Table::Log, &[7]).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_write_that_waits_for_the_disk_is_seen() {
+        let storage = Arc::new(MemoryStorage::default());
+        let writer = LogWriter::spawn(storage).unwrap();
+        assert_eq!(writer.writing().age(), None);
+        let (go_on, gate) = mpsc::channel::<()>();
+        let (told, stands) = mpsc::channel();
+        // The note is made on the writer's thread, within the write.
+        let make = move || {
+            told.send(()).unwrap();
+            gate.recv().unwrap();
+            WriteBatch::default()
+        };
+        assert!(writer.note(Box::new(make)));
+        stands.recv().unwrap();
+        assert!(writer.writing().age().is_some());
+        go_on.send(()).unwrap();
+        submit(&writer, 1).recv().unwrap().unwrap();
     }
 }

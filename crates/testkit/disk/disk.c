@@ -47,7 +47,8 @@ struct control {
     _Atomic uint64_t ignore_syncs;  /* every sync succeeds and does nothing, as if the process had never asked */
     _Atomic int64_t clock_off_ms;   /* the wall clock is wrong by this much */
     _Atomic uint64_t syncs;         /* counted here */
-    _Atomic uint64_t unused[2];
+    _Atomic uint64_t read_delay_us; /* every read takes this much longer */
+    _Atomic uint64_t unused[1];
 };
 
 /* A file that was opened for writing. */
@@ -440,6 +441,35 @@ static ssize_t send_any(int out, int in, off_t *at, size_t bytes) {
 }
 ssize_t sendfile(int out, int in, off_t *at, size_t bytes) { return send_any(out, in, at, bytes); }
 ssize_t sendfile64(int out, int in, off64_t *at, size_t bytes) { return send_any(out, in, at, bytes); }
+
+static void before_read(int fd) {
+    struct stat stat;
+    if (control && control->read_delay_us && is_file(fd, &stat)) usleep(control->read_delay_us);
+}
+ssize_t read(int fd, void *bytes, size_t count) {
+    before_read(fd);
+    return syscall(SYS_read, fd, bytes, count);
+}
+ssize_t pread(int fd, void *bytes, size_t count, off_t at) {
+    before_read(fd);
+    return syscall(SYS_pread64, fd, bytes, count, at);
+}
+ssize_t pread64(int fd, void *bytes, size_t count, off64_t at) {
+    before_read(fd);
+    return syscall(SYS_pread64, fd, bytes, count, at);
+}
+ssize_t readv(int fd, const struct iovec *parts, int n) {
+    before_read(fd);
+    return syscall(SYS_readv, fd, parts, n);
+}
+ssize_t preadv(int fd, const struct iovec *parts, int n, off_t at) {
+    before_read(fd);
+    return syscall(SYS_preadv, fd, parts, n, at, 0);
+}
+ssize_t preadv64(int fd, const struct iovec *parts, int n, off64_t at) {
+    before_read(fd);
+    return syscall(SYS_preadv, fd, parts, n, at, 0);
+}
 
 int ftruncate(int fd, off_t bytes) {
     struct stat stat;

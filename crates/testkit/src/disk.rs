@@ -27,6 +27,7 @@ enum Control {
     IgnoreSyncs = 3,
     ClockOffMs = 4,
     Syncs = 5,
+    ReadDelayUs = 6,
 }
 
 /// What one process has below one directory.
@@ -111,6 +112,11 @@ impl Disk {
         self.set(Control::SyncDelayUs, u64::try_from(by.as_micros()).unwrap_or(u64::MAX));
     }
 
+    /// Every read takes this much longer.
+    pub fn delay_reads(&self, by: Duration) {
+        self.set(Control::ReadDelayUs, u64::try_from(by.as_micros()).unwrap_or(u64::MAX));
+    }
+
     /// There is no room, or there is again.
     pub fn fill(&self, is_full: bool) {
         self.set(Control::Full, is_full.into());
@@ -134,6 +140,7 @@ impl Disk {
     /// All is well again.
     pub fn heal(&self) {
         self.delay_syncs(Duration::ZERO);
+        self.delay_reads(Duration::ZERO);
         self.fill(false);
         self.fail_syncs(false);
         self.clock_off_ms(0);
@@ -359,6 +366,12 @@ mod tests {
         assert_eq!(says("! sync old && ! printf x > a", |disk| (disk.fail_syncs(true), disk.fill(true)).0), old);
         // Who does not sync loses all of it.
         assert_eq!(says("printf abc > a; sync a; sync .", |disk| disk.ignore_syncs(true)), old);
+        // The directory is no file of it, and a file elsewhere neither.
+        let begun = std::time::Instant::now();
+        says("cat old > /dev/null; cat /etc/hostname > /dev/null", |disk| {
+            disk.delay_reads(std::time::Duration::from_millis(300))
+        });
+        assert!(begun.elapsed() >= std::time::Duration::from_millis(300));
         let clock = "test $(date +%s) -gt 4000000000 || test $(date +%Y) -gt 2090";
         assert_eq!(says(clock, |disk| disk.clock_off_ms(3_000_000_000_000)), old);
     }

@@ -81,11 +81,12 @@ pub async fn contradict(home: &Path) -> Result<Contradiction> {
         election_timeout_ms: 400,
         heartbeat_ms: 100,
         compaction: CompactionOptions::default(),
+        rules_known: RULES_NEWEST,
     };
     let consensus = Consensus::start(options, Arc::new(Nobody), state.clone(), Arc::new(Quiet)).await?;
     timeout(WAIT_MAX, consensus.status().wait_for(|status| status.role == Role::Leader)).await??;
     let time = TimeMs(state.head()?.context("a head")?.time_ms.0 + 1);
-    consensus.propose(encode_batch(time, &[message("the last one that counts")?], &[])).await?;
+    consensus.propose(encode_batch(time, &[message("the last one that counts")?], Sequence(0))).await?;
     let head = state.head()?.context("a head")?;
     ensure!(head.height > head.final_height, "it is final already");
     let hash = BatchHash([0x5a; 32]);
@@ -93,7 +94,7 @@ pub async fn contradict(home: &Path) -> Result<Contradiction> {
     let wrong = Command::encode_certificate(&Certificate { height: head.height, hash, signatures });
     let behind = [message("behind it")?, message("and behind it")?];
     let messages_behind = behind.len() as u64;
-    let behind = encode_batch(time, &behind, &[]);
+    let behind = encode_batch(time, &behind, Sequence(0));
     // Both are in the log before the first of them is applied, which ends it all.
     let ends = async { tokio::join!(biased; consensus.propose(wrong), consensus.propose(behind)) };
     let _ = timeout(WAIT_MAX, ends).await;

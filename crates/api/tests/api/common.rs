@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Fake {
     pub sequence: AtomicU64,
     pub not_ready: bool,
+    /// How often somebody waited for a confirmation.
+    pub confirmations: Arc<AtomicU64>,
     pub allow_unsigned: bool,
     /// Number of the newest final task.
     pub final_tasks: tokio::sync::watch::Sender<u64>,
@@ -128,20 +130,12 @@ impl Registry for Fake {
     }
 
     fn projects(&self) -> ProjectsView {
-        let projects = self.project(ProjectId(7)).into_iter().collect();
+        let projects = vec![project(ProjectId(7))];
         ProjectsView { network_id: NetworkId([1; 32]), epoch: Epoch(0), projects }
     }
 
-    fn project(&self, project: ProjectId) -> Option<ProjectView> {
-        let view = |id| ProjectView {
-            id,
-            owner: None,
-            orders: 0,
-            settings: ProjectSettings::default(),
-            rules: vec![],
-            figures: None,
-        };
-        (project == ProjectId(7)).then(|| view(project))
+    async fn project(&self, id: ProjectId) -> Option<ProjectView> {
+        (id == ProjectId(7)).then(|| project(id))
     }
 
     async fn devices(&self, _: ProjectId, _: Address, _: usize) -> Result<DevicesView, ReadError> {
@@ -217,7 +211,7 @@ impl Read for Fake {
         Ok((alias == TaskId([9; 32])).then_some(TaskId([7; 32])))
     }
 
-    fn status(&self) -> StatusView {
+    async fn status(&self) -> StatusView {
         StatusView {
             network: "test".into(),
             epoch: Epoch(0),
@@ -276,6 +270,14 @@ impl Read for Fake {
 
     async fn batch(&self, height: Height) -> Result<Option<BatchView>, ReadError> {
         Ok((1..=HEAD).contains(&height.0).then(|| batch(height)))
+    }
+
+    async fn confirm(&self) -> Result<(), ReadError> {
+        if self.not_ready {
+            return Err(ReadError::Unavailable { reason: "no majority".into(), retry_after_ms: 1_000 });
+        }
+        self.confirmations.fetch_add(1, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn message(&self, id: MessageId, viewer: Viewer) -> Result<Option<MessageView>, ReadError> {
@@ -340,9 +342,13 @@ impl Read for Fake {
         if self.not_ready { Err("catching up: 5 batches behind".into()) } else { Ok(()) }
     }
 
-    fn metrics(&self) -> String {
+    async fn metrics(&self) -> String {
         "lockstep_up 1\n".into()
     }
+}
+
+fn project(id: ProjectId) -> ProjectView {
+    ProjectView { id, owner: None, orders: 0, settings: ProjectSettings::default(), rules: vec![], figures: None }
 }
 
 pub struct Running {

@@ -1,5 +1,8 @@
 //! `/api`, probes and the page.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use crate::common::*;
 use lockstep_api::Options;
 use lockstep_api::views::{BatchesView, MessageView, StatusView, TaskView};
@@ -124,4 +127,30 @@ async fn a_history_is_handed_over_in_pages() {
     let page = lockstep_types::ExportPage::decode(answer.body.into()).unwrap();
     assert_eq!((page.oldest_height.0, page.head.0), (14, 250));
     assert_eq!(get(server.addr, "/api/boundaries").await.json()["boundaries"], serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn only_a_confirmed_look_up_waits_for_a_confirmation_and_without_one_it_has_no_answer() {
+    let confirmations = Arc::new(AtomicU64::new(0));
+    let fake = Fake { confirmations: confirmations.clone(), ..Fake::default() };
+    let server = start_with(Options::default(), fake);
+    let (known, unknown) = ("02".repeat(32), "03".repeat(32));
+    for (query, status, count) in [
+        ("", 404, 0),
+        ("?confirmed=0", 404, 0),
+        ("?confirmed=1", 404, 1),
+        ("?confirmed=2", 400, 1),
+        ("?confirmed=x", 400, 1),
+    ] {
+        let answer = get(server.addr, &format!("/api/messages/0x{unknown}{query}")).await;
+        assert_eq!((answer.status, confirmations.load(Ordering::Relaxed)), (status, count), "{query}");
+    }
+    assert_eq!(get(server.addr, &format!("/api/messages/0x{known}?confirmed=1")).await.status, 200);
+    let server = start_with(Options::default(), Fake { not_ready: true, ..Fake::default() });
+    for id in [&known, &unknown] {
+        let answer = get(server.addr, &format!("/api/messages/0x{id}?confirmed=1")).await;
+        answer.assert_problem(503, "unavailable");
+        assert!(answer.header("retry-after").is_some());
+    }
+    get(server.addr, &format!("/api/messages/0x{unknown}")).await.assert_problem(404, "not_found");
 }

@@ -37,6 +37,7 @@ mod rules_hostile;
 mod sealed;
 mod semantics;
 mod snapshots;
+mod stalls;
 mod start_errors;
 mod steps;
 mod testnet;

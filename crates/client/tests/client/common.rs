@@ -190,8 +190,6 @@ fn respond(state: &mut State, head: &str, body: &[u8]) -> Option<Answer> {
     let (method, path) = (words.next().unwrap(), words.next().unwrap());
     state.requests.push((path.to_owned(), body.to_vec()));
     match (method, path) {
-        ("GET", "/readyz") if state.ready => answer(200, "ok"),
-        ("GET", "/readyz") => problem(503, "not_ready"),
         ("GET", "/didDoc") => answer(200, state.server.document()),
         ("POST", "/issue_vc") => {
             let did: Did = sprout::parse_token_request(body).unwrap();
@@ -204,8 +202,13 @@ fn respond(state: &mut State, head: &str, body: &[u8]) -> Option<Answer> {
             }
         }
         ("GET", path) if path.starts_with("/api/messages/") => {
+            let (path, is_confirmed) = match path.strip_suffix("?confirmed=1") {
+                Some(path) => (path, true),
+                None => (path, false),
+            };
             let found = state.ordered.iter().position(|(id, _)| path.ends_with(&id.to_string()));
             match found {
+                _ if is_confirmed && !state.ready => problem(503, "unavailable"),
                 Some(at) => answer(200, json!({"sequence": at + 1, "height": 1, "task_id": null}).to_string()),
                 None => problem(404, "not_found"),
             }

@@ -83,13 +83,25 @@ async fn after_the_retry_window_a_message_that_is_not_there_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_node_that_is_behind_is_not_believed_that_a_message_is_absent() {
+async fn a_node_that_cannot_confirm_it_is_not_believed_that_a_message_is_absent() {
     let node = Node::start().await;
     node.fails(Mode::Lost, 1);
     node.state.lock().ready = false;
     let give_up = DeviceOptions { give_up_after: Duration::from_millis(300), ..options(Duration::ZERO) };
     let error = signing(&[node.url()], give_up).submit(PROJECT, "0.1", "x").await.unwrap_err();
     assert_eq!((error.outcome(), node.count("/message")), (Outcome::Unknown, 1));
+    assert!(node.count("/api/messages/") >= 1);
+}
+
+#[tokio::test]
+async fn where_one_node_cannot_confirm_it_the_next_one_is_asked() {
+    let (first, second) = (Node::start().await, Node::start().await);
+    first.fails(Mode::Lost, 1);
+    first.state.lock().ready = false;
+    let device = signing(&[first.url(), second.url()], options(Duration::ZERO));
+    let receipt = device.submit(PROJECT, "0.1", "x").await.unwrap();
+    assert_eq!((receipt.attempts, receipt.duplicate), (2, Some(false)));
+    assert_eq!((first.count("/api/messages/"), second.count("/api/messages/")), (1, 1));
 }
 
 #[tokio::test]

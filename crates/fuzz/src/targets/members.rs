@@ -77,6 +77,7 @@ fn control_seeds() -> Vec<Vec<u8>> {
         Kind::Progress(progress),
         Kind::Pause(proto::OutputPause { output: "main".into(), paused: true }),
         Kind::Outputs(proto::OutputsRequest {}),
+        Kind::Barrier(proto::BarrierRequest {}),
     ];
     requests.map(|kind| proto::ControlRequest { kind: Some(kind) }.encode_to_vec()).to_vec()
 }
@@ -89,6 +90,7 @@ fn control_answer_seeds() -> Vec<Vec<u8>> {
         Kind::Certify(proto::CertifyResponse { hash, signature: Bytes::from_static(&[1; 65]), header }),
         Kind::Marks(proto::MarksResponse { rules_version: 6 }),
         Kind::Outputs(proto::OutputsResponse { names: vec!["main".into()] }),
+        Kind::Barrier(proto::BarrierResponse { index: 9 }),
     ];
     answers.map(|kind| proto::ControlResponse { kind: Some(kind) }.encode_to_vec()).to_vec()
 }

@@ -192,7 +192,7 @@ impl BareDoors {
 
     /// A registered project, as this node knows it.
     pub fn project(&self, project: ProjectId) -> Option<ProjectView> {
-        self.orders.project(project)
+        self.orders.known(project)
     }
 
     /// What readers follow.

@@ -26,6 +26,7 @@ use crate::gaps::{GapWatch, Seen};
 use crate::inbound::{BundleService, RaftService, SnapshotService, run_gossip_inbox};
 use crate::lookout::Lookout;
 use crate::output_desk::{OutputDesk, OutputSwitch, follow_pauses};
+use crate::output_views::OutputViews;
 use crate::peers;
 use crate::progress::{CursorFile, LogSink, NoSink};
 use crate::proofs::History;
@@ -62,6 +63,7 @@ impl Parts {
             orders: self.orders()?,
             conflicts: self.conflicts.clone(),
             chain: self.chain.clone(),
+            barriers: self.barriers.clone(),
             members: self.tracker.members(),
             rules_known,
             outputs: self.opened.config.network_outputs().collect(),
@@ -109,9 +111,9 @@ impl Parts {
         supervisor.spawn("the clock guard", clock_guard.run(token.clone()));
         chain::start(supervisor, self);
         let (own, members) = (self.opened.node, self.tracker.members());
-        let book = (self.network.clone(), self.home.address_book());
-        supervisor.spawn_restarted_from("the address book", book, |(network, path), stop| {
-            peers::run_book(network, path, stop)
+        let book = (self.network.clone(), self.home.address_book(), self.state.blocking());
+        supervisor.spawn_restarted_from("the address book", book, |(network, path, blocking), stop| {
+            peers::run_book(network, path, blocking, stop)
         });
         let (named, found) = mpsc::channel(1);
         let lookout = Lookout {
@@ -132,6 +134,8 @@ impl Parts {
         }
         let (consensus, stop) = (self.consensus.clone(), token.clone());
         supervisor.spawn("compaction", async move { consensus.run_compaction(stop).await });
+        let (consensus, stop) = (self.consensus.clone(), token.clone());
+        supervisor.spawn("the pulse of consensus", async move { consensus.run_pulse(stop).await });
         let proposer = Proposer {
             mempool: self.mempool.clone(),
             consensus: self.consensus.clone(),
@@ -246,7 +250,7 @@ impl Parts {
         let owner = self.opened.owner()?;
         let (name, projects, scope) = (config.name.clone(), config.projects.clone(), config.scope);
         let (consensus, network, tracker) = (self.consensus.clone(), self.network.clone(), self.tracker.clone());
-        let (source, home) = (Arc::new(self.source()), self.home.clone());
+        let (source, home, blocking) = (Arc::new(self.source()), self.home.clone(), self.state.blocking());
         let (signer, newest) = (self.means.signer(&self.opened.task_key), self.tracker.newest_task());
         Ok(move |output: Arc<dyn Output>| {
             let sink: Arc<dyn ProgressSink> = match scope {
@@ -255,7 +259,7 @@ impl Parts {
                     Arc::new(LogSink { consensus, network, tracker: tracker.clone() })
                 }
                 Scope::Node if output.keeps_cursor() => Arc::new(NoSink),
-                Scope::Node => Arc::new(CursorFile::new(home.path(), &name, owner.epoch)),
+                Scope::Node => Arc::new(CursorFile::new(home.path(), &name, owner.epoch, blocking.clone())),
             };
             PublisherOptions {
                 name: name.clone(),
@@ -374,6 +378,9 @@ impl Parts {
         announcements: Option<Announcements>,
         prometheus: PrometheusHandle,
     ) -> Reader {
+        let outputs: Arc<[RunningOutput]> = outputs.into();
+        let first_task = self.opened.genesis.params.first_task_number;
+        let output_views = OutputViews::new(outputs.clone(), self.state.clone(), self.tracker.clone(), first_task);
         Reader {
             genesis: self.opened.genesis.clone(),
             epochs: self.opened.epochs.clone(),
@@ -386,6 +393,7 @@ impl Parts {
             mempool: self.mempool.clone(),
             ingress: self.ingress.clone(),
             operator: self.operator.clone(),
+            barriers: self.barriers.clone(),
             certifier: self.certifier.clone(),
             chain: self.chain.clone(),
             task_states: self.task_states.clone(),
@@ -393,6 +401,7 @@ impl Parts {
             endings: self.means.endings.clone(),
             not_forgetting: self.not_forgetting.subscribe(),
             outputs,
+            output_views,
             announcements,
             prometheus,
             task_key: Arc::new(self.opened.task_key.clone()),
