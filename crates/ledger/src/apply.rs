@@ -504,8 +504,9 @@ impl Ledger {
         for closing in proposal.closings {
             building.close_aged(&closing);
         }
-        for ((message, id), before) in proposal.messages.into_iter().zip(ids).zip(earlier) {
-            building.take(message, id, before);
+        let ages_ms = proposal.ages_ms.into_iter().chain(std::iter::repeat(0));
+        for (((message, id), before), age_ms) in proposal.messages.into_iter().zip(ids).zip(earlier).zip(ages_ms) {
+            building.take(message, id, before, age_ms);
         }
         Ok(building.finish())
     }

@@ -1,12 +1,13 @@
 //! The leader's part: proposes what waits in its pool, again and again. One message alone does not wait for company;
-//! while proposals are under way the next batch fills.
+//! while proposals are under way the next batch fills. A new leader proposes nothing before it has applied the first entry
+//! of its term, and with it all that it inherited: what is ordered by then is out of its pool.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_consensus::{Consensus, ProposeError, Role};
-use lockstep_ledger::{GroupClosing, GroupKey, Projects, encode_batch};
-use lockstep_types::{Height, NodeId, VerifiedMessage};
+use lockstep_consensus::{Consensus, ProposeError};
+use lockstep_ledger::{Aged, GroupClosing, GroupKey, Projects, encode_batch};
+use lockstep_types::{Height, NodeId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -36,7 +37,7 @@ impl Proposer {
         loop {
             // What is not proposed is acknowledged by no node.
             let halted = conflict.borrow_and_update().is_some();
-            let leads = status.borrow_and_update().role == Role::Leader && !halted;
+            let leads = status.borrow_and_update().may_propose() && !halted;
             let mut closing_at = None;
             if leads {
                 closing_at = self.propose_all(&mut under_way);
@@ -85,7 +86,7 @@ impl Proposer {
 async fn propose(
     mempool: Mempool,
     consensus: Consensus,
-    messages: Vec<Arc<VerifiedMessage>>,
+    messages: Vec<Aged>,
     closings: Vec<GroupClosing>,
 ) -> Option<ProposeError> {
     let command = encode_batch(mempool.now(), &messages, &closings);

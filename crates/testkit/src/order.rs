@@ -4,6 +4,7 @@
 
 mod feeds;
 mod registry;
+mod repeats;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -139,8 +140,10 @@ pub struct Evidence {
     pub first_task: TaskNumber,
     /// Members of the genesis.
     pub first_set: MemberSet,
-    /// Projects in which the same content counts again after so many milliseconds; elsewhere it never does.
+    /// Projects in which the same content counts again after so many milliseconds.
     pub windows: BTreeMap<ProjectId, u64>,
+    /// After how many it does elsewhere; `None`: never.
+    pub window_ms: Option<u64>,
     /// What else went wrong: a node that panicked, no progress.
     pub troubles: Vec<(Promise, String)>,
 }
@@ -234,7 +237,7 @@ pub fn check(evidence: &Evidence) -> Violations {
         check_agreement(longest, other, &mut violations);
     }
     check_sightings(longest, &evidence.sightings, &mut known, &mut violations);
-    check_calls(longest, (&evidence.calls, &evidence.windows), &mut violations);
+    check_calls(longest, evidence, &mut violations);
     registry::check_bans(longest, &evidence.bans, &mut violations);
     registry::check_registries(&evidence.chains, evidence.registry.as_deref(), &mut violations);
     let tasks = Tasks::of(longest);
@@ -376,18 +379,21 @@ struct Placed {
     time: TimeMs,
 }
 
-fn check_calls(chain: &Chain, (calls, windows): (&[Call], &BTreeMap<ProjectId, u64>), violations: &mut Violations) {
+fn check_calls(chain: &Chain, evidence: &Evidence, violations: &mut Violations) {
+    let Evidence { calls, windows, window_ms, .. } = evidence;
     let mut placed: HashMap<ContentId, Vec<Placed>> = HashMap::new();
+    let mut content_windows: HashMap<ContentId, u64> = HashMap::new();
     // There a device that was refused may be listed again while its message is still on its way.
     let mut owned: HashSet<ContentId> = HashSet::new();
     for batch in &chain.batches {
         let (height, time) = (batch.header.height, batch.header.time_ms);
         for (sequence, ordered) in (batch.header.first_sequence.0..).map(Sequence).zip(&batch.messages) {
             let message = &ordered.message;
-            let window = windows.get(&message.project_id).copied().unwrap_or(u64::MAX);
+            let window = windows.get(&message.project_id).copied().or(*window_ms).unwrap_or(u64::MAX);
             if windows.contains_key(&message.project_id) {
                 owned.insert(message.content_id());
             }
+            content_windows.insert(message.content_id(), window);
             let places = placed.entry(message.content_id()).or_default();
             if let Some(before) = places.last().filter(|before| time.0.saturating_sub(before.time.0) < window) {
                 let first = before.place.0;
@@ -396,11 +402,15 @@ fn check_calls(chain: &Chain, (calls, windows): (&[Call], &BTreeMap<ProjectId, u
             places.push(Placed { place: (sequence, height, ordered.id), time });
         }
     }
-    // How often a content was submitted, and whether one of the calls may have ordered it.
-    let mut asked: HashMap<ContentId, (usize, bool)> = HashMap::new();
+    // When a content was submitted, and whether one of the calls may have ordered it.
+    let mut asked: HashMap<ContentId, (Vec<At>, bool)> = HashMap::new();
     for call in calls {
-        let (count, possible) = asked.entry(call.content).or_default();
-        (*count, *possible) = (*count + 1, *possible || call.told != Told::Refused);
+        let (invoked, possible) = asked.entry(call.content).or_default();
+        let may_have_ordered = call.told != Told::Refused;
+        if may_have_ordered || owned.contains(&call.content) {
+            invoked.push(call.invoked);
+        }
+        *possible |= may_have_ordered;
         if let Told::Taken { message_id } = &call.told {
             match placed.get(&call.content).map(Vec::as_slice).unwrap_or_default() {
                 [] => violations.add(Promise::Kept, format!("message {message_id:?}, which was taken, is gone")),
@@ -422,13 +432,20 @@ fn check_calls(chain: &Chain, (calls, windows): (&[Call], &BTreeMap<ProjectId, u
             }
         }
     }
+    let window_of = |content: &ContentId| content_windows.get(content).copied().filter(|window| *window < u64::MAX);
+    repeats::check_lost(calls, window_of, violations);
     for (content, places) in &placed {
         let sequence = places[0].place.0;
         match asked.get(content) {
-            Some((count, true)) if places.len() <= *count => {}
-            Some((count, true)) => {
-                let text = format!("message {sequence} was submitted {count} times, and has {} places", places.len());
-                violations.add(Promise::Once, text);
+            Some((invoked, true)) => {
+                let most = repeats::places_max(invoked.clone(), content_windows[content]);
+                if places.len() > most {
+                    let text = format!(
+                        "message {sequence} has {} places: it was submitted at {invoked:?}, which makes {most} at most",
+                        places.len()
+                    );
+                    violations.add(Promise::Once, text);
+                }
             }
             Some((_, false)) if owned.contains(content) => {}
             Some((_, false)) => {

@@ -6,14 +6,13 @@ use anyhow::Result;
 use lockstep_consensus::runtime::Scope;
 use lockstep_node::clock::SimulatedClock;
 use lockstep_node::config::Config;
+use lockstep_types::genesis::RETRY_MARGIN_MS;
 use lockstep_types::{DevicePolicy, Genesis, Incarnation, Member, NetworkParams, NodeId, ProjectSettings, SigningKey};
 
+use super::bugs::Bug;
 use super::disk::Disk;
 use super::scenario::Scenario;
 use super::world::Running;
-
-/// The same content within this time is a retry: longer than any run. Projects may have other windows.
-const RETRY_WINDOW_MS: u64 = 3_600_000;
 
 /// A machine.
 pub(super) struct Machine {
@@ -80,8 +79,9 @@ pub(super) fn make_home(homes: &Path, number: u64, member: &Member) -> Result<Pa
 pub(super) fn genesis(scenario: &Scenario) -> Result<Genesis> {
     let first = |number: u64| member(number, format!("n{number}"), &key(number));
     let mut params = NetworkParams { allow_unsigned: true, allow_unknown_projects: true, ..NetworkParams::default() };
+    let margin_ms = if scenario.bugs.has(Bug::WindowByProposal) { RETRY_MARGIN_MS } else { 0 };
     params.default_project = ProjectSettings {
-        retry_window_ms: RETRY_WINDOW_MS,
+        retry_window_ms: scenario.retry_window_ms - margin_ms,
         devices: Some(DevicePolicy::Any),
         public: true,
         ..ProjectSettings::open()

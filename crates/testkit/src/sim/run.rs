@@ -288,6 +288,7 @@ async fn evidence(world: &World) -> Result<Evidence> {
         first_task,
         first_set: world.genesis().first_set()?,
         windows: BTreeMap::from([(owner::PROJECT, owner::WINDOW_MS)]),
+        window_ms: Some(world.scenario.retry_window_ms),
         troubles: seen.troubles,
     })
 }

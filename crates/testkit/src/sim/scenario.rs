@@ -42,6 +42,8 @@ pub enum Fault {
     Pause,
     /// A bit of what a disk holds flips.
     Flip,
+    /// So many nodes are away that the others are no majority: longer than the retry window, or nearly.
+    Outage,
 }
 
 const ALL: &[Fault] = &[
@@ -88,6 +90,9 @@ const FIRST: &[Fault] = &[
     Fault::Wipe,
 ];
 
+/// The same content within this time is a retry: longer than any run.
+const RETRY_WINDOW_MS: u64 = 3_600_000;
+
 /// See the module's documentation.
 #[derive(Debug, Clone)]
 pub struct Scenario {
@@ -115,6 +120,8 @@ pub struct Scenario {
     pub readers: usize,
     /// Time of load and faults.
     pub length: Duration,
+    /// The same content within this time is a retry, but in a project that has an owner. Clients do not try for longer.
+    pub retry_window_ms: u64,
     /// Log entries since the last copy of the state that make another one due.
     pub log_entries_max: u64,
     /// Newest rules of `apply` that the first nodes know; the others know the newest.
@@ -139,6 +146,7 @@ impl Scenario {
             has_owner: true,
             readers: 2,
             length: Duration::from_secs(60),
+            retry_window_ms: RETRY_WINDOW_MS,
             log_entries_max: 1_000_000,
             rules_max: [RULES_NEWEST, RULES_NEWEST],
             bugs: Bugs::none(),
@@ -192,6 +200,21 @@ impl Scenario {
         Self { name: "upgrade", rules_max: [RULES_FIRST, RULES_FIRST + 1], kinds, ..Self::standard() }
     }
 
+    /// Nobody leads for longer than the retry window, or nearly, while copies of messages are under way: what waits in pools and
+    /// logs is judged by when it came in.
+    pub fn outage() -> Self {
+        let (nodes, faults, length) = (3, 3, Duration::from_secs(120));
+        Self {
+            name: "outage",
+            kinds: &[Fault::Outage],
+            nodes,
+            faults,
+            length,
+            retry_window_ms: 20_000,
+            ..Self::plain()
+        }
+    }
+
     /// Nothing goes wrong.
     pub fn calm() -> Self {
         Self { name: "calm", faults: 0, ..Self::standard() }
@@ -205,6 +228,7 @@ impl Scenario {
             Self::disks(),
             Self::snapshots(),
             Self::upgrade(),
+            Self::outage(),
             Self::plain(),
             Self::calm(),
         ]
@@ -217,6 +241,11 @@ impl Scenario {
             Bug::ForgetRetries => Self { bugs, twice_of_1000: 400, replaces: false, ..Self::snapshots() },
             Bug::ServeFlipped => Self { bugs, kinds: &[Fault::Flip], faults: 60, ..Self::standard() },
             Bug::OldMembers => Self { bugs, ..Self::members() },
+            Bug::WindowByProposal => Self { bugs, ..Self::outage() },
+            Bug::AckBeforeApplyTerm => {
+                let kinds = &[Fault::Outage, Fault::SlowDisk, Fault::SlowDisk, Fault::SlowDisk, Fault::HandOver];
+                Self { bugs, kinds, faults: 20, ..Self::outage() }
+            }
             Bug::NoSync | Bug::TornWrites => {
                 Self { bugs, kinds: &[Fault::Blackout, Fault::Crash, Fault::Isolate], ..Self::plain() }
             }
