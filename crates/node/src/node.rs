@@ -333,7 +333,6 @@ impl Parts {
             state: state.clone(),
             projects: tracker.projects(),
             rates,
-            head: tracker.head(),
             hold,
             conflict: conflicts.active(),
         }));
