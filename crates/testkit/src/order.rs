@@ -432,7 +432,9 @@ fn check_calls(chain: &Chain, evidence: &Evidence, violations: &mut Violations) 
             }
         }
     }
-    let window_of = |content: &ContentId| content_windows.get(content).copied().filter(|window| *window < u64::MAX);
+    // Until its owner has ordered something, a project has the longer window of all others.
+    let may_be_new = |content: &ContentId, window: u64| window < u64::MAX && !owned.contains(content);
+    let window_of = |content: &ContentId| content_windows.get(content).copied().filter(|w| may_be_new(content, *w));
     repeats::check_lost(calls, window_of, violations);
     for (content, places) in &placed {
         let sequence = places[0].place.0;

@@ -35,12 +35,11 @@ pub(super) fn answer(bugs: Bugs, channel: Channel, request: &Bytes) -> Option<By
 
 /// What nodes get of a bundle.
 pub(super) fn bundle(bugs: Bugs, bytes: Bytes) -> Bytes {
-    match proto::Bundle::decode(bytes.clone()) {
-        Ok(bundle) if bugs.has(Bug::WindowByProposal) => {
-            proto::Bundle { ages_ms: Vec::new(), ..bundle }.encode_to_vec().into()
-        }
-        _ => bytes,
+    if !bugs.has(Bug::WindowByProposal) {
+        return bytes;
     }
+    let without_ages = |bundle| proto::Bundle { ages_ms: Vec::new(), ..bundle }.encode_to_vec().into();
+    proto::Bundle::decode(bytes.clone()).map_or(bytes, without_ages)
 }
 
 /// What the node `to` gets of a request.
