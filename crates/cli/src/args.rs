@@ -476,7 +476,7 @@ pub struct Verify {
     #[arg(long, value_name = "ADDRESS")]
     pub task_key: Option<Address>,
     /// Take rules of `apply` up to this number, where an upgrade was rehearsed.
-    #[arg(long, value_name = "NUMBER", default_value_t = lockstep_ledger::RULES_NEWEST, hide = true)]
+    #[arg(long, value_name = "NUMBER", default_value_t = lockstep_node::RULES_NEWEST, hide = true)]
     pub rules_known: u32,
 }
 

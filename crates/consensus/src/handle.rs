@@ -129,8 +129,18 @@ pub struct RaftStatus {
     pub term: u64,
     /// Who leads, as far as this node knows.
     pub leader: Option<NodeId>,
+    /// Whether an entry of that period was applied here, and with it all that was committed before it.
+    pub has_applied_term: bool,
     /// Why consensus has stopped on this node, if it has.
     pub stopped: Option<String>,
+}
+
+impl RaftStatus {
+    /// Whether this node leads, and has applied the first entry of its term: before, its log may end with batches of
+    /// leaders before it that will be committed, and that nothing here knows of.
+    pub fn may_propose(&self) -> bool {
+        self.role == Role::Leader && self.has_applied_term
+    }
 }
 
 /// What the log holds.
@@ -554,6 +564,7 @@ fn watch_status(raft: &Raft) -> watch::Receiver<RaftStatus> {
                 },
                 term: now.current_term,
                 leader: now.current_leader.map(NodeId),
+                has_applied_term: now.last_applied.is_some_and(|id| *id.leader_id == now.current_term),
                 stopped: now.running_state.as_ref().err().map(ToString::to_string),
             }
         };

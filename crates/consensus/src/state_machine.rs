@@ -117,15 +117,8 @@ impl StateMachine {
         let ledger = load(&state, &constants).map_err(io_error)?;
         let (applied, membership) = state.applied().map_err(io_error)?;
         observer.loaded(&ledger);
-        let machine = Machine {
-            ledger,
-            state: state.clone(),
-            observer,
-            applied,
-            membership,
-            constants,
-            trusts_horizons: false,
-        };
+        let machine =
+            Machine { ledger, state: state.clone(), observer, applied, membership, constants, trusts_horizons: false };
         Ok(Self { state, machine: Arc::new(Mutex::new(machine)) })
     }
 

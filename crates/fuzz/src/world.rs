@@ -7,9 +7,9 @@ use std::sync::{Arc, LazyLock};
 use bytes::Bytes;
 use lockstep_identity::{DeviceRequest, SignedKey, TaskContent, TaskRequest, apinode, sign_body, sign_task};
 use lockstep_ledger::{
-    Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, History, Horizon, LastTaken, Ledger, LedgerParts,
-    Members, Nonce, NonceState, Occurrence, OpenGroup, Project, RULES_NEWEST, RulesState, Standing, Waiting, Write,
-    compile_rules, encode_batch,
+    Aged, Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, History, Horizon, LastTaken, Ledger,
+    LedgerParts, Members, Nonce, NonceState, Occurrence, OpenGroup, Project, RULES_NEWEST, RulesState, Standing,
+    Waiting, Write, compile_rules, encode_batch,
 };
 use lockstep_types::certificate::sign_batch;
 use lockstep_types::{
@@ -287,7 +287,8 @@ pub static PAST: LazyLock<Past> = LazyLock::new(|| {
         applied
     };
     let batch = |time, messages: Vec<VerifiedMessage>| {
-        encode_batch(TimeMs(time), &messages.into_iter().map(Arc::new).collect::<Vec<_>>(), Sequence(0))
+        let aged = |message| Aged { message: Arc::new(message), age_ms: 7 };
+        encode_batch(TimeMs(time), &messages.into_iter().map(aged).collect::<Vec<_>>(), Sequence(0))
     };
     let output: OutputName = "main".parse().expect("a name");
     run(&mut world, Command::encode_rules(RULES_NEWEST + 1));

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use lockstep_ledger::{
-    Command, Device, History, LastTaken, Ledger, LedgerParts, Members, Nonce, NonceState, Occurrence, RULES_NEWEST,
-    Standing, Write, encode_batch,
+    Aged, Command, Device, History, LastTaken, Ledger, LedgerParts, Members, Nonce, NonceState, Occurrence,
+    RULES_NEWEST, Standing, Write, encode_batch,
 };
 use lockstep_rules::Bundle;
 use lockstep_types::{
@@ -51,11 +51,11 @@ impl History for View {
     }
 }
 
-fn messages(round: u64) -> Vec<Arc<VerifiedMessage>> {
+fn messages(round: u64) -> Vec<Aged> {
     let message = |n: u64| {
         let mut data = vec![b'x'; PAYLOAD_BYTES];
         data[..16].copy_from_slice(&[round.to_be_bytes(), n.to_be_bytes()].concat());
-        Arc::new(VerifiedMessage::from_recovered(Message {
+        let message = VerifiedMessage::from_recovered(Message {
             api: Api::Apinode,
             project_id: PROJECT,
             project_version: "0.1".into(),
@@ -64,7 +64,8 @@ fn messages(round: u64) -> Vec<Arc<VerifiedMessage>> {
             nonce: Bytes::new(),
             via: lockstep_types::NodeId(0),
             evidence: Evidence::Device(Signature([0; 65])),
-        }))
+        });
+        Aged::fresh(Arc::new(message))
     };
     (0..MESSAGES).map(message).collect()
 }

@@ -538,8 +538,9 @@ impl Ledger {
         let mut building = Building::new(self, proposal.time_ms, ids.len(), asked, judges);
         building.close_due();
         building.make_room(proposal.make_room_before);
-        for ((message, id), before) in proposal.messages.into_iter().zip(ids).zip(earlier) {
-            building.take(message, id, before);
+        let ages_ms = proposal.ages_ms.into_iter().chain(std::iter::repeat(0));
+        for (((message, id), before), age_ms) in proposal.messages.into_iter().zip(ids).zip(earlier).zip(ages_ms) {
+            building.take(message, id, before, age_ms);
         }
         Ok(building.finish())
     }

@@ -2,12 +2,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
 
 use bytes::Bytes;
+use lockstep_types::genesis::{AGE_MS_MAX, RETRY_MARGIN_MS};
 use lockstep_types::{
-    Address, Api, Evidence, Message, Place, ProjectId, ProjectSettings, Signature, SigningKey, message::message_leaf,
+    Address, Api, Evidence, Message, Place, ProjectId, ProjectSettings, Signature, SigningKey, VerifiedMessage,
+    message::message_leaf, proto,
 };
 use proptest::prelude::*;
+use prost::Message as _;
 
 use super::*;
+use crate::command::encode_batch;
+use crate::pool::Aged;
 use crate::rules::compile_rules;
 
 #[path = "apply_tests/vectors.rs"]
@@ -204,8 +209,17 @@ impl Node {
 
     fn propose(&mut self, time_ms: u64, messages: &[Message], make_room_before: u64) -> Vec<Outcome> {
         let (time_ms, make_room_before) = (TimeMs(time_ms), Sequence(make_room_before));
-        let proposal = ProposedBatch { time_ms, messages: messages.to_vec(), make_room_before };
+        let proposal =
+            ProposedBatch { time_ms, messages: messages.to_vec(), make_room_before, ..ProposedBatch::default() };
         self.run(Command::Batch(proposal)).outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+    }
+
+    /// Proposes one message of some age.
+    fn aged(&mut self, time_ms: u64, message: &Message, age_ms: u64) -> Outcome {
+        let messages = vec![message.clone()];
+        let proposal =
+            ProposedBatch { time_ms: TimeMs(time_ms), messages, ages_ms: vec![age_ms], ..ProposedBatch::default() };
+        self.run(Command::Batch(proposal)).outcomes.remove(0).1
     }
 
     /// The same node after a restart: rebuilt from what was stored.
@@ -248,16 +262,96 @@ fn sequence_of(outcome: &Outcome) -> Option<(u64, bool)> {
     }
 }
 
+/// From when on what was ordered at 1,000 counts as new in a project with the default window.
+const LATER: u64 = 1_000 + 10_000 + RETRY_MARGIN_MS;
+
+#[test]
+fn a_repeat_is_judged_by_when_its_request_came_in_and_the_first_one_by_its_batch() {
+    // Age of the first copy; time and age of the repeat; whether it is new.
+    let table = [
+        (0, 1_000, 0, false),
+        (0, LATER - 1, 0, false),
+        (0, LATER, 0, true),
+        // However late it is proposed.
+        (0, LATER, 1, false),
+        (0, LATER + 9_999, 10_000, false),
+        (0, LATER + 10_000, 10_000, true),
+        (0, LATER + AGE_MS_MAX, AGE_MS_MAX, true),
+        // A node that calls the first copy old, or the second one, gets it no second place.
+        (AGE_MS_MAX, LATER - 1, 0, false),
+        (u64::MAX, LATER - 1, 0, false),
+        (0, LATER, u64::MAX, false),
+        // Before the first copy, or before all time.
+        (0, 1_001, 500, false),
+        (0, 1_001, u64::MAX, false),
+        (u64::MAX, u64::MAX, 0, true),
+        (0, u64::MAX, AGE_MS_MAX, true),
+    ];
+    for (first_age, time, age, is_new) in table {
+        let mut node = Node::new(params(1));
+        node.aged(1_000, &message("a"), first_age);
+        let outcome = node.aged(time, &message("a"), age);
+        let expected = if is_new { (2, false) } else { (1, true) };
+        assert_eq!(sequence_of(&outcome), Some(expected), "{first_age} {time} {age}");
+    }
+    // The batch's own time counts, also where the leader's clock is behind it.
+    let mut node = Node::new(params(1));
+    node.aged(1_000, &message("a"), 0);
+    node.aged(LATER, &message("b"), 0);
+    assert_eq!(sequence_of(&node.aged(1, &message("a"), 0)), Some((3, false)));
+    assert_eq!(sequence_of(&node.aged(1, &message("b"), 5)), Some((2, true)));
+}
+
+#[test]
+fn what_is_taken_once_is_a_repeat_for_ever_and_a_saturated_window_has_no_end() {
+    let mut settings = params(1);
+    settings.default_project.retry_window_ms = u64::MAX - 1;
+    let mut node = Node::new(settings);
+    node.aged(0, &message("a"), 0);
+    assert_eq!(sequence_of(&node.aged(u64::MAX - 1, &message("a"), 0)), Some((1, true)));
+}
+
+#[test]
+fn ages_are_as_many_as_messages_or_none_and_no_greater_than_one_may_be() {
+    let decode = |ages_ms: &[u64], messages: usize| {
+        let messages = vec![message("a").to_proto(); messages];
+        let batch = proto::ProposedBatch { time_ms: 1, messages, ages_ms: ages_ms.to_vec(), ..Default::default() };
+        let kind = Some(proto::command::Kind::Batch(batch));
+        let bytes = proto::Command { version: 1, kind }.encode_to_vec();
+        match Command::decode(bytes.into()) {
+            Ok(Command::Batch(batch)) => Some(batch.ages_ms),
+            _ => None,
+        }
+    };
+    assert_eq!(decode(&[], 2), Some(vec![]));
+    assert_eq!(decode(&[0, AGE_MS_MAX], 2), Some(vec![0, AGE_MS_MAX]));
+    assert_eq!(decode(&[0, AGE_MS_MAX + 1], 2), None);
+    assert_eq!(decode(&[u64::MAX, 0], 2), None);
+    assert_eq!((decode(&[1], 2), decode(&[1, 2, 3], 2), decode(&[1], 0)), (None, None, None));
+
+    let aged = |age_ms| Aged { age_ms, ..Aged::fresh(Arc::new(VerifiedMessage::from_recovered(message("a")))) };
+    let encoded = |ages: &[u64]| {
+        let messages: Vec<Aged> = ages.iter().copied().map(aged).collect();
+        match Command::decode(encode_batch(TimeMs(1), &messages, &[])) {
+            Ok(Command::Batch(batch)) => batch.ages_ms,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(encoded(&[0, 7]), [0, 7]);
+    assert_eq!(encoded(&[u64::MAX]), [AGE_MS_MAX], "nothing is encoded that no node reads");
+    assert!(encoded(&[0, 0]).is_empty());
+}
+
 #[test]
 fn a_retry_within_the_window_gets_the_first_position_and_later_it_is_a_new_reading() {
     let mut node = Node::new(params(1));
     let first = node.batch(1_000, &[message("a"), message("b"), message("a")]);
     let places: Vec<_> = first.iter().map(sequence_of).collect();
     assert_eq!(places, [Some((1, false)), Some((2, false)), Some((1, true))]);
-    assert_eq!(sequence_of(&node.batch(10_999, &[message("a")])[0]), Some((1, true)));
+    assert_eq!(sequence_of(&node.batch(LATER - 1, &[message("a")])[0]), Some((1, true)));
     assert_eq!(node.batches.len(), 1, "a batch of retries only is no batch");
-    assert_eq!(sequence_of(&node.batch(11_000, &[message("a")])[0]), Some((3, false)));
-    assert_eq!(sequence_of(&node.batch(11_001, &[message("a")])[0]), Some((3, true)));
+    assert_eq!(sequence_of(&node.batch(LATER, &[message("a")])[0]), Some((3, false)));
+    assert_eq!(sequence_of(&node.batch(LATER + 1, &[message("a")])[0]), Some((3, true)));
     let ids: Vec<_> = node.batches.iter().flat_map(|b| b.messages.iter().map(|m| m.id)).collect();
     assert_ne!(ids[0], ids[2], "a new reading has an id of its own");
 }

@@ -1,20 +1,25 @@
 //! The payload of a log entry.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
+use lockstep_types::genesis::AGE_MS_MAX;
 use lockstep_types::place::PLACES_MAX;
 use lockstep_types::{
     Approval, Certificate, ChainUpdate, DecodeError, Height, Message, NodeId, OutputName, Place, Sequence, Signature,
-    SignedOrder, TaskNumber, TimeMs, VerifiedMessage, proto,
+    SignedOrder, TaskNumber, TimeMs, elements, proto,
 };
 use prost::Message as _;
 
 use crate::effects::Horizon;
+use crate::pool::Aged;
 
 /// Version of the encoding.
 pub const COMMAND_VERSION: u32 = 1;
+/// Where a proposal is in an entry, and its messages and their ages in it.
+const BATCH: [u32; 1] = [2];
+const BATCH_MESSAGES: u32 = 2;
+const BATCH_AGES: u32 = 4;
 
 /// What a log entry asks of `apply`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,14 +82,39 @@ pub struct ProposedBatch {
     pub messages: Vec<Message>,
     /// Where more is to be forgotten, open groups that begin before this message become tasks; 0: none.
     pub make_room_before: Sequence,
+    /// Of each message: milliseconds since it came in at the node that took it in, at most [`AGE_MS_MAX`]. Empty: 0 of each.
+    pub ages_ms: Vec<u64>,
+}
+
+/// Ages as they stand beside messages in a bundle or a proposal; none where all are 0.
+pub fn encode_ages(messages: &[Aged]) -> Vec<u64> {
+    if messages.iter().all(|message| message.age_ms == 0) {
+        return Vec::new();
+    }
+    messages.iter().map(|message| message.age_ms.min(AGE_MS_MAX)).collect()
+}
+
+/// Checks ages that were read beside so many messages.
+///
+/// # Errors
+/// If there are more or fewer, and not none, or one is above [`AGE_MS_MAX`].
+pub fn decode_ages(what: &'static str, ages_ms: Vec<u64>, messages: usize) -> Result<Vec<u64>, DecodeError> {
+    if !ages_ms.is_empty() && ages_ms.len() != messages {
+        return Err(DecodeError::malformed(what, "not as many ages as messages"));
+    }
+    if ages_ms.iter().any(|age_ms| *age_ms > AGE_MS_MAX) {
+        return Err(DecodeError::malformed(what, "a message is older than one may be"));
+    }
+    Ok(ages_ms)
 }
 
 /// Encodes a proposal straight from the pool's messages; each payload is copied once, into the entry.
-pub fn encode_batch(time_ms: TimeMs, messages: &[Arc<VerifiedMessage>], make_room_before: Sequence) -> Bytes {
+pub fn encode_batch(time_ms: TimeMs, messages: &[Aged], make_room_before: Sequence) -> Bytes {
     encode(proto::command::Kind::Batch(proto::ProposedBatch {
         time_ms: time_ms.0,
-        messages: messages.iter().map(|m| m.message().to_proto()).collect(),
+        messages: messages.iter().map(|aged| aged.message.message().to_proto()).collect(),
         make_room_before: make_room_before.0,
+        ages_ms: encode_ages(messages),
     }))
 }
 
@@ -184,6 +214,7 @@ impl Command {
     /// same on every node, and the entry has no effect.
     pub fn decode(bytes: Bytes) -> Result<Self, DecodeError> {
         let bad = |reason: &str| DecodeError::malformed("log entry", reason);
+        elements::check_numbers("log entry", &bytes, &BATCH, BATCH_MESSAGES, BATCH_AGES)?;
         let command = proto::Command::decode(bytes).map_err(|e| bad(&e.to_string()))?;
         if command.version > COMMAND_VERSION {
             return Err(DecodeError::Newer { what: "log entry", found: command.version, known: COMMAND_VERSION });
@@ -192,9 +223,10 @@ impl Command {
         // A kind that this program does not know: applying nothing would make this node differ from its peers.
         match command.kind.ok_or(newer)? {
             proto::command::Kind::Batch(batch) => {
+                let ages_ms = decode_ages("log entry", batch.ages_ms, batch.messages.len())?;
                 let messages = batch.messages.into_iter().map(Message::from_proto).collect::<Result<_, _>>()?;
-                let make_room_before = Sequence(batch.make_room_before);
-                Ok(Self::Batch(ProposedBatch { time_ms: TimeMs(batch.time_ms), messages, make_room_before }))
+                let (time_ms, make_room_before) = (TimeMs(batch.time_ms), Sequence(batch.make_room_before));
+                Ok(Self::Batch(ProposedBatch { time_ms, messages, make_room_before, ages_ms }))
             }
             proto::command::Kind::Certificate(certificate) => {
                 Ok(Self::Certificate(Certificate::from_proto(certificate)?))

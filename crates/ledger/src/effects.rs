@@ -1,6 +1,7 @@
 //! What `apply` asks to be stored, and the digest that headers commit to.
 
 use bytes::Bytes;
+use lockstep_types::genesis::RETRY_MARGIN_MS;
 use lockstep_types::{
     Address, Batch, BatchHash, Certificate, ContentId, DecodeError, Hash32, Height, MessageId, OutputName, Place,
     ProjectId, Sequence, TaskId, TaskNumber, TimeMs, keccak256, proto,
@@ -37,6 +38,13 @@ impl Occurrence {
     /// Id of the message at this place.
     pub fn message_id(&self, content: &ContentId) -> MessageId {
         MessageId::of_occurrence(content, self.count, self.since)
+    }
+
+    /// Whether the same content is a repeat of this one, where its request came in at that time: in the project's window,
+    /// or so little behind it that leaders' clocks and the way may be what puts it there. The time of this one is that of its batch,
+    /// whatever its age was: a node that calls it older than it is gets a repeat no second place.
+    pub fn is_repeated(&self, came_in: TimeMs, window_ms: u64) -> bool {
+        came_in.0.saturating_sub(self.time_ms.0) < window_ms.saturating_add(RETRY_MARGIN_MS)
     }
 
     /// The stored record: five big-endian numbers. The height comes first, for the filter that drops old records.

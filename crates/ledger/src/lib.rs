@@ -18,7 +18,7 @@ pub use apply::{
     Applied, ApplyError, ChainRefusal, Divergence, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError,
     Outcome, PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, Rejection, rules_input,
 };
-pub use command::{COMMAND_VERSION, Command, ProposedBatch, encode_batch};
+pub use command::{COMMAND_VERSION, Command, ProposedBatch, decode_ages, encode_ages, encode_batch};
 pub use devices::{ChainCursor, Device, Document, Grant, Nonce, NonceState, Standing};
 pub use effects::{Gap, Head, Horizon, Occurrence, Write};
 pub use groups::{GroupKey, GroupRecord, OpenGroup, Waiting};
@@ -26,6 +26,6 @@ pub use members::{
     ApprovalError, KnownMember, MEMBERS_MAX, Members, OpenProposal, PROPOSAL_LIFE_MS_MAX, PROPOSALS_MAX, Pending,
     Target,
 };
-pub use pool::{Inserted, Pool, PoolLimits};
+pub use pool::{Aged, Inserted, Pool, PoolLimits};
 pub use projects::{Project, Projects};
 pub use rules::{LastTaken, ProjectFuel, Reached, RulesFrom, RulesNeeded, RulesState, check_rules, compile_rules};

@@ -31,12 +31,38 @@ pub enum Inserted {
     Full,
 }
 
+/// A message with its age: the time since it came in at the node that took it in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aged {
+    /// The message.
+    pub message: Arc<VerifiedMessage>,
+    /// How long it waited so far, on all nodes that it came by, in milliseconds.
+    pub age_ms: u64,
+}
+
+impl Aged {
+    /// One that has just come in.
+    pub fn fresh(message: Arc<VerifiedMessage>) -> Self {
+        Self { message, age_ms: 0 }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     message: Arc<VerifiedMessage>,
     ticket: u64,
     proposed: bool,
     arrived_ms: u64,
+    /// Its age when it arrived.
+    age_ms: u64,
+}
+
+impl Entry {
+    /// It as it is now: its waits here and on nodes before are added up.
+    fn aged(&self, now_ms: u64) -> Aged {
+        let waited_ms = now_ms.saturating_sub(self.arrived_ms);
+        Aged { message: self.message.clone(), age_ms: self.age_ms.saturating_add(waited_ms) }
+    }
 }
 
 /// See the module's documentation. Times are milliseconds of any monotonic clock, given by the caller.
@@ -65,8 +91,8 @@ impl Pool {
         }
     }
 
-    /// Adds a message at the end.
-    pub fn insert(&mut self, message: Arc<VerifiedMessage>, now_ms: u64) -> Inserted {
+    /// Adds a message at the end. One that waits already keeps the age that it has.
+    pub fn insert(&mut self, Aged { message, age_ms }: Aged, now_ms: u64) -> Inserted {
         let id = message.content_id();
         if self.entries.contains_key(&id) {
             return Inserted::Known;
@@ -80,13 +106,13 @@ impl Pool {
         self.bytes += bytes;
         self.arrivals.insert(ticket, id);
         self.waiting.insert(ticket, id);
-        self.entries.insert(id, Entry { message, ticket, proposed: false, arrived_ms: now_ms });
+        self.entries.insert(id, Entry { message, ticket, proposed: false, arrived_ms: now_ms, age_ms });
         Inserted::New
     }
 
     /// Takes the oldest messages that are not under proposal, up to both limits but at least one if any waits, and
     /// marks them as proposed.
-    pub fn propose(&mut self, messages_max: usize, bytes_max: usize) -> Vec<Arc<VerifiedMessage>> {
+    pub fn propose(&mut self, messages_max: usize, bytes_max: usize, now_ms: u64) -> Vec<Aged> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while taken.len() < messages_max {
             let Some(next) = self.waiting.first_entry() else { break };
@@ -96,7 +122,7 @@ impl Pool {
                 break;
             }
             entry.proposed = true;
-            taken.push(entry.message.clone());
+            taken.push(entry.aged(now_ms));
             next.remove();
         }
         taken
@@ -139,6 +165,11 @@ impl Pool {
         self.entries.get(id).map(|entry| &entry.message)
     }
 
+    /// The same with its age.
+    pub fn get_aged(&self, id: &ContentId, now_ms: u64) -> Option<Aged> {
+        self.entries.get(id).map(|entry| entry.aged(now_ms))
+    }
+
     /// How many messages are here, proposed ones included.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -175,6 +206,10 @@ mod tests {
         }))
     }
 
+    fn fresh(n: u32) -> Aged {
+        Aged::fresh(message(n))
+    }
+
     fn pool(messages_max: usize) -> Pool {
         Pool::new(PoolLimits { messages_max, bytes_max: 1 << 20 })
     }
@@ -183,25 +218,44 @@ mod tests {
     fn messages_leave_in_the_order_of_arrival_also_after_a_failed_proposal() {
         let mut pool = pool(10);
         for n in 0..4 {
-            assert_eq!(pool.insert(message(n), 0), Inserted::New);
+            assert_eq!(pool.insert(fresh(n), 0), Inserted::New);
         }
-        let first = pool.propose(2, usize::MAX);
-        assert_eq!(first, [message(0), message(1)]);
-        pool.abandon(first.iter().map(|m| m.content_id()).collect::<Vec<_>>().iter());
-        assert_eq!(pool.propose(10, usize::MAX), [message(0), message(1), message(2), message(3)]);
-        assert!(pool.propose(10, usize::MAX).is_empty());
+        let first = pool.propose(2, usize::MAX, 0);
+        assert_eq!(first, [fresh(0), fresh(1)]);
+        pool.abandon(first.iter().map(|m| m.message.content_id()).collect::<Vec<_>>().iter());
+        assert_eq!(pool.propose(10, usize::MAX, 0), [fresh(0), fresh(1), fresh(2), fresh(3)]);
+        assert!(pool.propose(10, usize::MAX, 0).is_empty());
+    }
+
+    #[test]
+    fn ages_add_up_over_pools_and_go_on_while_a_proposal_is_under_way() {
+        let (mut own, mut leaders) = (pool(10), pool(10));
+        // Each node has a clock of its own.
+        own.insert(Aged { age_ms: 40, ..fresh(0) }, 1_000);
+        let id = message(0).content_id();
+        let sent = own.get_aged(&id, 1_300).unwrap();
+        assert_eq!(sent.age_ms, 340);
+        leaders.insert(sent, 77);
+        // A copy that comes later, whatever its age.
+        assert_eq!(leaders.insert(fresh(0), 80), Inserted::Known);
+        assert_eq!(leaders.propose(1, usize::MAX, 100)[0].age_ms, 363);
+        leaders.abandon([&id]);
+        assert_eq!(leaders.propose(1, usize::MAX, 2_077)[0].age_ms, 2_340);
+        assert_eq!(leaders.get_aged(&id, 0).unwrap().age_ms, 340, "a clock that went back");
+        own.insert(Aged { age_ms: u64::MAX, ..fresh(1) }, 0);
+        assert_eq!(own.get_aged(&message(1).content_id(), 9).unwrap().age_ms, u64::MAX);
     }
 
     #[test]
     fn repeats_are_known_and_a_full_pool_stays_as_it_is() {
         let mut pool = pool(2);
-        pool.insert(message(0), 0);
-        assert_eq!(pool.insert(message(0), 0), Inserted::Known);
-        pool.insert(message(1), 0);
-        assert_eq!(pool.insert(message(2), 0), Inserted::Full);
+        pool.insert(fresh(0), 0);
+        assert_eq!(pool.insert(fresh(0), 0), Inserted::Known);
+        pool.insert(fresh(1), 0);
+        assert_eq!(pool.insert(fresh(2), 0), Inserted::Full);
         assert!(pool.remove(&message(0).content_id()));
         assert!(!pool.remove(&message(0).content_id()));
-        assert_eq!(pool.insert(message(2), 0), Inserted::New);
+        assert_eq!(pool.insert(fresh(2), 0), Inserted::New);
         assert_eq!(pool.len(), 2);
     }
 
@@ -209,20 +263,20 @@ mod tests {
     fn bytes_bound_a_proposal_but_one_message_always_goes() {
         let mut pool = pool(10);
         for n in 0..3 {
-            pool.insert(message(n), 0);
+            pool.insert(fresh(n), 0);
         }
-        assert_eq!(pool.propose(10, 1).len(), 1);
+        assert_eq!(pool.propose(10, 1, 0).len(), 1);
         let two = 2 * message(0).message().cost_bytes();
-        assert_eq!(pool.propose(10, two).len(), 2);
+        assert_eq!(pool.propose(10, two, 0).len(), 2);
     }
 
     #[test]
     fn what_is_old_expires_unless_it_is_under_proposal() {
         let mut pool = pool(10);
         for n in 0..4 {
-            pool.insert(message(n), u64::from(n));
+            pool.insert(fresh(n), u64::from(n));
         }
-        pool.propose(1, usize::MAX);
+        pool.propose(1, usize::MAX, 0);
         assert_eq!(pool.expire(3), [message(1).content_id(), message(2).content_id()]);
         assert_eq!(pool.len(), 2);
     }

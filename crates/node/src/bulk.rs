@@ -8,15 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use lockstep_identity::DeviceRequest;
 use lockstep_types::VerifiedMessage;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
 use crate::limits::VERIFY_TOGETHER_MAX;
-use crate::verify::Verdict;
+use crate::verify::Asker;
 
 /// A request, and who hears what becomes of it.
-pub(crate) type Asked = (DeviceRequest, oneshot::Sender<Verdict>);
+pub(crate) type Asked = (DeviceRequest, Asker);
 /// The same once its evidence holds.
-pub(crate) type Proved = (Arc<VerifiedMessage>, oneshot::Sender<Verdict>);
+pub(crate) type Proved = (Arc<VerifiedMessage>, Asker);
 
 /// See the module's documentation.
 pub(crate) struct Bulk {
@@ -68,6 +67,7 @@ impl Bulk {
 #[cfg(test)]
 mod tests {
     use lockstep_types::{ProjectId, SigningKey};
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -76,12 +76,12 @@ mod tests {
         let key = SigningKey::from_bytes([9; 32]).unwrap();
         let request = |n: usize| DeviceRequest::new(ProjectId(1), "1".into(), n.to_string(), &[]).unwrap();
         for count in [0, 1, VERIFY_TOGETHER_MAX, 1_000] {
-            let bulk = Bulk::new((0..count).map(|n| (request(n), oneshot::channel().0)).collect());
+            let bulk = Bulk::new((0..count).map(|n| (request(n), Asker::new(Instant::now()).0)).collect());
             assert_eq!(bulk.pieces(), count.div_ceil(VERIFY_TOGETHER_MAX));
             // Every third one does not hold.
-            let check = |(request, verdict): Asked| {
+            let check = |(request, asker): Asked| {
                 let holds = request.data.parse::<usize>().unwrap() % 3 != 0;
-                holds.then(|| (Arc::new(request.vouch(&key)), verdict))
+                holds.then(|| (Arc::new(request.vouch(&key)), asker))
             };
             let results: Vec<_> = std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| bulk.work(check))).collect();

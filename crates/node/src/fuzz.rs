@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use lockstep_ledger::Command;
 use lockstep_types::conflict::Conflict;
-use lockstep_types::{Approval, BatchHeader, Epochs, Genesis, Message, NodeId, SignedOrder, proto};
+use lockstep_types::genesis::AGE_MS_MAX;
+use lockstep_types::{Approval, BatchHeader, Epochs, Genesis, NodeId, SignedOrder, proto};
 use prost::Message as _;
 
 use crate::admin::AdminRequest;
@@ -15,11 +16,13 @@ use crate::{Config, bundle, conflicts, control, secrets};
 
 /// A bundle of a member, or gossip.
 pub fn bundle(bytes: Bytes) -> bool {
-    let Ok(messages) = bundle::decode(bytes) else { return false };
-    assert!(messages.len() <= BUNDLE_MESSAGES_MAX);
-    let wire = proto::Bundle { version: 1, messages: messages.iter().map(Message::to_proto).collect() };
-    assert_eq!(bundle::decode(wire.encode_to_vec().into()).as_ref(), Ok(&messages));
-    for message in messages {
+    let Ok(received) = bundle::decode(bytes) else { return false };
+    assert!(received.len() <= BUNDLE_MESSAGES_MAX);
+    assert!(received.iter().all(|(_, age_ms)| *age_ms <= AGE_MS_MAX));
+    let (messages, ages_ms) = received.iter().map(|(message, age_ms)| (message.to_proto(), age_ms)).unzip();
+    let wire = proto::Bundle { version: 1, messages, ages_ms };
+    assert_eq!(bundle::decode(wire.encode_to_vec().into()).as_ref(), Ok(&received));
+    for (message, _) in received {
         let (id, cost) = (message.content_id(), message.cost_bytes());
         assert!(cost >= message.to_proto().encoded_len().saturating_sub(message.data.len()));
         if let Ok(verified) = message.verify(|_| true) {

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use lockstep_consensus::Consensus;
 use lockstep_network::{GossipInbox, GossipMessage, Service};
 use lockstep_types::NodeId;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::bundle::{self, Taken};
@@ -16,6 +17,7 @@ pub(crate) struct BundleService {
 
 impl Service for BundleService {
     async fn handle(&self, from: NodeId, request: Bytes) -> Bytes {
+        let came_in = Instant::now();
         let messages = match bundle::decode(request) {
             Ok(messages) => messages,
             Err(error) => {
@@ -28,7 +30,7 @@ impl Service for BundleService {
                 tracing::warn!(%from, "a member sent messages whose evidence does not match; they were dropped");
             }
         };
-        match self.verifier.submit(Job::Bundle { messages, skip_ordered: false, done: Box::new(done) }) {
+        match self.verifier.submit(Job::Bundle { messages, came_in, skip_ordered: false, done: Box::new(done) }) {
             Ok(()) => Taken::Yes.encode(),
             Err(_) => Taken::Busy.encode(),
         }
@@ -77,7 +79,8 @@ fn take(message: GossipMessage, verifier: &Verifier) {
         Ok(messages) => {
             let done = move |good: bool| if good { ticket.accept() } else { ticket.reject() };
             // Without room the ticket is dropped, which ignores the message: gossip is a hint.
-            let _ = verifier.submit(Job::Bundle { messages, skip_ordered: true, done: Box::new(done) });
+            let came_in = Instant::now();
+            let _ = verifier.submit(Job::Bundle { messages, came_in, skip_ordered: true, done: Box::new(done) });
         }
         Err(error) => {
             tracing::debug!(?from, %error, "gossip that cannot be read");

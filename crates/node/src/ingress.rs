@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::proofs;
 use crate::rates::Rates;
-use crate::verify::{Job, Submission, Verdict, Verifier};
+use crate::verify::{Asker, Job, Submission, Verdict, Verifier};
 
 /// When a full pool or an election is worth another try.
 pub(crate) const RETRY_AFTER_MS: u64 = 1_000;
@@ -165,10 +165,10 @@ impl Ingress {
     }
 
     async fn order(&self, request: Submission) -> Result<Accepted, SubmitError> {
-        let deadline = Instant::now() + self.hold;
-        let (verdict, verified) = oneshot::channel();
-        self.verifier.submit(Job::Request { request, verdict }).map_err(|_| busy())?;
-        self.wait(verified, deadline).await
+        let came_in = Instant::now();
+        let (asker, verified) = Asker::new(came_in);
+        self.verifier.submit(Job::Request { request, asker }).map_err(|_| busy())?;
+        self.wait(verified, came_in + self.hold).await
     }
 }
 
@@ -193,12 +193,12 @@ impl Submit for Ingress {
     }
 
     async fn submit_all(&self, requests: Vec<DeviceRequest>) -> Vec<Result<Accepted, SubmitError>> {
-        let deadline = Instant::now() + self.hold;
+        let came_in = Instant::now();
         let (mut together, mut verdicts) = (Vec::with_capacity(requests.len()), Vec::with_capacity(requests.len()));
         for request in requests {
             verdicts.push(self.check(&request).map(|()| {
-                let (verdict, verified) = oneshot::channel();
-                together.push((request, verdict));
+                let (asker, verified) = Asker::new(came_in);
+                together.push((request, asker));
                 verified
             }));
         }
@@ -206,7 +206,7 @@ impl Submit for Ingress {
         join_all(verdicts.into_iter().map(|verdict| async {
             let verdict = verdict?;
             taken.map_err(|_| busy())?;
-            self.wait(verdict, deadline).await
+            self.wait(verdict, came_in + self.hold).await
         }))
         .await
     }

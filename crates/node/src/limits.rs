@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use lockstep_types::genesis::{AGE_MS_MAX, RETRY_MARGIN_MS};
+
 /// Most messages, and bytes, in one proposed batch.
 pub const BATCH_MESSAGES_MAX: usize = 2_048;
 /// See [`BATCH_MESSAGES_MAX`]. With 16 entries an append message stays far below the frame limit.
@@ -17,9 +19,10 @@ pub const BUNDLE_BYTES_MAX: usize = 768 << 10;
 pub const BUNDLE_TIMEOUT: Duration = Duration::from_millis(1_000);
 /// A message that was sent to the leader and is not ordered after this time is sent again.
 pub const RESEND_AFTER: Duration = Duration::from_millis(500);
-/// A message leaves the pool after this time. It is well below the default retry window, so that a message that its
-/// sender has given up does not come back as a new reading.
+/// A message leaves the pool after this time: its sender has given it up by then.
 pub const POOL_AGE_MAX: Duration = Duration::from_millis(5_000);
+/// A message that is older when it comes into the pool is left out: it could be older than one may be when it leaves it.
+pub const ARRIVING_AGE_MS_MAX: u64 = AGE_MS_MAX - POOL_AGE_MAX.as_millis() as u64;
 /// A process that did nothing for this long (a debugger, a paused machine, a stalled disk) takes no messages for
 /// [`STALL_GRACE`] after it: what waits at its sockets may have been given up by its sender, and ordered by another node,
 /// so long ago that it would count as a new reading.
@@ -43,6 +46,8 @@ pub const CLOCK_LEAP_LASTS: Duration = Duration::from_secs(300);
 pub const BATCH_AHEAD_MAX: Duration = Duration::from_secs(5);
 /// A node whose clock is further from the voters' median does not lead.
 pub const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(2);
+// Two leaders may be as far from the median as that, one on each side of it, and messages take their time on the way.
+const _: () = assert!(RETRY_MARGIN_MS as u128 > 2 * CLOCK_OFFSET_MAX.as_millis());
 /// An answer that takes longer says too little about a clock.
 pub const CLOCK_ANSWER_MAX: Duration = Duration::from_secs(1);
 /// How often ages are looked at.

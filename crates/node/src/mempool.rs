@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use lockstep_ledger::{Inserted, Outcome, Pool, PoolLimits};
+use lockstep_ledger::{Aged, Inserted, Outcome, Pool, PoolLimits};
+use lockstep_types::genesis::AGE_MS_MAX;
 use lockstep_types::{ContentId, NodeId, TimeMs, VerifiedMessage};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
@@ -13,7 +14,8 @@ use tokio::time::Instant;
 use crate::batch_time::BatchClock;
 use crate::clock::Clock;
 use crate::limits::{
-    BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, BUNDLE_MESSAGES_MAX, POOL_AGE_MAX, RESEND_AFTER, STALL_GRACE, STALL_MAX,
+    ARRIVING_AGE_MS_MAX, BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, BUNDLE_MESSAGES_MAX, POOL_AGE_MAX, RESEND_AFTER,
+    STALL_GRACE, STALL_MAX,
 };
 
 /// Told what became of a message.
@@ -93,8 +95,9 @@ impl Mempool {
     }
 
     /// Adds messages that this node took in, with those who wait for them. Waiters of messages for which there is no
-    /// room, or that come out of a stall (see [`STALL_MAX`]), are dropped, which tells them so.
-    pub fn insert_own(&self, messages: impl IntoIterator<Item = (Arc<VerifiedMessage>, Waiter)>) {
+    /// room, that are too old (see [`ARRIVING_AGE_MS_MAX`]), or that come out of a stall (see [`STALL_MAX`]), are dropped,
+    /// which tells them so.
+    pub fn insert_own(&self, messages: impl IntoIterator<Item = (Aged, Waiter)>) {
         let now = self.now_ms();
         {
             let mut state = self.state.lock();
@@ -102,8 +105,8 @@ impl Mempool {
                 return;
             }
             for (message, waiter) in messages {
-                let id = message.content_id();
-                if state.pool.insert(message, now) == Inserted::Full {
+                let id = message.message.content_id();
+                if message.age_ms > ARRIVING_AGE_MS_MAX || state.pool.insert(message, now) == Inserted::Full {
                     continue;
                 }
                 state.add_own(id, waiter, now);
@@ -112,16 +115,17 @@ impl Mempool {
         self.arrived.notify_one();
     }
 
-    /// Adds verified messages of other nodes. Says whether all were taken.
-    pub fn insert_foreign(&self, messages: Vec<VerifiedMessage>) -> bool {
+    /// Adds verified messages of other nodes, but for those that are too old. Says whether there was room.
+    pub fn insert_foreign(&self, messages: Vec<Aged>) -> bool {
         let now = self.now_ms();
         let all = {
             let mut state = self.state.lock();
             if state.is_stalled(now) {
                 return false;
             }
-            let full = |m: VerifiedMessage| state.pool.insert(Arc::new(m), now) == Inserted::Full;
-            messages.into_iter().map(full).filter(|full| *full).count() == 0
+            let young = messages.into_iter().filter(|message| message.age_ms <= ARRIVING_AGE_MS_MAX);
+            young.map(|message| state.pool.insert(message, now)).filter(|inserted| *inserted == Inserted::Full).count()
+                == 0
         };
         self.arrived.notify_one();
         all
@@ -143,16 +147,16 @@ impl Mempool {
     }
 
     /// Takes a batch for a proposal.
-    pub fn propose(&self) -> Vec<Arc<VerifiedMessage>> {
+    pub fn propose(&self) -> Vec<Aged> {
         let now = self.now_ms();
         let mut state = self.state.lock();
         state.drop_old(now);
-        state.pool.propose(BATCH_MESSAGES_MAX, BATCH_BYTES_MAX)
+        state.pool.propose(BATCH_MESSAGES_MAX, BATCH_BYTES_MAX, now)
     }
 
     /// Gives a batch back whose proposal failed.
-    pub fn abandon(&self, batch: &[Arc<VerifiedMessage>]) {
-        let ids: Vec<ContentId> = batch.iter().map(|m| m.content_id()).collect();
+    pub fn abandon(&self, batch: &[Aged]) {
+        let ids: Vec<ContentId> = batch.iter().map(|m| m.message.content_id()).collect();
         self.state.lock().pool.abandon(&ids);
         self.arrived.notify_one();
     }
@@ -183,29 +187,29 @@ impl Mempool {
     }
 
     /// Own messages to send to the leader now, up to a bundle.
-    pub fn take_outbox(&self) -> Vec<Arc<VerifiedMessage>> {
+    pub fn take_outbox(&self) -> Vec<Aged> {
         let now = self.now_ms();
         let mut state = self.state.lock();
         state.drop_old(now);
         let mut taken = Vec::new();
         while taken.len() < BUNDLE_MESSAGES_MAX {
             let Some(id) = state.outbox.pop_front() else { break };
-            taken.extend(state.pool.get(&id).cloned());
+            taken.extend(state.to_send(&id, now));
         }
         taken
     }
 
     /// Notes that messages were sent; if they are not ordered soon they come back to the outbox.
-    pub fn note_sent(&self, messages: &[Arc<VerifiedMessage>]) {
+    pub fn note_sent(&self, messages: &[Aged]) {
         let now = self.now_ms();
-        self.state.lock().sent.extend(messages.iter().map(|m| (now, m.content_id())));
+        self.state.lock().sent.extend(messages.iter().map(|m| (now, m.message.content_id())));
     }
 
     /// Puts messages that could not be sent back to the front of the outbox.
-    pub fn return_outbox(&self, messages: &[Arc<VerifiedMessage>]) {
+    pub fn return_outbox(&self, messages: &[Aged]) {
         let mut state = self.state.lock();
         for message in messages.iter().rev() {
-            state.outbox.push_front(message.content_id());
+            state.outbox.push_front(message.message.content_id());
         }
     }
 
@@ -247,7 +251,7 @@ impl Mempool {
     }
 
     /// Own messages that have waited for at least `delay_ms` and were not gossiped yet, up to a bundle.
-    pub fn take_gossip(&self, delay_ms: u64) -> Vec<Arc<VerifiedMessage>> {
+    pub fn take_gossip(&self, delay_ms: u64) -> Vec<Aged> {
         let now = self.now_ms();
         let due = now.saturating_sub(delay_ms);
         let mut state = self.state.lock();
@@ -255,7 +259,7 @@ impl Mempool {
         let mut taken = Vec::new();
         while taken.len() < BUNDLE_MESSAGES_MAX {
             let Some((_, id)) = state.to_gossip.pop_front_if(|(at, _)| *at <= due) else { break };
-            taken.extend(state.pool.get(&id).cloned());
+            taken.extend(state.to_send(&id, now));
         }
         taken
     }
@@ -284,6 +288,11 @@ impl State {
         for id in self.pool.expire(before(now, POOL_AGE_MAX)) {
             self.remove_own(&id);
         }
+    }
+
+    /// A message to send to other nodes. One that was proposed here stays in the pool, however old it becomes.
+    fn to_send(&self, id: &ContentId, now: u64) -> Option<Aged> {
+        self.pool.get_aged(id, now).filter(|message| message.age_ms <= AGE_MS_MAX)
     }
 
     /// Whether the process has just done nothing for so long that what comes in may be old.
@@ -346,8 +355,54 @@ mod tests {
 
     fn submit(mempool: &Mempool, n: u8) -> oneshot::Receiver<Outcome> {
         let (sender, receiver) = oneshot::channel();
-        mempool.insert_own([(message(n), sender)]);
+        mempool.insert_own([(Aged::fresh(message(n)), sender)]);
         receiver
+    }
+
+    /// The bytes that tell test messages apart.
+    fn numbers(messages: &[Aged]) -> Vec<u8> {
+        messages.iter().map(|aged| aged.message.message().data[0]).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ages_add_up_from_node_to_node_and_what_is_too_old_is_left_out() {
+        let (own, leader) =
+            (Mempool::new(NodeId(1), PoolLimits::default()), Mempool::new(NodeId(2), PoolLimits::default()));
+        let (sender, _receiver) = oneshot::channel();
+        own.insert_own([(Aged { age_ms: 100, ..Aged::fresh(message(1)) }, sender)]);
+        own.leader_changed(true);
+        tokio::time::advance(std::time::Duration::from_millis(3_000)).await;
+        let sent = own.take_outbox();
+        assert_eq!((sent[0].age_ms, own.take_gossip(0)[0].age_ms), (3_100, 3_100));
+        assert!(leader.insert_foreign(sent));
+        tokio::time::advance(std::time::Duration::from_millis(4_000)).await;
+        let proposed = leader.propose();
+        assert_eq!(proposed[0].age_ms, 7_100);
+        leader.abandon(&proposed);
+        tokio::time::advance(POOL_AGE_MAX).await;
+        assert!(leader.propose().is_empty());
+
+        let aged = |n: u8, age_ms| Aged { age_ms, ..Aged::fresh(message(n)) };
+        assert!(leader.insert_foreign(vec![aged(2, ARRIVING_AGE_MS_MAX + 1), aged(3, ARRIVING_AGE_MS_MAX)]));
+        let (sender, receiver) = oneshot::channel();
+        leader.insert_own([(aged(4, u64::MAX), sender)]);
+        assert!(receiver.await.is_err());
+        tokio::time::advance(POOL_AGE_MAX).await;
+        let proposed = leader.propose();
+        assert_eq!((numbers(&proposed), proposed[0].age_ms), (vec![3], AGE_MS_MAX));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_under_proposal_for_too_long_is_not_sent_on() {
+        let mempool = Mempool::new(NodeId(1), PoolLimits::default());
+        let _waiter = submit(&mempool, 1);
+        mempool.propose();
+        tokio::time::advance(std::time::Duration::from_millis(AGE_MS_MAX)).await;
+        mempool.leader_changed(true);
+        assert_eq!(numbers(&mempool.take_outbox()), [1]);
+        tokio::time::advance(std::time::Duration::from_millis(1)).await;
+        mempool.leader_changed(true);
+        assert!(mempool.take_outbox().is_empty());
     }
 
     #[tokio::test]
@@ -409,21 +464,21 @@ mod tests {
         assert!(mempool.take_outbox().is_empty(), "nothing is queued for sending while no other node leads");
         mempool.leader_changed(true);
         let sent = mempool.take_outbox();
-        assert_eq!(sent, [message(0), message(1), message(2)]);
+        assert_eq!(numbers(&sent), [0, 1, 2]);
         mempool.note_sent(&sent);
         assert!(mempool.take_outbox().is_empty());
         mempool.settle(&[(message(1).content_id(), Outcome::Rejected(Rejection::TooLarge))]);
         mempool.leader_changed(true);
-        assert_eq!(mempool.take_outbox(), [message(0), message(2)]);
+        assert_eq!(numbers(&mempool.take_outbox()), [0, 2]);
     }
 
     #[test]
     fn only_own_messages_that_still_wait_are_gossiped() {
         let mempool = Mempool::new(NodeId(1), PoolLimits::default());
         let _waiters: Vec<_> = (0..2).map(|n| submit(&mempool, n)).collect();
-        mempool.insert_foreign(vec![(*message(9)).clone()]);
+        mempool.insert_foreign(vec![Aged::fresh(message(9))]);
         mempool.settle(&[(message(0).content_id(), Outcome::Rejected(Rejection::TooLarge))]);
-        assert_eq!(mempool.take_gossip(0), [message(1)]);
+        assert_eq!(numbers(&mempool.take_gossip(0)), [1]);
         assert!(mempool.take_gossip(0).is_empty());
     }
 }

@@ -1,12 +1,13 @@
 //! The leader's part: proposes what waits in its pool, again and again. One message alone does not wait for company;
-//! while proposals are under way the next batch fills.
+//! while proposals are under way the next batch fills. A new leader proposes nothing before it has applied the first entry
+//! of its term, and with it all that it inherited: what is ordered by then is out of its pool.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use lockstep_consensus::{Consensus, ProposeError, Role};
-use lockstep_ledger::encode_batch;
-use lockstep_types::{Height, NodeId, Sequence, TimeMs, VerifiedMessage};
+use lockstep_consensus::{Consensus, ProposeError};
+use lockstep_ledger::{Aged, encode_batch};
+use lockstep_types::{Height, NodeId, Sequence, TimeMs};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -40,11 +41,11 @@ impl Proposer {
         loop {
             // What is not proposed is acknowledged by no node.
             let halted = conflict.borrow_and_update().is_some();
-            let (role, term) = {
+            let (may_propose, term) = {
                 let now = status.borrow_and_update();
-                (now.role, now.term)
+                (now.may_propose(), now.term)
             };
-            let leads = role == Role::Leader && !halted;
+            let leads = may_propose && !halted;
             let mut due_in = None;
             self.groups.mark_unchanged();
             if leads {
@@ -126,7 +127,7 @@ impl Closing {
 async fn propose(
     mempool: Mempool,
     consensus: Consensus,
-    messages: Vec<Arc<VerifiedMessage>>,
+    messages: Vec<Aged>,
     make_room_before: Sequence,
 ) -> Option<ProposeError> {
     let command = encode_batch(mempool.now(), &messages, make_room_before);

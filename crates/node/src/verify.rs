@@ -10,13 +10,15 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use lockstep_api::SubmitError;
 use lockstep_consensus::StateStore;
 use lockstep_identity::{DeviceRequest, RequestError, SproutRequest, TaskRequest};
-use lockstep_ledger::{Head, History as _, Members, Occurrence, Outcome, Projects, Rejection, rules_input};
+use lockstep_ledger::{Aged, Head, History as _, Members, Occurrence, Outcome, Projects, Rejection, rules_input};
 use lockstep_types::{
     Address, Api, ContentId, DevicePolicy, Hash32, Height, Message, NodeId, SigningKey, VerifiedMessage,
 };
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
-use crate::bulk::{Asked, Bulk};
+use crate::bulk::{Asked, Bulk, Proved};
+use crate::bundle::Received;
 use crate::endings::{EndReason, Endings, Then};
 use crate::error::NodeError;
 use crate::evidence::{EvidenceQueue, Named};
@@ -29,6 +31,25 @@ use crate::rates::Rates;
 
 /// What a request hears from verification; its place comes later, by the waiter.
 pub(crate) type Verdict = Result<(ContentId, oneshot::Receiver<Outcome>), SubmitError>;
+
+/// Who submitted something, and waits for the verdict on it.
+pub(crate) struct Asker {
+    verdict: oneshot::Sender<Verdict>,
+    /// When the request came in: from then on the message ages.
+    came_in: Instant,
+}
+
+impl Asker {
+    /// One whose request came in at that time, and what it waits for.
+    pub fn new(came_in: Instant) -> (Self, oneshot::Receiver<Verdict>) {
+        let (verdict, waits) = oneshot::channel();
+        (Self { verdict, came_in }, waits)
+    }
+
+    fn age_ms(&self) -> u64 {
+        u64::try_from(self.came_in.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
 
 /// Told whether all messages of a bundle were good.
 pub(crate) type BundleDone = Box<dyn FnOnce(bool) + Send>;
@@ -45,14 +66,16 @@ pub(crate) enum Submission {
 
 pub(crate) enum Job {
     /// A device's request.
-    Request { request: Submission, verdict: oneshot::Sender<Verdict> },
+    Request { request: Submission, asker: Asker },
     /// Work that costs CPU and is nobody else's business.
     Aside(Box<dyn FnOnce() + Send>),
     /// Part of the work on requests that came together.
     Bulk(Arc<Bulk>),
     /// Messages of a member.
     Bundle {
-        messages: Vec<Message>,
+        messages: Vec<Received>,
+        /// When it came in: its messages go on ageing from then on.
+        came_in: Instant,
         /// Leave contents aside that are ordered already: right for gossip, which is a hint. Not for what was sent to
         /// this node because it leads: the sender waits for an answer, which comes with the next place in the log.
         skip_ordered: bool,
@@ -192,6 +215,12 @@ impl Verifier {
     }
 }
 
+/// Whether what came in at that time, by this node's clock, is in the window of what was ordered before. `apply` may find
+/// that it is also where this says no: it adds [`lockstep_types::genesis::RETRY_MARGIN_MS`].
+fn is_plain_retry(before: &Occurrence, came_in_ms: u64, window_ms: u64) -> bool {
+    came_in_ms.saturating_sub(before.time_ms.0) < window_ms
+}
+
 /// Does jobs until there can be no more. One that panics leaves whoever waits for it without an answer; the thread goes
 /// on, or a few such messages would take all of them.
 fn do_all(jobs: &Receiver<Job>, take: impl Fn(Job), endings: &Endings) {
@@ -224,7 +253,7 @@ impl Worker {
         let (mut next, mut longer) = (Some(first), None);
         while let Some(job) = next.take() {
             match job {
-                Job::Request { request, verdict } => requests.extend(self.authenticate(request, verdict)),
+                Job::Request { request, asker } => requests.extend(self.authenticate(request, asker)),
                 job => longer = Some(job),
             }
             if requests.len() < VERIFY_TOGETHER_MAX && longer.is_none() {
@@ -236,10 +265,12 @@ impl Worker {
         match longer {
             Some(Job::Aside(work)) => work(),
             Some(Job::Bulk(bulk)) => {
-                let proved = bulk.work(|(request, verdict)| self.authenticate(Submission::Device(request), verdict));
+                let proved = bulk.work(|(request, asker)| self.authenticate(Submission::Device(request), asker));
                 self.take_requests(proved.unwrap_or_default());
             }
-            Some(Job::Bundle { messages, skip_ordered, done }) => self.take_bundle(messages, skip_ordered, done),
+            Some(Job::Bundle { messages, came_in, skip_ordered, done }) => {
+                done(self.take_bundle(messages, came_in, skip_ordered));
+            }
             Some(Job::Evidence { messages, mut range, members, done }) => {
                 let holds = |(_, id, message): &Named| message.evidence_holds(id, |a| members.contains(a));
                 // Whoever asked is gone when the node stops.
@@ -249,13 +280,9 @@ impl Worker {
         }
     }
 
-    fn authenticate(
-        &self,
-        request: Submission,
-        verdict: oneshot::Sender<Verdict>,
-    ) -> Option<(Arc<VerifiedMessage>, oneshot::Sender<Verdict>)> {
+    fn authenticate(&self, request: Submission, asker: Asker) -> Option<Proved> {
         // Whoever gave up meanwhile is not worth a signature check.
-        if verdict.is_closed() {
+        if asker.verdict.is_closed() {
             return None;
         }
         let proved = self.prove(request).and_then(|message| {
@@ -265,9 +292,9 @@ impl Worker {
             Ok(message)
         });
         match proved {
-            Ok(message) => Some((Arc::new(message.taken_in_by(self.node)), verdict)),
+            Ok(message) => Some((Arc::new(message.taken_in_by(self.node)), asker)),
             Err(error) => {
-                let _ = verdict.send(Err(error));
+                let _ = asker.verdict.send(Err(error));
                 None
             }
         }
@@ -353,7 +380,7 @@ impl Worker {
         })
     }
 
-    fn take_requests(&self, requests: Vec<(Arc<VerifiedMessage>, oneshot::Sender<Verdict>)>) {
+    fn take_requests(&self, requests: Vec<Proved>) {
         if requests.is_empty() {
             return;
         }
@@ -361,31 +388,28 @@ impl Worker {
         let before = self.occurrences(&ids);
         self.remember(requests.iter().map(|(message, _)| &**message));
         let now = self.mempool.clock().latest().0;
-        let mut fresh: Vec<(Arc<VerifiedMessage>, Waiter)> = Vec::with_capacity(requests.len());
-        for ((message, verdict), before) in requests.into_iter().zip(before) {
-            let id = message.content_id();
+        let mut fresh: Vec<(Aged, Waiter)> = Vec::with_capacity(requests.len());
+        for ((message, asker), before) in requests.into_iter().zip(before) {
+            let (id, age_ms) = (message.content_id(), asker.age_ms());
             let (waiter, outcome) = oneshot::channel();
             // Whoever gave up meanwhile was told that the message was not taken: so it is not.
-            if verdict.send(Ok((id, outcome))).is_err() {
+            if asker.verdict.send(Ok((id, outcome))).is_err() {
                 continue;
             }
-            match before.filter(|before| self.is_retry(&message, before, now)) {
+            let window_ms = retry_window(&self.projects.borrow(), message.message());
+            match before.filter(|before| is_plain_retry(before, now.saturating_sub(age_ms), window_ms)) {
                 // A retry that is plainly inside its window needs no place in the log.
                 Some(before) => {
                     let message_id = before.message_id(&id);
                     let (sequence, height) = (before.sequence, before.height);
                     let _ = waiter.send(Outcome::Duplicate { message_id, sequence, height });
                 }
-                None => fresh.push((message, waiter)),
+                None => fresh.push((Aged { message, age_ms }, waiter)),
             }
         }
         if !fresh.is_empty() {
             self.mempool.insert_own(fresh);
         }
-    }
-
-    fn is_retry(&self, message: &VerifiedMessage, before: &Occurrence, now: u64) -> bool {
-        now.saturating_sub(before.time_ms.0) < retry_window(&self.projects.borrow(), message.message())
     }
 
     /// So that the evidence is not checked again when the batch is certified.
@@ -401,32 +425,37 @@ impl Worker {
         })
     }
 
-    fn take_bundle(&self, messages: Vec<Message>, skip_ordered: bool, done: BundleDone) {
-        let mut named: Vec<(ContentId, Message)> = messages.into_iter().map(|m| (m.content_id(), m)).collect();
-        self.mempool.retain_unknown(&mut named, |(id, _)| *id);
+    /// Says whether all messages of a bundle are good.
+    fn take_bundle(&self, messages: Vec<Received>, came_in: Instant, skip_ordered: bool) -> bool {
+        let named = messages.into_iter().map(|(message, age_ms)| (message.content_id(), message, age_ms));
+        let mut named: Vec<(ContentId, Message, u64)> = named.collect();
+        self.mempool.retain_unknown(&mut named, |(id, ..)| *id);
         let before = if skip_ordered {
-            self.occurrences(&named.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+            self.occurrences(&named.iter().map(|(id, ..)| *id).collect::<Vec<_>>())
         } else {
             vec![None; named.len()]
         };
         let now = self.mempool.clock().latest().0;
         let (members, projects) = (self.members.borrow().clone(), self.projects.borrow().clone());
         let (mut verified, mut good) = (Vec::with_capacity(named.len()), true);
-        for ((id, message), before) in named.into_iter().zip(before) {
-            let window = retry_window(&projects, &message);
-            if before.is_some_and(|before| now.saturating_sub(before.time_ms.0) < window) {
+        for ((id, message, age_ms), before) in named.into_iter().zip(before) {
+            let window_ms = retry_window(&projects, &message);
+            if before.is_some_and(|before| is_plain_retry(&before, now.saturating_sub(age_ms), window_ms)) {
                 continue;
             }
             match message.verify_named(id, |address| members.set().has(address)) {
-                Ok(message) => verified.push(message),
+                Ok(message) => verified.push(Aged { message: Arc::new(message), age_ms }),
                 Err(_) => good = false,
             }
         }
-        self.remember(verified.iter());
+        self.remember(verified.iter().map(|aged| &*aged.message));
+        // Checking took its time, and so did waiting for it.
+        let waited_ms = u64::try_from(came_in.elapsed().as_millis()).unwrap_or(u64::MAX);
+        verified.iter_mut().for_each(|aged| aged.age_ms = aged.age_ms.saturating_add(waited_ms));
         if !verified.is_empty() && !self.mempool.insert_foreign(verified) {
             tracing::debug!("the pool is full; messages of a bundle were left out");
         }
-        done(good);
+        good
     }
 }
 

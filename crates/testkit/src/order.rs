@@ -4,6 +4,7 @@
 
 mod feeds;
 mod registry;
+mod repeats;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -381,6 +382,7 @@ struct Placed {
 fn check_calls(chain: &Chain, evidence: &Evidence, violations: &mut Violations) {
     let Evidence { calls, windows, window_ms, .. } = evidence;
     let mut placed: HashMap<ContentId, Vec<Placed>> = HashMap::new();
+    let mut content_windows: HashMap<ContentId, u64> = HashMap::new();
     // There a device that was refused may be listed again while its message is still on its way.
     let mut owned: HashSet<ContentId> = HashSet::new();
     for batch in &chain.batches {
@@ -391,6 +393,7 @@ fn check_calls(chain: &Chain, evidence: &Evidence, violations: &mut Violations) 
             if windows.contains_key(&message.project_id) {
                 owned.insert(message.content_id());
             }
+            content_windows.insert(message.content_id(), window);
             let places = placed.entry(message.content_id()).or_default();
             if let Some(before) = places.last().filter(|before| time.0.saturating_sub(before.time.0) < window) {
                 let first = before.place.0;
@@ -399,11 +402,15 @@ fn check_calls(chain: &Chain, evidence: &Evidence, violations: &mut Violations) 
             places.push(Placed { place: (sequence, height, ordered.id), time });
         }
     }
-    // How often a content was submitted, and whether one of the calls may have ordered it.
-    let mut asked: HashMap<ContentId, (usize, bool)> = HashMap::new();
+    // When a content was submitted, and whether one of the calls may have ordered it.
+    let mut asked: HashMap<ContentId, (Vec<At>, bool)> = HashMap::new();
     for call in calls {
-        let (count, possible) = asked.entry(call.content).or_default();
-        (*count, *possible) = (*count + 1, *possible || call.told != Told::Refused);
+        let (invoked, possible) = asked.entry(call.content).or_default();
+        let may_have_ordered = call.told != Told::Refused;
+        if may_have_ordered || owned.contains(&call.content) {
+            invoked.push(call.invoked);
+        }
+        *possible |= may_have_ordered;
         if let Told::Taken { message_id } = &call.told {
             match placed.get(&call.content).map(Vec::as_slice).unwrap_or_default() {
                 [] => violations.add(Promise::Kept, format!("message {message_id:?}, which was taken, is gone")),
@@ -425,13 +432,22 @@ fn check_calls(chain: &Chain, evidence: &Evidence, violations: &mut Violations) 
             }
         }
     }
+    // Until its owner has ordered something, a project has the longer window of all others.
+    let may_be_new = |content: &ContentId, window: u64| window < u64::MAX && !owned.contains(content);
+    let window_of = |content: &ContentId| content_windows.get(content).copied().filter(|w| may_be_new(content, *w));
+    repeats::check_lost(calls, window_of, violations);
     for (content, places) in &placed {
         let sequence = places[0].place.0;
         match asked.get(content) {
-            Some((count, true)) if places.len() <= *count => {}
-            Some((count, true)) => {
-                let text = format!("message {sequence} was submitted {count} times, and has {} places", places.len());
-                violations.add(Promise::Once, text);
+            Some((invoked, true)) => {
+                let most = repeats::places_max(invoked.clone(), content_windows[content]);
+                if places.len() > most {
+                    let text = format!(
+                        "message {sequence} has {} places: it was submitted at {invoked:?}, which makes {most} at most",
+                        places.len()
+                    );
+                    violations.add(Promise::Once, text);
+                }
             }
             Some((_, false)) if owned.contains(content) => {}
             Some((_, false)) => {

@@ -12,11 +12,11 @@ use lockstep_consensus::{
     CompactionOptions, Connection, Consensus, Observer, Options, Role, StateStore, Transport, TransportError,
 };
 use lockstep_identity::{apinode, sign_body};
-use lockstep_ledger::{Applied, Command, Head, Ledger, encode_batch};
+use lockstep_ledger::{Aged, Applied, Command, Head, Ledger, RULES_NEWEST, encode_batch};
 use lockstep_node::Home;
 use lockstep_store::{Durability, Kind, RocksStorage, Storage as _, Table, WriteBatch, keys};
 use lockstep_types::certificate::sign_batch;
-use lockstep_types::{BatchHash, Certificate, Height, NodeId, ProjectId, TimeMs, VerifiedMessage};
+use lockstep_types::{BatchHash, Certificate, Height, NodeId, ProjectId, Sequence, TimeMs};
 use tokio::time::timeout;
 
 use crate::load::device_key;
@@ -50,9 +50,9 @@ impl Connection for Nobody {
     }
 }
 
-fn message(text: &str) -> Result<Arc<VerifiedMessage>> {
+fn message(text: &str) -> Result<Aged> {
     let request = apinode::parse(sign_body(&device_key(77, 0), ProjectId(7), "0.1", text).as_bytes())?;
-    Ok(Arc::new(request.authenticate()?))
+    Ok(Aged { message: Arc::new(request.authenticate()?), age_ms: 0 })
 }
 
 /// What [`contradict`] has put into a log.

@@ -76,6 +76,55 @@ pub fn check_fields(what: &'static str, mut bytes: &[u8], fields_max: usize) -> 
     if bytes.is_empty() { Ok(()) } else { Err(bad(&"too many fields")) }
 }
 
+/// Refuses bytes in which there are not as many numbers in field `numbers` as there are fields `of`, nor none. Both are in
+/// the message at `path`. A number takes one byte here and eight in memory; packed ones are one field, however many.
+///
+/// # Errors
+/// If there are more or fewer, or the bytes are no encoding as far as they are read.
+pub fn check_numbers(what: &'static str, bytes: &[u8], path: &[u32], of: u32, numbers: u32) -> Result<(), DecodeError> {
+    let mut found = Beside { of, numbers, counts: [0, 0] };
+    found.count(what, bytes, path)?;
+    let [messages, numbers] = found.counts;
+    if numbers != 0 && numbers != messages {
+        return Err(DecodeError::malformed(what, "as many numbers as what they belong to were expected, or none"));
+    }
+    Ok(())
+}
+
+/// See [`check_numbers`].
+struct Beside {
+    of: u32,
+    numbers: u32,
+    /// Of each so many were found.
+    counts: [usize; 2],
+}
+
+impl Beside {
+    fn count(&mut self, what: &'static str, mut bytes: &[u8], path: &[u32]) -> Result<(), DecodeError> {
+        let bad = |reason: &dyn std::fmt::Display| DecodeError::malformed(what, reason);
+        while !bytes.is_empty() {
+            let (field, wire) = next_key(what, &mut bytes)?;
+            if wire != WireType::LengthDelimited {
+                skip_field(wire, field, &mut bytes, DecodeContext::default()).map_err(|e| bad(&e))?;
+                self.counts[1] += usize::from(path.is_empty() && field == self.numbers);
+                continue;
+            }
+            let length = usize::try_from(decode_varint(&mut bytes).map_err(|e| bad(&e))?).unwrap_or(usize::MAX);
+            let (inner, after) =
+                bytes.split_at_checked(length).ok_or_else(|| bad(&"a field is longer than what there is"))?;
+            bytes = after;
+            match path.split_first() {
+                Some((next, rest)) if field == *next => self.count(what, inner, rest)?,
+                None if field == self.of => self.counts[0] += 1,
+                // The last byte of each is below 128.
+                None if field == self.numbers => self.counts[1] += inner.iter().filter(|byte| **byte < 0x80).count(),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
 fn count(what: &'static str, mut bytes: &[u8], path: &[u32], left: &mut Left) -> Result<(), DecodeError> {
     let bad = |reason: &dyn std::fmt::Display| DecodeError::malformed(what, reason);
     let Some((wanted, rest)) = path.split_first() else { return Ok(()) };
@@ -109,11 +158,37 @@ mod tests {
     use super::*;
     use crate::proto;
 
+    /// Key and length of a field.
+    fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+        [&[number << 3 | 2, u8::try_from(bytes.len()).unwrap()][..], bytes].concat()
+    }
+
+    #[test]
+    fn numbers_are_as_many_as_what_they_belong_to_or_none_whichever_way_they_are_written() {
+        let messages = |count: usize| field(2, &[]).repeat(count);
+        let single = |count: usize| [0x18, 0xff, 0x01].repeat(count);
+        let packed = |count: usize| field(3, &[0xff, 0x01].repeat(count));
+        let good = |bytes: &[u8]| check_numbers("bundle", bytes, &[], 2, 3).is_ok();
+        for written in [single, packed] {
+            for (of, numbers) in [(0, 0), (1, 0), (1, 1), (3, 3), (0, 1), (1, 2), (3, 1), (0, 60)] {
+                let bytes = [messages(of), written(numbers)].concat();
+                assert_eq!(good(&bytes), numbers == 0 || numbers == of, "{numbers} of {of}");
+                let within = field(7, &bytes);
+                assert!(good(&within), "another message's");
+                assert_eq!(check_numbers("log entry", &within, &[7], 2, 3).is_ok(), good(&bytes));
+            }
+        }
+        assert!(
+            good(&[messages(3), single(1), packed(2)].concat()) && !good(&[packed(2), packed(1), messages(2)].concat())
+        );
+        assert!(!good(&field(2, &[1])[..2]), "it breaks off");
+    }
+
     fn bundle(messages: usize, signed: usize) -> Vec<u8> {
         let signed = vec![proto::SignedValue::default(); signed];
         let task = Some(proto::TaskEvidence { is_json: true, signed });
         let message = proto::Message { task, via: 7, ..Default::default() };
-        proto::Bundle { version: 1, messages: vec![message; messages] }.encode_to_vec()
+        proto::Bundle { version: 1, messages: vec![message; messages], ages_ms: vec![] }.encode_to_vec()
     }
 
     fn allows(bytes: &[u8], path: &'static [u32], count_max: usize) -> bool {

@@ -21,9 +21,17 @@ pub const GENESIS_VERSION: u32 = 1;
 pub const FORMAT: u32 = 1;
 /// Most members of a network at genesis.
 pub const MEMBERS_MAX: usize = 64;
-/// Shortest retry window: longer than a message can wait in a pool, so that what a node sends again is never taken for
-/// a new reading.
+/// Shortest retry window: what one call brings to the leader more than once is never taken for a new reading. Its copies
+/// have one beginning, since their waits in nodes' pools are counted. What is not counted, six seconds on a connection and
+/// four between two leaders' clocks, is less than this window and [`RETRY_MARGIN_MS`].
 pub const RETRY_WINDOW_MS_MIN: u64 = 6_000;
+/// A repeat counts as one for so much longer than the retry window: by its time of arrival, which is known only as well as
+/// leaders' clocks agree, and but for the time on the way between two nodes. It covers clocks as far apart as they may be
+/// and two seconds on the way; or a connection that stands still for as long as one may.
+pub const RETRY_MARGIN_MS: u64 = 6_000;
+/// Oldest that a message may be when it is proposed, by the time from its arrival at a node. Above the honest ones: a node
+/// holds a request for four seconds, and pools hold messages for five, that of the node and that of the leader.
+pub const AGE_MS_MAX: u64 = 15_000;
 /// Smallest limit on bytes: below, the store's own buffers and files are the most of it.
 pub const RETENTION_BYTES_MIN: u64 = 64 << 20;
 /// Largest `message_bytes_max` that a network can have: a message must fit one bundle between nodes.
@@ -107,7 +115,7 @@ pub struct ProjectSettings {
     pub group_bytes_max: u64,
     /// … or when it is this old.
     pub group_age_max_ms: u64,
-    /// The same content within this time is a retry and gets its first position.
+    /// The same content within this time, by when its requests came in, is a retry and gets its first position.
     pub retry_window_ms: u64,
     /// Whether anyone may read its payloads.
     pub public: bool,
@@ -359,6 +367,11 @@ impl MadeBy {
     }
 }
 
+/// How long a message has to be kept so that its repeats are known for repeats.
+fn first_kept_ms(retry_window_ms: u64) -> u64 {
+    retry_window_ms.saturating_add(RETRY_MARGIN_MS + AGE_MS_MAX)
+}
+
 fn is_name(text: &str) -> bool {
     let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"-_.".contains(&c);
     (1..=64).contains(&text.len()) && text.bytes().all(allowed)
@@ -431,9 +444,14 @@ impl Genesis {
         if retention.bytes > 0 && retention.bytes < RETENTION_BYTES_MIN {
             return invalid(format!("retention: bytes must be at least {RETENTION_BYTES_MIN}"));
         }
-        let window_ms = params.projects.values().chain([&params.default_project]).map(|p| p.retry_window_ms).max();
-        if retention.age_ms > 0 && Some(retention.age_ms) < window_ms {
-            return invalid("retention: age_ms must not be below any project's retry_window_ms".into());
+        let windows_ms = params.projects.values().chain([&params.default_project]).map(|p| p.retry_window_ms);
+        let repeats_ms = windows_ms.map(first_kept_ms).max().unwrap_or_default();
+        if retention.age_ms > 0 && retention.age_ms < repeats_ms {
+            return invalid(format!(
+                "retention: age_ms must be at least {repeats_ms}: any project's retry_window_ms, and {} for repeats that \
+                 are late",
+                RETRY_MARGIN_MS + AGE_MS_MAX
+            ));
         }
         if params.message_bytes_max == 0 || params.open_groups_max == 0 || params.first_task_number.0 == 0 {
             return invalid("message_bytes_max, open_groups_max and first_task_number must be at least 1".into());

@@ -7,13 +7,14 @@ use lockstep_testkit::disk::library;
 use lockstep_testkit::http::{get, post_message};
 use lockstep_testkit::load::device_key;
 use lockstep_testkit::wait::eventually;
+use lockstep_types::genesis::RETRY_MARGIN_MS;
 use lockstep_types::{NetworkParams, ProjectId, ProjectSettings};
 use serde_json::Value;
 
 use crate::{SOON, binary};
 
-/// A little less than the retry window, which is 10 s.
-const JUMP_MS: i64 = 9_900;
+/// A little less than the time within which the same content is a retry: the window of 10 s, and the margin.
+const JUMP_MS: i64 = 10_000 + RETRY_MARGIN_MS as i64 - 100;
 /// From the message to its retry.
 const MEANWHILE: Duration = Duration::from_millis(500);
 const DAY_MS: i64 = 24 * 3_600_000;

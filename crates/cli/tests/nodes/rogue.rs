@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lockstep_ledger::RULES_NEWEST;
 use lockstep_network::{CallError, Channel, Handle, LogView, Network, Options, Peer, Service};
+use lockstep_node::RULES_NEWEST;
 use lockstep_node::config::REHEARSED_RULES;
 use lockstep_testkit::audit::audit;
 use lockstep_testkit::cluster::{Cluster, ClusterOptions, open_params};
@@ -248,7 +248,7 @@ fn unverifiable(n: u64) -> proto::Message {
 /// Frames without sense, too large ones, messages that nobody signed, and the same bundle again and again: on every
 /// channel of every node, several at a time.
 async fn flood(rogue: &Rogue, good: &proto::Message, random: &mut Random) {
-    let bundle = |messages| Bytes::from(proto::Bundle { version: 1, messages }.encode_to_vec());
+    let bundle = |messages| Bytes::from(proto::Bundle { version: 1, messages, ages_ms: Vec::new() }.encode_to_vec());
     let forged = bundle((0..500).map(unverifiable).collect());
     let again = bundle(vec![good.clone(); 500]);
     // Two bytes for each message, hundreds in memory.

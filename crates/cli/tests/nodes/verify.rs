@@ -9,6 +9,7 @@ use lockstep_testkit::http::{get, post_message};
 use lockstep_testkit::load::device_key;
 use lockstep_testkit::process::{Limits, run_limited, text_of};
 use lockstep_testkit::wait::eventually;
+use lockstep_types::genesis::{AGE_MS_MAX, RETRY_MARGIN_MS};
 use lockstep_types::{NetworkParams, ProjectId, ProjectSettings, Retention};
 
 use crate::rules_examples::{params_with, rules_are_known, set_rules};
@@ -130,7 +131,7 @@ async fn a_network_is_checked_while_it_runs_and_a_node_when_it_is_stopped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_history_whose_beginning_was_forgotten_is_checked_from_what_is_kept() {
     let default_project = ProjectSettings { retry_window_ms: 6_000, ..ProjectSettings::open() };
-    let retention = Retention { age_ms: 6_000, ..Retention::default() };
+    let retention = Retention { age_ms: 6_000 + RETRY_MARGIN_MS + AGE_MS_MAX, ..Retention::default() };
     let mut params = NetworkParams { retention, allow_unknown_projects: true, ..params_with(&[WITH_RULES]) };
     params.projects.insert(ProjectId(WITH_RULES), default_project.clone());
     params.default_project = default_project;

@@ -58,7 +58,7 @@ fn address_seeds() -> Vec<Vec<u8>> {
 fn bundle_seeds() -> Vec<Vec<u8>> {
     let all = [message(100, "21.5"), task_message(101, 7), vouched("x")];
     let messages = all.iter().map(|message| message.message().to_proto()).collect();
-    vec![proto::Bundle { version: 1, messages }.encode_to_vec()]
+    vec![proto::Bundle { version: 1, messages, ages_ms: vec![0, 300, 15_000] }.encode_to_vec()]
 }
 
 fn control_seeds() -> Vec<Vec<u8>> {

@@ -114,14 +114,16 @@ impl<'a> Building<'a> {
         self.next_set = Some(self.ledger.members.set().clone());
     }
 
-    pub(super) fn take(&mut self, message: Message, id: ContentId, before: Option<Occurrence>) {
+    /// Decides about a message of that age.
+    pub(super) fn take(&mut self, message: Message, id: ContentId, before: Option<Occurrence>, age_ms: u64) {
         let window_ms = match self.check(&message) {
             Ok(window_ms) => window_ms,
             Err(rejection) => return self.outcomes.push((id, Outcome::Rejected(rejection))),
         };
         let kept = self.ledger.head.horizon.height;
         let before = self.fresh.get(&id).copied().or(before).filter(|before| before.height >= kept);
-        if let Some(first) = before.filter(|first| self.time_ms.0.saturating_sub(first.time_ms.0) < window_ms) {
+        let came_in = TimeMs(self.time_ms.0.saturating_sub(age_ms));
+        if let Some(first) = before.filter(|first| first.is_repeated(came_in, window_ms)) {
             let outcome = Outcome::Duplicate {
                 message_id: first.message_id(&id),
                 sequence: first.sequence,

@@ -43,11 +43,17 @@ pub enum Bug {
     ServeFlipped,
     /// A disk says that the state on it has forgotten what only the one in memory has.
     ForgetEarly,
+    /// Repeats are judged by when they are proposed, however long they waited: the window has no margin, and what nodes send
+    /// each other has no ages.
+    WindowByProposal,
+    /// A new leader answers with a place before it has applied the first entry of its term: with the next one that it knows of,
+    /// which may be that of something that it inherited.
+    AckBeforeApplyTerm,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::NoSync,
         Self::AnswerBeforeQuorum,
         Self::SkipCursor,
@@ -65,12 +71,15 @@ impl Bug {
         Self::FeedGoesBack,
         Self::ServeFlipped,
         Self::ForgetEarly,
+        Self::WindowByProposal,
+        Self::AckBeforeApplyTerm,
     ];
 
     /// The promises of which it breaks at least one: that is what it has to be caught by.
     pub fn breaks(self) -> &'static [Promise] {
         match self {
-            Self::NoSync | Self::GuessPosition => &[Promise::Kept],
+            Self::NoSync | Self::GuessPosition | Self::AckBeforeApplyTerm => &[Promise::Kept],
+            Self::WindowByProposal => &[Promise::Once],
             Self::AnswerBeforeQuorum | Self::VoteAfterWipe => &[Promise::Kept, Promise::Agreement],
             Self::SkipCursor | Self::CountTwice | Self::ReuseId | Self::PublishBeforeFinal => &[Promise::Output],
             Self::OrderByArrival | Self::OldMembers | Self::TornWrites | Self::ForgetEarly => &[Promise::Agreement],
@@ -101,6 +110,8 @@ impl Bug {
             Self::FeedGoesBack => "feed-goes-back",
             Self::ServeFlipped => "serve-flipped",
             Self::ForgetEarly => "forget-early",
+            Self::WindowByProposal => "window-by-proposal",
+            Self::AckBeforeApplyTerm => "ack-before-apply-term",
         }
     }
 }

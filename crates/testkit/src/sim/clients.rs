@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use lockstep_api::{Accepted, Submit as _, SubmitError};
+use lockstep_consensus::Role;
 use lockstep_identity::DeviceRequest;
 use lockstep_identity::apinode::{parse, sign_body};
 use lockstep_types::{Address, ContentId, ProjectId, SigningKey};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::bugs::Bug;
 use super::world::{Running, World};
@@ -116,10 +117,11 @@ impl Client {
     }
 }
 
-/// Submits a message until it has a place, or patience ends.
+/// Submits a message until it has a place, patience ends, or the same would count as another one.
 async fn submit(world: &World, random: &mut Random, ready: &Ready) {
     let mut attempt = 0;
-    while attempt < ATTEMPTS_MAX {
+    let window_ends = Instant::now() + Duration::from_millis(world.scenario.retry_window_ms);
+    while attempt < ATTEMPTS_MAX && Instant::now() < window_ends {
         let nodes = world.nodes();
         let node = nodes[random.below(nodes.len())];
         attempt += 1;
@@ -148,7 +150,13 @@ async fn ask(world: &World, running: Running, ready: &Ready, attempt: usize) -> 
         // Without its signature it is another message, of whoever vouches for it.
         (request.signature, request.data) = (None, format!("{} again", request.data));
     }
-    if world.scenario.bugs.has(Bug::GuessPosition) {
+    let is_new_leader = || {
+        let status = running.consensus.status();
+        let status = status.borrow();
+        status.role == Role::Leader && !status.has_applied_term
+    };
+    let bugs = world.scenario.bugs;
+    if bugs.has(Bug::GuessPosition) || bugs.has(Bug::AckBeforeApplyTerm) && is_new_leader() {
         let head = running.head.borrow().clone()?;
         let serve = async move { running.ingress.submit(request).await };
         tokio::spawn(running.scope.run(serve.boxed()));

@@ -14,6 +14,10 @@ use crate::random::Random;
 
 /// How far a clock leaps.
 const DAY_MS: i64 = 24 * 3_600_000;
+/// How long a majority is away.
+const OUTAGE_MS_MIN: u64 = 15_000;
+/// See [`OUTAGE_MS_MIN`].
+const OUTAGE_MS_MAX: u64 = 40_000;
 
 /// Brings all faults about, one after the other, some of them at the same time.
 pub(super) async fn run(world: World, mut random: Random) {
@@ -138,6 +142,27 @@ async fn cause(world: World, mut random: Random, kind: Fault) {
             }
         }
         Fault::Wipe => wipe(&world, node, time).await,
+        Fault::Outage => outage(&world, nodes, &mut random).await,
+    }
+}
+
+/// A majority is away, each of them down or cut off, and comes back.
+async fn outage(world: &World, mut nodes: Vec<NodeId>, random: &mut Random) {
+    let (all, majority) = (nodes.clone(), nodes.len() / 2 + 1);
+    let length = Duration::from_millis(OUTAGE_MS_MIN + random.number() % (OUTAGE_MS_MAX - OUTAGE_MS_MIN));
+    let away: Vec<NodeId> = (0..majority).map(|_| nodes.swap_remove(random.below(nodes.len()))).collect();
+    let cut = Quality { is_cut: true, ..Quality::GOOD };
+    for node in &away {
+        if random.below(2) == 0 {
+            world.kill(*node);
+        }
+        set_all(world, &around(&all, *node), cut);
+    }
+    world.trace.say(format_args!("nodes {away:?} are away for {length:?}"));
+    sleep(length).await;
+    for node in away {
+        set_all(world, &around(&all, node), Quality::GOOD);
+        world.start(node);
     }
 }
 

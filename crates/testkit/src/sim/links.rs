@@ -192,6 +192,7 @@ impl Wire for Port {
     }
 
     fn publish(&self, bytes: Bytes) {
+        let bytes = tamper::bundle(self.links.bugs, bytes);
         let mut inner = self.links.inner.lock();
         let inner = &mut *inner;
         let Some(own) = inner.ends.get(&self.node).filter(|end| end.life == self.life) else { return };

@@ -6,19 +6,20 @@ use anyhow::Result;
 use lockstep_consensus::runtime::Scope;
 use lockstep_node::clock::SimulatedClock;
 use lockstep_node::config::Config;
+use lockstep_types::genesis::{AGE_MS_MAX, RETRY_MARGIN_MS, RETRY_WINDOW_MS_MIN};
 use lockstep_types::{DevicePolicy, Genesis, Incarnation, Member, NetworkParams, NodeId, ProjectSettings, SigningKey};
 
+use super::bugs::Bug;
 use super::disk::Disk;
 use super::scenario::Scenario;
 use super::world::Running;
 
-/// The same content within this time is a retry: longer than any run. Projects may have other windows.
-const RETRY_WINDOW_MS: u64 = 3_600_000;
-/// Where batches are forgotten: what is older than this goes. The same content is a retry within this time.
-pub(super) const KEPT_MS: u64 = lockstep_types::genesis::RETRY_WINDOW_MS_MIN;
+/// Where batches are forgotten: what is older than this goes, which is as soon as a network may. The same content is a retry
+/// for the shortest window.
+pub(super) const KEPT_MS: u64 = RETRY_WINDOW_MS_MIN + RETRY_MARGIN_MS + AGE_MS_MAX;
 /// Where batches are forgotten: messages of a group, and its age. What is in an open group is not forgotten, so that is a
 /// little longer than the rest is kept.
-const OPEN_GROUP: (u64, u64) = (20, 8_000);
+const OPEN_GROUP: (u64, u64) = (20, KEPT_MS + 2_000);
 
 /// A machine.
 pub(super) struct Machine {
@@ -85,15 +86,15 @@ pub(super) fn make_home(homes: &Path, number: u64, member: &Member) -> Result<Pa
 pub(super) fn genesis(scenario: &Scenario) -> Result<Genesis> {
     let first = |number: u64| member(number, format!("n{number}"), &key(number));
     let mut params = NetworkParams { allow_unsigned: true, allow_unknown_projects: true, ..NetworkParams::default() };
+    let margin_ms = if scenario.bugs.has(Bug::WindowByProposal) { RETRY_MARGIN_MS } else { 0 };
     params.default_project = ProjectSettings {
-        retry_window_ms: RETRY_WINDOW_MS,
+        retry_window_ms: scenario.retry_window_ms - margin_ms,
         devices: Some(DevicePolicy::Any),
         public: true,
         ..ProjectSettings::open()
     };
     if scenario.forgets {
         params.retention.age_ms = KEPT_MS;
-        params.default_project.retry_window_ms = KEPT_MS;
         (params.default_project.group_messages_max, params.default_project.group_age_max_ms) = OPEN_GROUP;
     }
     Ok(Genesis::new("sim", (0..scenario.nodes as u64).map(first).collect(), params)?)

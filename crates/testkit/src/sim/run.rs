@@ -28,7 +28,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// not to be gone by.
 const AHEAD_MAX: Duration = Duration::from_secs(10);
 /// Where batches are forgotten an output is dead for this long: longer than anything is kept.
-const DEAD_OUTPUT_TIME: Duration = Duration::from_secs(20);
+const DEAD_OUTPUT_TIME: Duration = Duration::from_secs(35);
 /// Events that a report shows.
 const SHOWN_EVENTS: usize = 60;
 
@@ -316,7 +316,7 @@ async fn evidence(world: &World) -> Result<Evidence> {
         first_task,
         first_set: world.genesis().first_set()?,
         windows: BTreeMap::from([(owner::PROJECT, owner::WINDOW_MS)]),
-        window_ms: world.scenario.forgets.then_some(machine::KEPT_MS),
+        window_ms: Some(world.scenario.retry_window_ms),
         troubles: seen.troubles,
     })
 }

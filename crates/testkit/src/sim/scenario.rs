@@ -44,6 +44,8 @@ pub enum Fault {
     Pause,
     /// A bit of what a disk holds flips.
     Flip,
+    /// So many nodes are away that the others are no majority: longer than the retry window, or nearly.
+    Outage,
 }
 
 const ALL: &[Fault] = &[
@@ -90,6 +92,9 @@ const FIRST: &[Fault] = &[
     Fault::Wipe,
 ];
 
+/// The same content within this time is a retry: longer than any run.
+const RETRY_WINDOW_MS: u64 = 3_600_000;
+
 /// See the module's documentation.
 #[derive(Debug, Clone)]
 pub struct Scenario {
@@ -117,6 +122,8 @@ pub struct Scenario {
     pub readers: usize,
     /// Time of load and faults.
     pub length: Duration,
+    /// The same content within this time is a retry, but in a project that has an owner. Clients do not try for longer.
+    pub retry_window_ms: u64,
     /// Log entries since the last copy of the state that make another one due.
     pub log_entries_max: u64,
     /// Whether batches are forgotten soon, while groups stay open and an output is dead for a while.
@@ -143,6 +150,7 @@ impl Scenario {
             has_owner: true,
             readers: 2,
             length: Duration::from_secs(60),
+            retry_window_ms: RETRY_WINDOW_MS,
             log_entries_max: 1_000_000,
             forgets: false,
             rules_max: [RULES_NEWEST, RULES_NEWEST],
@@ -219,13 +227,29 @@ impl Scenario {
     /// needs. Copies, which put the state on the disk, are some seconds apart, as horizons are.
     pub fn forgets() -> Self {
         let kinds = &[Fault::Crash, Fault::Crash, Fault::Blackout, Fault::Kill];
-        Self { name: "forgets", log_entries_max: 200, forgets: true, kinds, ..Self::plain() }
+        let retry_window_ms = lockstep_types::genesis::RETRY_WINDOW_MS_MIN;
+        Self { name: "forgets", log_entries_max: 200, forgets: true, retry_window_ms, kinds, ..Self::plain() }
     }
 
     /// Half of the nodes know older rules, and learn the newer ones when they are started again.
     pub fn upgrade() -> Self {
         let kinds = &[Fault::Crash, Fault::Kill, Fault::Kill, Fault::Kill, Fault::HandOver, Fault::Isolate];
         Self { name: "upgrade", rules_max: [RULES_FIRST, RULES_FIRST + 1], kinds, ..Self::standard() }
+    }
+
+    /// Nobody leads for longer than the retry window, or nearly, while copies of messages are under way: what waits in pools and
+    /// logs is judged by when it came in.
+    pub fn outage() -> Self {
+        let (nodes, faults, length) = (3, 3, Duration::from_secs(120));
+        Self {
+            name: "outage",
+            kinds: &[Fault::Outage],
+            nodes,
+            faults,
+            length,
+            retry_window_ms: 20_000,
+            ..Self::plain()
+        }
     }
 
     /// Nothing goes wrong.
@@ -244,6 +268,7 @@ impl Scenario {
             Self::upgrade(),
             Self::clocks(),
             Self::clocks_alone(),
+            Self::outage(),
             Self::plain(),
             Self::calm(),
         ]
@@ -257,6 +282,11 @@ impl Scenario {
             Bug::ForgetEarly => Self { bugs, faults: 20, ..Self::forgets() },
             Bug::ServeFlipped => Self { bugs, kinds: &[Fault::Flip], faults: 60, ..Self::standard() },
             Bug::OldMembers => Self { bugs, ..Self::members() },
+            Bug::WindowByProposal => Self { bugs, ..Self::outage() },
+            Bug::AckBeforeApplyTerm => {
+                let kinds = &[Fault::Outage, Fault::SlowDisk, Fault::SlowDisk, Fault::SlowDisk, Fault::HandOver];
+                Self { bugs, kinds, faults: 20, ..Self::outage() }
+            }
             Bug::NoSync | Bug::TornWrites => {
                 Self { bugs, kinds: &[Fault::Blackout, Fault::Crash, Fault::Isolate], ..Self::plain() }
             }

@@ -33,8 +33,20 @@ pub(super) fn answer(bugs: Bugs, channel: Channel, request: &Bytes) -> Option<By
     Some(proto::RaftResponse { kind }.encode_to_vec().into())
 }
 
+/// What nodes get of a bundle.
+pub(super) fn bundle(bugs: Bugs, bytes: Bytes) -> Bytes {
+    if !bugs.has(Bug::WindowByProposal) {
+        return bytes;
+    }
+    let without_ages = |bundle| proto::Bundle { ages_ms: Vec::new(), ..bundle }.encode_to_vec().into();
+    proto::Bundle::decode(bytes.clone()).map_or(bytes, without_ages)
+}
+
 /// What the node `to` gets of a request.
 pub(super) fn request(bugs: Bugs, (_from, to): (NodeId, NodeId), channel: Channel, request: Bytes) -> Bytes {
+    if channel == Channel::Bundle {
+        return bundle(bugs, request);
+    }
     let tampers = [Bug::OrderByArrival, Bug::OldMembers, Bug::LoseOrders].into_iter().any(|bug| bugs.has(bug));
     if !tampers || channel != Channel::Raft || to != NodeId(1) {
         return request;

@@ -457,7 +457,7 @@ async fn watch_role(trace: Trace, record: Record, node: NodeId, mut status: watc
             note_divergence(&record, node, why);
         }
         if now.role != Role::Follower || now.leader.is_some() || now.stopped.is_some() {
-            let RaftStatus { role, term, leader, stopped } = now;
+            let RaftStatus { role, term, leader, stopped, has_applied_term: _ } = now;
             let (leader, stopped) = (leader.map_or(0, |leader| leader.0), stopped.unwrap_or_default());
             trace.say(format_args!("node {node} is {role:?} in term {term} of node {leader} {stopped}"));
         }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use lockstep_testkit::order::{At, Call, Chain, Evidence, Promise, Row, Sighting, Store, Told, check};
 use lockstep_types::{
     Address, Api, Batch, BatchHash, BatchHeader, Height, Message, MessageId, NetworkId, NodeId, OrderedMessage,
-    ProjectId, Sequence, Signature, Task, TaskId, TaskNumber,
+    ProjectId, Sequence, Signature, Task, TaskId, TaskNumber, TimeMs,
 };
 
 const BATCHES: u64 = 4;
@@ -157,5 +157,52 @@ fn each_broken_promise_is_seen() {
         break_it(&mut broken);
         let violations = check(&broken);
         assert!(violations.show(&[promise]), "{what}: {violations}");
+    }
+}
+
+#[test]
+fn a_content_has_no_more_places_than_its_calls_allow_whatever_the_time_of_batches() {
+    // When message 2 was submitted, in seconds, and whether it may have a second place where windows have 20 s.
+    let table: [(&[u64], bool); 6] = [
+        (&[20], false),
+        (&[20, 39], false),
+        (&[20, 40], true),
+        (&[39, 20, 30], false),
+        (&[40, 30, 20], true),
+        (&[20, 30, 39, 45], true),
+    ];
+    for (submitted, may_be_twice) in table {
+        let mut evidence = Evidence { window_ms: Some(20_000), ..evidence() };
+        let content = message(2).content_id();
+        evidence.calls.retain(|call| call.content != content);
+        evidence.calls.extend(submitted.iter().map(|seconds| Call {
+            content,
+            node: NodeId(1),
+            invoked: at(*seconds),
+            answered: None,
+            told: Told::Unknown,
+        }));
+        for chain in &mut evidence.chains {
+            chain.batches[2].messages = chain.batches[1].messages.clone();
+            chain.batches[2].header.time_ms = TimeMs(60_000);
+        }
+        let violations = check(&evidence);
+        assert_eq!(violations.show(&[Promise::Once]), !may_be_twice, "{submitted:?}: {violations}");
+        // A call that was refused made no place.
+        let refused = evidence.calls.iter_mut().filter(|call| call.content == content).skip(1);
+        refused.for_each(|call| call.told = Told::Refused);
+        assert!(check(&evidence).show(&[Promise::Once]), "{submitted:?}");
+    }
+}
+
+#[test]
+fn a_reading_long_after_the_window_is_not_told_the_old_place() {
+    // Message 1 was answered at 11 s; a window of 20 s, a margin of 6 s, and 10 s for clocks.
+    for (window_ms, again, is_lost) in [(None, 999, false), (Some(20_000), 47, false), (Some(20_000), 48, true)] {
+        let mut evidence = Evidence { window_ms, ..evidence() };
+        let call = Call { invoked: at(again), answered: Some(at(again + 1)), ..evidence.calls[0].clone() };
+        evidence.calls.push(call);
+        let violations = check(&evidence);
+        assert_eq!(violations.show(&[Promise::Once]), is_lost, "{again}: {violations}");
     }
 }
