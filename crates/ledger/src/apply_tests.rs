@@ -332,7 +332,7 @@ fn ages_are_as_many_as_messages_or_none_and_no_greater_than_one_may_be() {
     let aged = |age_ms| Aged { age_ms, ..Aged::fresh(Arc::new(VerifiedMessage::from_recovered(message("a")))) };
     let encoded = |ages: &[u64]| {
         let messages: Vec<Aged> = ages.iter().copied().map(aged).collect();
-        match Command::decode(encode_batch(TimeMs(1), &messages, &[])) {
+        match Command::decode(encode_batch(TimeMs(1), &messages, Sequence(0))) {
             Ok(Command::Batch(batch)) => batch.ages_ms,
             other => panic!("{other:?}"),
         }

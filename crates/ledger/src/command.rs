@@ -130,6 +130,7 @@ impl Command {
                 time_ms: batch.time_ms.0,
                 messages: batch.messages.iter().map(Message::to_proto).collect(),
                 make_room_before: batch.make_room_before.0,
+                ages_ms: batch.ages_ms.clone(),
             })),
             Self::Certificate(certificate) => Self::encode_certificate(certificate),
             Self::Approval { time_ms, approval } => Self::encode_approval(*time_ms, approval),

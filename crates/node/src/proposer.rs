@@ -2,7 +2,6 @@
 //! while proposals are under way the next batch fills. A new leader proposes nothing before it has applied the first entry
 //! of its term, and with it all that it inherited: what is ordered by then is out of its pool.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_consensus::{Consensus, ProposeError};

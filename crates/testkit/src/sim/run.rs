@@ -14,7 +14,7 @@ use super::bugs::Bug;
 use super::scenario::Scenario;
 use super::trace::Trace;
 use super::world::World;
-use super::{changes, clients, faults, machine, owner, panics, readers};
+use super::{changes, clients, faults, owner, panics, readers};
 use crate::order::{self, Chain, Evidence, Promise, Row, Store, Told, Violations};
 use crate::random::Random;
 
