@@ -37,6 +37,8 @@ pub struct StateMachine {
     constants: LedgerParts,
     /// Of a state that may have lost batches which its log forgets further on: horizons are taken at their word.
     trusts_horizons: bool,
+    /// One of them was.
+    pub(crate) has_trusted: bool,
 }
 
 fn io_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
@@ -98,7 +100,7 @@ impl StateMachine {
         let ledger = load(&state, &constants).map_err(io_error)?;
         let (applied, membership) = state.applied().map_err(io_error)?;
         observer.loaded(&ledger);
-        Ok(Self { ledger, state, observer, applied, membership, constants, trusts_horizons: false })
+        Ok(Self { ledger, state, observer, applied, membership, constants, trusts_horizons: false, has_trusted: false })
     }
 
     /// For applying the log of a stopped node to what is left of its state.
@@ -124,6 +126,7 @@ impl StateMachine {
                     (&applied.diverged, horizon, self.trusts_horizons)
                 {
                     applied = self.ledger.forget_missing(horizon);
+                    self.has_trusted = true;
                 }
                 // Nothing of the entry is stored: the node stops here, at every start, until its state is mended.
                 applied.diverged.clone().map_or(Ok(applied), |divergence| Err(io_error(divergence)))
