@@ -253,7 +253,7 @@ pub struct Restore {
     pub node: NodeArgs,
 }
 
-/// For when a majority of the voters is lost for good. This node applies all of its log and goes on alone, in a new
+/// For when a majority of the voters is lost for good, or no member can apply the log any further. This node applies all of its log and goes on alone, in a new
 /// epoch. What the lost voters acknowledged and this node had not received is lost. The old store is kept.
 #[derive(Debug, ClapArgs)]
 pub struct Recover {

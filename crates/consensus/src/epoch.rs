@@ -146,7 +146,7 @@ pub fn apply_whole_log(
         }
     }
     let mut missing_below = None;
-    if stopped.is_some()
+    if (stopped.is_some() || machine.has_trusted())
         && let Some(horizon) = first_whole(state, genesis)?
     {
         machine.forget_missing(horizon)?;

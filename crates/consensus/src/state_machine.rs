@@ -49,6 +49,8 @@ struct Machine {
     constants: LedgerParts,
     /// Of a state that may have lost batches which its log forgets further on: horizons are taken at their word.
     trusts_horizons: bool,
+    /// One of them was.
+    has_trusted: bool,
 }
 
 fn io_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
@@ -117,8 +119,16 @@ impl StateMachine {
         let ledger = load(&state, &constants).map_err(io_error)?;
         let (applied, membership) = state.applied().map_err(io_error)?;
         observer.loaded(&ledger);
-        let machine =
-            Machine { ledger, state: state.clone(), observer, applied, membership, constants, trusts_horizons: false };
+        let machine = Machine {
+            ledger,
+            state: state.clone(),
+            observer,
+            applied,
+            membership,
+            constants,
+            trusts_horizons: false,
+            has_trusted: false,
+        };
         Ok(Self { state, machine: Arc::new(Mutex::new(machine)) })
     }
 
@@ -126,6 +136,11 @@ impl StateMachine {
     pub(crate) fn trusting_horizons(self) -> Self {
         self.machine.lock().trusts_horizons = true;
         self
+    }
+
+    /// Whether a horizon had to be taken at its word.
+    pub(crate) fn has_trusted(&self) -> bool {
+        self.machine.lock().has_trusted
     }
 
     /// Forgets batches that are missing, without an entry of the log. Blocks.
@@ -170,6 +185,7 @@ impl Machine {
                     (&applied.diverged, horizon, self.trusts_horizons)
                 {
                     applied = self.ledger.forget_missing(horizon);
+                    self.has_trusted = true;
                 }
                 // Nothing of the entry is stored: the node stops here, at every start, until its state is mended.
                 applied.diverged.clone().map_or(Ok(applied), |divergence| Err(io_error(divergence)))

@@ -228,7 +228,7 @@ impl Scenario {
     pub fn forgets() -> Self {
         let kinds = &[Fault::Crash, Fault::Crash, Fault::Blackout, Fault::Kill];
         let retry_window_ms = lockstep_types::genesis::RETRY_WINDOW_MS_MIN;
-        Self { name: "forgets", log_entries_max: 200, forgets: true, retry_window_ms, kinds, ..Self::plain() }
+        Self { name: "forgets", log_entries_max: 400, forgets: true, retry_window_ms, kinds, ..Self::plain() }
     }
 
     /// Half of the nodes know older rules, and learn the newer ones when they are started again.
@@ -279,7 +279,10 @@ impl Scenario {
         let bugs = Bugs::only(bug);
         match bug {
             Bug::ForgetRetries => Self { bugs, twice_of_1000: 400, replaces: false, ..Self::snapshots() },
-            Bug::ForgetEarly => Self { bugs, faults: 20, ..Self::forgets() },
+            // Several horizons have to lie between the state on a disk and the one in memory.
+            Bug::ForgetEarly => {
+                Self { bugs, log_entries_max: 2_000, twice_of_1000: 400, faults: 20, ..Self::forgets() }
+            }
             Bug::ServeFlipped => Self { bugs, kinds: &[Fault::Flip], faults: 60, ..Self::standard() },
             Bug::OldMembers => Self { bugs, ..Self::members() },
             Bug::WindowByProposal => Self { bugs, ..Self::outage() },
