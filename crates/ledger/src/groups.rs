@@ -215,10 +215,6 @@ impl Groups {
         self.by_key.len()
     }
 
-    pub fn oldest(&self) -> Option<&GroupKey> {
-        self.by_first.values().next()
-    }
-
     /// The oldest group of the project that has most.
     pub fn oldest_of_largest(&self) -> Option<&GroupKey> {
         let (_, project) = self.by_count.last()?;

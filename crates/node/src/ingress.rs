@@ -9,7 +9,7 @@ use futures::future::join_all;
 use lockstep_api::{Accepted, Submit, SubmitError};
 use lockstep_consensus::StateStore;
 use lockstep_identity::{DeviceRequest, SproutRequest, TaskRequest};
-use lockstep_ledger::{Head, OrderError, Outcome, Projects, Rejection};
+use lockstep_ledger::{Outcome, Projects, Rejection};
 use lockstep_rules::Refusal;
 use lockstep_types::{Address, Hash32, Height, NodeId, ProjectId, Sequence, TaskId};
 use tokio::sync::{oneshot, watch};

@@ -162,7 +162,6 @@ impl Operator {
     /// Whether an approval would count, by this node's state and clock.
     fn check(&self, members: &Members, approval: &Approval) -> Result<(), String> {
         let parts = &self.0.parts;
-        if let Some(head) = &*parts.tracker.head().borrow() {}
         members.check(approval, &parts.network_id, parts.epoch(), parts.tracker.now()).map_err(|e| e.to_string())
     }
 

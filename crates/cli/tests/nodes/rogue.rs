@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use lockstep_ledger::RULES_NEWEST;
 use lockstep_network::{CallError, Channel, Handle, LogView, Network, Options, Peer, Service};
+use lockstep_node::RULES_NEWEST;
 use lockstep_node::config::REHEARSED_RULES;
 use lockstep_testkit::audit::audit;
 use lockstep_testkit::cluster::{Cluster, ClusterOptions, open_params};

@@ -173,6 +173,7 @@ async fn an_epoch_begins_with_the_whole_log_and_one_new_voter() {
         election_timeout_ms: 400,
         heartbeat_ms: 100,
         compaction: CompactionOptions::default(),
+        rules_known: RULES_NEWEST,
     };
     let refused = Consensus::start(options, Arc::new(Nobody), state, Arc::new(Quiet)).await.err().unwrap();
     assert!(refused.to_string().contains("the state is of epoch 1"), "{refused}");

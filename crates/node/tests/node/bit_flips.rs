@@ -8,7 +8,7 @@ use lockstep_consensus::audit::every_record;
 use lockstep_node::check::{CheckError, Part, check_home};
 use lockstep_node::config::{HttpConfig, P2pConfig, PoolConfig, RaftConfig};
 use lockstep_node::home::MemberOptions;
-use lockstep_node::{Config, Home, Node};
+use lockstep_node::{Config, Home, Node, RULES_NEWEST};
 use lockstep_store::home::StoreHome;
 use lockstep_types::{Genesis, NetworkParams, ProjectId, ProjectSettings, SigningKey};
 use tokio_util::sync::CancellationToken;
@@ -119,7 +119,7 @@ async fn a_flipped_bit_anywhere_is_found_or_changes_nothing_that_is_read() {
 
 fn flip_all(home: &Home) {
     let store = StoreHome::open(&home.file("store")).unwrap();
-    let good = check_home(home.path(), &mut ()).unwrap();
+    let good = check_home(home.path(), RULES_NEWEST, &mut ()).unwrap();
     assert_eq!(good.chain.counts.messages, 82);
     // The group of the last unsigned message may still be open.
     assert!(good.chain.counts.tasks >= 40 && good.chain.counts.certificates > 0 && good.torn.is_none());
@@ -147,7 +147,7 @@ fn flip_all(home: &Home) {
         }
         std::fs::write(file, &bytes).unwrap();
     }
-    check_home(home.path(), &mut ()).unwrap();
+    check_home(home.path(), RULES_NEWEST, &mut ()).unwrap();
     println!("{} files: found, harmless, missed: {tally:?}", files.len());
     assert!(tally[0] > 10 * tally[1], "{tally:?}");
 }
@@ -160,7 +160,7 @@ enum Outcome {
 }
 
 fn judge(home: &Home, store: &StoreHome, records: &[(lockstep_store::Table, lockstep_store::Pair)]) -> Outcome {
-    match check_home(home.path(), &mut ()) {
+    match check_home(home.path(), RULES_NEWEST, &mut ()) {
         Err(CheckError::Bad { part: Part::Log | Part::State, .. } | CheckError::Unable(_)) => Outcome::Found,
         Err(other) => panic!("{other}"),
         // The documented exception: the last record of the write-ahead log looks torn. The report says so.
@@ -174,12 +174,12 @@ fn judge(home: &Home, store: &StoreHome, records: &[(lockstep_store::Table, lock
 async fn the_verdict_names_the_part_and_the_way_out() {
     let directory = tempfile::tempdir().unwrap();
     let home = make_home(&directory.path().join("home"));
-    let never = check_home(home.path(), &mut ()).unwrap_err();
+    let never = check_home(home.path(), RULES_NEWEST, &mut ()).unwrap_err();
     assert!(matches!(&never, CheckError::Unable(reason) if reason.contains("nothing to check")), "{never}");
     run(&home, "short", (0..5).map(|i| format!("message {i}"))).await;
     let path = home.path().to_owned();
     tokio::task::spawn_blocking(move || {
-        let report = check_home(&path, &mut ()).unwrap();
+        let report = check_home(&path, RULES_NEWEST, &mut ()).unwrap();
         assert_eq!((report.chain.first.0, report.chain.voters, report.chain.changes), (1, 1, 0));
         assert_eq!(report.chain.final_height, report.chain.head);
         let store = StoreHome::open(&path.join("store")).unwrap();
@@ -193,7 +193,7 @@ async fn the_verdict_names_the_part_and_the_way_out() {
             let mut damaged = bytes.clone();
             damaged[20] ^= 1;
             std::fs::write(&manifest, &damaged).unwrap();
-            let error = check_home(&path, &mut ()).unwrap_err();
+            let error = check_home(&path, RULES_NEWEST, &mut ()).unwrap_err();
             let CheckError::Bad { part, reason } = error else { panic!("{error}") };
             assert!(part == expected && reason.contains("MANIFEST"), "{reason}");
             assert!(part.way_out().to_lowercase().contains(word));
@@ -201,7 +201,7 @@ async fn the_verdict_names_the_part_and_the_way_out() {
         }
         // A state that was copied from elsewhere, of a log that is behind it.
         std::fs::remove_dir_all(store.state_path().unwrap()).unwrap();
-        assert!(matches!(check_home(&path, &mut ()), Err(CheckError::Unable(_))));
+        assert!(matches!(check_home(&path, RULES_NEWEST, &mut ()), Err(CheckError::Unable(_))));
     })
     .await
     .unwrap();

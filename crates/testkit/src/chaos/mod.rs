@@ -31,7 +31,6 @@ use crate::partition::Healing;
 use crate::process::{raise_open_files, run};
 use crate::random::Random;
 use crate::sim::{Record, Seen};
-use crate::wait::eventually;
 
 /// Size of the small file system in memory of one node. It takes what is in it only.
 const TMPFS_BYTES: u64 = 8 << 30;
