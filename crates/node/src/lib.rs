@@ -47,6 +47,7 @@ mod gaps;
 pub mod gateways;
 #[cfg(feature = "postgres")]
 pub mod grants;
+mod held_back;
 pub mod home;
 mod inbound;
 pub mod ingress;
@@ -88,6 +89,7 @@ pub use config::Config;
 pub use error::NodeError;
 pub use home::Home;
 pub use join::{JoinAnswer, JoinError, ask_to_join, wait_for_admission};
+pub use lockstep_ledger::RULES_NEWEST;
 pub use lockstep_network::{Gateway, GatewayError, GatewayRefusal, peer_id_of};
 pub use lookout::AskMembers;
 pub use node::{Node, bare};

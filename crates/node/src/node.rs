@@ -32,6 +32,7 @@ use crate::error::NodeError;
 use crate::evidence::EvidenceQueue;
 use crate::features::BUILT_WITH;
 use crate::gateways::{GatewayConfig, Gateways};
+use crate::held_back::HeldBack;
 use crate::home::{Home, Opened};
 use crate::ingress::{Ingress, IngressParts};
 use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
@@ -89,6 +90,7 @@ pub(crate) struct Parts {
     documents: Arc<Documents>,
     prover: Option<Arc<dyn ProverStates>>,
     clock_off: watch::Sender<Option<i64>>,
+    held_back: watch::Sender<Option<HeldBack>>,
     means: Means,
 }
 
@@ -333,7 +335,6 @@ impl Parts {
             state: state.clone(),
             projects: tracker.projects(),
             rates,
-            head: tracker.head(),
             hold,
             conflict: conflicts.active(),
         }));
@@ -376,6 +377,7 @@ impl Parts {
             documents,
             prover,
             clock_off: watch::Sender::new(None),
+            held_back: watch::Sender::new(None),
             means,
         })
     }

@@ -26,11 +26,13 @@ use crate::certify::Certifier;
 use crate::chain::{Chain, TaskStates};
 use crate::clock_guard;
 use crate::feed::TaskViews;
+use crate::held_back::HeldBack;
 use crate::ingress::Ingress;
 use crate::limits::READ_BYTES_MAX;
 use crate::mempool::Mempool;
 use crate::metrics;
 use crate::operator::Operator;
+use crate::output_desk::STILL_NAMED;
 use crate::proofs::{self, History, PageQuery};
 use crate::publish::{RunningOutput, TaskReader};
 use crate::tracker::Tracker;
@@ -51,6 +53,7 @@ pub(crate) struct Reader {
     pub chain: Chain,
     pub task_states: TaskStates,
     pub clock_off: watch::Receiver<Option<i64>>,
+    pub held_back: watch::Receiver<Option<HeldBack>>,
     pub outputs: Vec<RunningOutput>,
     pub announcements: Option<Announcements>,
     pub prometheus: PrometheusHandle,
@@ -104,7 +107,22 @@ impl Reader {
         let chain = self.chain.complaint(self.leads());
         let refusals = self.network.refusals().into_iter();
         let refused = refusals.map(|(node, reason)| format!("node {node} refuses this node: {reason}"));
-        evidence.into_iter().chain(conflict).chain(clock).chain(chain).chain(refused).collect()
+        let held_back = self.held_back.borrow().as_ref().map(HeldBack::complaint);
+        let still_named = self.removed().map(|output| format!("output {} was {STILL_NAMED}", output.name));
+        let complaints = evidence.into_iter().chain(conflict).chain(clock).chain(chain).chain(refused);
+        complaints.chain(held_back).chain(still_named).collect()
+    }
+
+    /// Outputs in this node's configuration that belong to the network no longer.
+    fn removed(&self) -> impl Iterator<Item = &RunningOutput> {
+        let states = self.tracker.output_states().borrow().clone();
+        self.outputs.iter().filter(move |output| output.switch.is_removed(&states))
+    }
+
+    /// The others.
+    fn fed(&self) -> impl Iterator<Item = &RunningOutput> {
+        let states = self.tracker.output_states().borrow().clone();
+        self.outputs.iter().filter(move |output| !output.switch.is_removed(&states))
     }
 
     /// Why messages that this node takes would not be ordered: so many voters refuse it that no majority is left.
@@ -165,7 +183,7 @@ impl Reader {
 
     fn is_published(&self, number: TaskNumber) -> bool {
         let has = |output: &RunningOutput| self.published(output).is_some_and(|last| last >= number);
-        !self.outputs.is_empty() && self.outputs.iter().all(has)
+        self.fed().next().is_some() && self.fed().all(has)
     }
 
     /// The last batch of which an output has every task.
@@ -182,6 +200,11 @@ impl Reader {
     }
 
     fn output_view(&self, output: &RunningOutput) -> OutputView {
+        if output.switch.is_removed(&self.tracker.output_states().borrow()) {
+            let (name, error) = (output.name.to_string(), Some(STILL_NAMED.to_owned()));
+            let height = self.final_height();
+            return OutputView { name, height, lag: 0, error, gaps: vec![], refused: 0, paused: false, removed: true };
+        }
         let height = self.published_height(output);
         OutputView {
             name: output.name.to_string(),
@@ -191,6 +214,7 @@ impl Reader {
             gaps: self.gaps(output),
             refused: output.handle.status().refused_count,
             paused: output.handle.status().state == State::Paused,
+            removed: false,
         }
     }
 
@@ -269,7 +293,7 @@ impl Reader {
 
     /// What views of tasks are made with, as it is now.
     pub(crate) fn task_views(&self) -> TaskViews {
-        let published = self.outputs.iter().map(|output| self.published(output));
+        let published = self.fed().map(|output| self.published(output));
         TaskViews {
             projects: self.projects(),
             task_states: self.task_states.clone(),
@@ -356,6 +380,7 @@ impl Read for Reader {
             sending: self.consensus.snapshots_sent().iter().map(Self::transfer_view).collect(),
             peers: members.present().filter(|(id, _)| *id != self.node).map(peer).collect(),
             outputs: self.outputs.iter().map(|output| self.output_view(output)).collect(),
+            held_back: self.held_back.borrow().as_ref().map(HeldBack::view),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

@@ -1,15 +1,15 @@
 //! Follows what is applied on this node: answers those who wait, tells readers and publishers how far it is, and
 //! keeps the age of open groups.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use lockstep_consensus::Observer;
 use lockstep_consensus::StateStore;
 use lockstep_ledger::{
-    Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, OpenGroup, OrderError, Outcome, Projects,
-    Write,
+    Applied, GroupChange, GroupClosing, GroupKey, Head, Ledger, Members, OpenGroup, OrderError, Outcome, OutputStates,
+    Projects, Write,
 };
 use lockstep_types::{Height, OutputName, ProjectId, Sequence, TaskNumber, TimeMs};
 use parking_lot::Mutex;
@@ -48,7 +48,7 @@ pub(crate) struct Tracker {
     head: watch::Sender<Option<Head>>,
     newest_task: watch::Sender<Option<TaskNumber>>,
     progress: watch::Sender<BTreeMap<OutputName, TaskNumber>>,
-    paused_outputs: watch::Sender<BTreeSet<OutputName>>,
+    output_states: watch::Sender<OutputStates>,
     groups: Mutex<HashMap<GroupKey, OpenSince>>,
 }
 
@@ -87,7 +87,7 @@ impl Tracker {
             head: watch::channel(None).0,
             newest_task: watch::channel(None).0,
             progress: watch::channel(BTreeMap::new()).0,
-            paused_outputs: watch::Sender::default(),
+            output_states: watch::Sender::default(),
             groups: Mutex::new(HashMap::new()),
         }
     }
@@ -105,11 +105,6 @@ impl Tracker {
     /// The head after the newest applied entry; `None` before the state was loaded.
     pub fn head(&self) -> watch::Receiver<Option<Head>> {
         self.head.subscribe()
-    }
-
-    /// The rules of `apply` that hold; 0 before the state was loaded.
-    pub fn rules_version(&self) -> u32 {
-        self.head.borrow().as_ref().map_or(0, |head| head.rules_version)
     }
 
     /// Who belongs to the network.
@@ -174,9 +169,14 @@ impl Tracker {
         self.progress.subscribe()
     }
 
-    /// Outputs of the network that are held up.
-    pub fn paused_outputs(&self) -> watch::Receiver<BTreeSet<OutputName>> {
-        self.paused_outputs.subscribe()
+    /// What the network wants of its outputs.
+    pub fn output_states(&self) -> watch::Receiver<OutputStates> {
+        self.output_states.subscribe()
+    }
+
+    /// Whether an output of the network was removed, and not added anew since.
+    pub fn is_removed(&self, output: &OutputName) -> bool {
+        self.output_states.borrow().is_removed(output)
     }
 
     /// The oldest message that is not in a task yet.
@@ -251,7 +251,7 @@ impl Tracker {
 impl Tracker {
     /// Tells everyone where the ledger stands. Readers first: whoever hears of a position can read it here at once.
     fn tell(&self, ledger: &Ledger) {
-        self.tell_paused(ledger);
+        self.tell_output_states(ledger);
         self.members.send_if_modified(|members| {
             let changed = **members != *ledger.members();
             if changed {
@@ -286,11 +286,11 @@ impl Tracker {
         });
     }
 
-    fn tell_paused(&self, ledger: &Ledger) {
-        self.paused_outputs.send_if_modified(|paused| {
-            let changed = paused != ledger.paused_outputs();
+    fn tell_output_states(&self, ledger: &Ledger) {
+        self.output_states.send_if_modified(|states| {
+            let changed = states != ledger.outputs();
             if changed {
-                paused.clone_from(ledger.paused_outputs());
+                states.clone_from(ledger.outputs());
             }
             changed
         });

@@ -28,6 +28,7 @@ mod partitions;
 mod power_loss;
 mod project_rules;
 mod refills;
+mod removed_outputs;
 mod rogue;
 mod rolling;
 mod rounds;

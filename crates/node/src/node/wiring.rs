@@ -91,6 +91,7 @@ impl Parts {
                 .map(|(c, o)| (c.scope, o.name.clone(), o.handle.clone()))
                 .collect(),
             first_task: self.opened.genesis.params.first_task_number,
+            held_back: self.held_back.clone(),
         };
         supervisor.spawn("retention", retention.run(token.clone()));
         supervisor.spawn("evidence", self.certifier.clone().run(self.verifier.clone(), token.clone()));
@@ -311,6 +312,7 @@ impl Parts {
             chain: self.chain.clone(),
             task_states: self.task_states.clone(),
             clock_off: self.clock_off.subscribe(),
+            held_back: self.held_back.subscribe(),
             outputs,
             announcements,
             prometheus,
