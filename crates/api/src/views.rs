@@ -109,6 +109,20 @@ pub struct OutputView {
     /// Whether this node's operator holds it up.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
+    /// Whether it was removed from the network, though this node's configuration still names it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub removed: bool,
+}
+
+/// An output for which batches are kept that would be forgotten without it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldBackView {
+    /// Its name: the one that is furthest behind.
+    pub output: String,
+    /// The first task that it lacks.
+    pub next_task: TaskNumber,
+    /// The oldest batch that is kept for it.
+    pub height: Height,
 }
 
 /// Tasks that an output never got.
@@ -191,6 +205,9 @@ pub struct StatusView {
     pub peers: Vec<PeerView>,
     /// The outputs.
     pub outputs: Vec<OutputView>,
+    /// The output for which more is kept than the network's limits say; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_back: Option<HeldBackView>,
     /// The program's version.
     pub version: String,
 }

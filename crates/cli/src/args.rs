@@ -346,8 +346,18 @@ pub enum OutputsCommand {
     /// Publish nothing to an output until `resume`, also after a restart. An output of the network is held up at all of
     /// its nodes, whichever it is said to.
     Pause(OfOutput),
-    /// Go on publishing to an output.
+    /// Go on publishing to an output. One that was removed is added anew.
+    ///
+    /// An output that was removed begins as one that the network never had: where its store says how far it is, and
+    /// otherwise at the oldest batch that is kept.
     Resume(OfOutput),
+    /// Remove an output from the network: nobody feeds it any more, and nothing is kept for it.
+    ///
+    /// It is written into the log, so it holds at all nodes, whichever it is said to, and also where config.toml still
+    /// names the output: take it out there. What was published stays in its store. The network forgets how far the output
+    /// was and where its tasks are. `lockstep outputs resume` adds it anew. An output of one node alone is removed by
+    /// taking it out of that node's config.toml.
+    Remove(OfOutput),
     /// Print what an operator of W3bstream has to set to read an output in PostgreSQL.
     #[cfg(feature = "postgres")]
     W3bstream {

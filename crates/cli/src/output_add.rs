@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context as _, bail};
 use clap::{Args as ClapArgs, ValueEnum};
 use lockstep_node::Home;
 use lockstep_node::add_output::{AddedOutput, NewOutput, Setting, add_output};
+use lockstep_node::admin::{AdminAnswer, AdminRequest, administer};
 use lockstep_node::config::Scope;
+use lockstep_node::output_desk::REMOVED;
 use lockstep_types::{OutputName, ProjectId};
 
 use crate::args::project_id;
@@ -24,7 +27,7 @@ pub enum ScopeArg {
 ///
 /// The store is tried first: it has to be reached, and be empty or of this network. Paths of files are relative to the
 /// node's directory. A running node takes the output up when it is started again; it fills it from the oldest batch that
-/// is kept.
+/// is kept. One that was removed from the network is added to it anew.
 #[derive(Debug, ClapArgs)]
 pub struct OutputAdd {
     /// The node's directory.
@@ -135,7 +138,30 @@ pub async fn run(options: OutputAdd) -> anyhow::Result<()> {
     let new = NewOutput { name, scope, kind, projects, settings: options.settings.given() };
     let added = add_output(&home, &new, !options.no_check).await?;
     tell(&options.home, &options.name, &added);
+    if added.config.scope == Scope::Network {
+        add_anew(&home, &options.name, added.runs).await?;
+    }
     if options.wait { output_watch::run(&home, &options.name).await } else { Ok(()) }
+}
+
+/// Adds an output to the network anew that was removed from it. Only a node that runs knows of that.
+async fn add_anew(home: &Home, name: &OutputName, runs: bool) -> anyhow::Result<()> {
+    let path = home.path().display();
+    let resume = format!("lockstep outputs resume --home {path} {name}");
+    if !runs {
+        println!("where the network had it before and removed it, add it anew once the node runs: {resume}");
+        return Ok(());
+    }
+    let failed = || format!("whether the network has removed it is not known; if so, add it anew: {resume}");
+    let AdminAnswer::Outputs(outputs) = administer(home, &AdminRequest::Outputs).await.with_context(failed)? else {
+        bail!("the node gave another answer than asked for: it has another version");
+    };
+    if outputs.iter().any(|output| output.name == *name && output.state == REMOVED) {
+        let failed = || format!("the network has removed it; add it anew: {resume}");
+        administer(home, &AdminRequest::Resume { output: name.clone() }).await.with_context(failed)?;
+        println!("the network had removed it: it is added anew");
+    }
+    Ok(())
 }
 
 fn tell(home: &Path, name: &OutputName, added: &AddedOutput) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use lockstep_node::Home;
 use lockstep_node::admin::{AdminAnswer, AdminError, AdminRequest, administer};
-use lockstep_node::output_desk::OutputReport;
+use lockstep_node::output_desk::{FED_ELSEWHERE, OutputReport, REMOVED};
 use lockstep_types::OutputName;
 
 /// How often the node is asked.
@@ -81,10 +81,13 @@ fn time_left(seconds: f64) -> String {
     }
 }
 
-/// How an output is; `None` where the node, or the output, is not there.
+/// How an output is; `None` where the node is not there, or does not feed it.
 async fn look(home: &Home, name: &OutputName) -> anyhow::Result<Option<OutputReport>> {
     match administer(home, &AdminRequest::Outputs).await {
-        Ok(AdminAnswer::Outputs(outputs)) => Ok(outputs.into_iter().find(|output| output.name == *name)),
+        Ok(AdminAnswer::Outputs(outputs)) => {
+            let is_fed = |output: &OutputReport| output.name == *name && output.state != FED_ELSEWHERE;
+            Ok(outputs.into_iter().find(is_fed))
+        }
         Ok(_) => bail!("the node gave another answer than asked for: it has another version"),
         Err(AdminError::Refused(reason)) => bail!("{reason}"),
         Err(_) => Ok(None),
@@ -131,6 +134,10 @@ pub async fn run(home: &Home, name: &OutputName) -> anyhow::Result<()> {
                 bail!("config.toml names no output {name}");
             }
             None => screen.show("waiting for a node that feeds it: start it, or start it again", false),
+            Some(report) if report.state == REMOVED => {
+                screen.end();
+                bail!("output {name} was removed from the network: `lockstep outputs resume` adds it anew");
+            }
             Some(report) => {
                 let (next, _) = ends(&report);
                 let filling = filling.get_or_insert_with(|| Filling { begun: next, looks: VecDeque::new() });

@@ -7,6 +7,7 @@ use anyhow::{Context as _, bail};
 use lockstep_node::Home;
 use lockstep_node::admin::{AdminAnswer, AdminRequest, administer};
 use lockstep_node::backup::BackupLocation;
+use lockstep_node::output_desk::REMOVED;
 use lockstep_node::refill::RefillProgress;
 use lockstep_types::OutputName;
 
@@ -38,6 +39,11 @@ pub async fn run(command: OutputsCommand) -> anyhow::Result<()> {
         OutputsCommand::Resume(OfOutput { home, name: output }) => {
             done(home, AdminRequest::Resume { output }, "it goes on").await
         }
+        OutputsCommand::Remove(OfOutput { home, name: output }) => {
+            let what =
+                "removed from the network, until `lockstep outputs resume`; take it out of config.toml at all nodes";
+            done(home, AdminRequest::Remove { output }, what).await
+        }
         #[cfg(feature = "postgres")]
         OutputsCommand::W3bstream { of, role } => output_w3bstream::run(&Home::at(of.home), &of.name, &role),
         #[cfg(feature = "postgres")]
@@ -61,13 +67,16 @@ async fn status(home: PathBuf, only: Option<OutputName>) -> anyhow::Result<()> {
         println!("this node feeds no output: `[[output]]` in its config.toml names them");
     }
     if let Some(name) = only.as_ref().filter(|name| outputs.iter().all(|output| output.name != **name)) {
-        bail!("this node feeds no output {name}: see config.toml");
+        bail!("neither this node nor the network knows an output {name}: see config.toml");
     }
     for output in outputs.into_iter().filter(|output| only.as_ref().is_none_or(|name| output.name == *name)) {
         let last = output.last_published.map_or_else(|| "none".to_owned(), |last| last.to_string());
         let scope = serde_json::to_value(output.scope)?;
         let scope = scope.as_str().unwrap_or_default();
-        println!("{} (of the {scope}): {}, last task {last}, lag {}", output.name, output.state, output.lag);
+        match output.state.as_str() {
+            REMOVED => println!("{} (of the {scope}): {REMOVED}", output.name),
+            state => println!("{} (of the {scope}): {state}, last task {last}, lag {}", output.name, output.lag),
+        }
         if let Some(error) = output.error {
             println!("  {error}");
         }

@@ -52,6 +52,10 @@ fn print(status: &StatusView) {
     }
     for output in &status.outputs {
         let error = output.error.as_deref().map(|e| format!(": {e}")).unwrap_or_default();
+        if output.removed {
+            println!("output   {} REMOVED{error}", output.name);
+            continue;
+        }
         let paused = if output.paused { ", PAUSED" } else { "" };
         println!("output   {} at height {}, lag {}{paused}{error}", output.name, output.height, output.lag);
         if output.refused > 0 {
@@ -66,6 +70,12 @@ fn print(status: &StatusView) {
                 output.name, gap.first, gap.last
             );
         }
+    }
+    if let Some(held) = &status.held_back {
+        println!(
+            "kept     from height {} on for output {}, which lacks task {}",
+            held.height, held.output, held.next_task
+        );
     }
     println!("version  {}, rules {}", status.version, status.rules_version);
     for complaint in &status.complaints {

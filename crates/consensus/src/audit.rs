@@ -1,6 +1,8 @@
 //! Reading all that a stopped node has stored, record by record. Nothing is changed.
 
-use lockstep_ledger::{ChainCursor, Command, Device, Grant, GroupRecord, Head, Members, Occurrence, Project, Waiting};
+use lockstep_ledger::{
+    ChainCursor, Command, Device, Grant, GroupRecord, Head, Members, Occurrence, OutputState, Project, Waiting,
+};
 use lockstep_store::home::StoreHome;
 use lockstep_store::{Direction, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, keys};
 use lockstep_types::{Batch, Certificate, DecodeError, NetworkId, OutputName, Place, proto};
@@ -252,7 +254,10 @@ pub(crate) fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId)
             output_name(name)?;
             number(&value)?;
         }
-        [keys::PAUSE, name @ ..] => output_name(name)?,
+        [keys::OUTPUT_STATE, name @ ..] => {
+            output_name(name)?;
+            OutputState::decode(&value)?;
+        }
         [keys::PLACE, ..] => drop(Place::decode(value)?),
         [keys::PROJECT, ..] => drop(Project::decode(value)?),
         [keys::DEVICE, ..] => drop(Device::decode(value)?),

@@ -1,7 +1,7 @@
 //! What follows from the log, on [`Storage`]: one write an entry, and the reads that the ledger and the node's
 //! interfaces need. Clones share the store.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use lockstep_ledger::{
     Device, Gap, Grant, GroupKey, Head, History, Horizon, LastTaken, Members, Nonce, NonceState, Occurrence, OpenGroup,
-    Standing, Waiting, Write,
+    OutputState, OutputStates, Standing, Waiting, Write,
 };
 use lockstep_rules::RulesError;
 use lockstep_store::home::StoreHome;
@@ -312,13 +312,14 @@ impl StateStore {
         self.load(keys::PROGRESS)?.into_iter().map(pair).collect()
     }
 
-    /// Outputs of the network that are held up.
-    pub fn paused_outputs(&self) -> Result<BTreeSet<OutputName>, ReadError> {
-        let name = |(key, _): Pair| {
+    /// What the network wants of its outputs.
+    pub fn output_states(&self) -> Result<OutputStates, ReadError> {
+        let pair = |(key, value): Pair| {
             let name = std::str::from_utf8(&key[1..]).map_err(|e| DecodeError::malformed("output name", e))?;
-            Ok(name.parse().map_err(|_| DecodeError::malformed("output name", "not a name"))?)
+            let name = name.parse().map_err(|_| DecodeError::malformed("output name", "not a name"))?;
+            Ok((name, OutputState::decode(&value)?))
         };
-        self.load(keys::PAUSE)?.into_iter().map(name).collect()
+        self.load(keys::OUTPUT_STATE)?.into_iter().map(pair).collect()
     }
 
     /// Where an output has a task, as far as was reported.

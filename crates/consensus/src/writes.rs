@@ -1,8 +1,9 @@
 //! How what `apply` asks to be stored becomes records.
 
 use bytes::Bytes;
-use lockstep_ledger::Write;
+use lockstep_ledger::{OutputState, Write};
 use lockstep_store::{Table, WriteBatch, keys};
+use lockstep_types::{OutputName, TaskNumber};
 
 /// Adds one change of the state to a batch.
 pub(crate) fn put(batch: &mut WriteBatch, write: &Write) {
@@ -24,8 +25,7 @@ pub(crate) fn put(batch: &mut WriteBatch, write: &Write) {
         Write::Place(output, place) => {
             batch.put(Table::Index, keys::place(output, place.first), place.encode());
         }
-        Write::Pause(output, true) => batch.put(Table::Index, keys::pause(output), Vec::new()),
-        Write::Pause(output, false) => batch.delete(Table::Index, keys::pause(output)),
+        Write::Output(output, state) => put_output(batch, output, *state),
         Write::Gap(output, gap) => batch.put(Table::Index, keys::gap(output, gap.first), be(gap.last.0)),
         Write::Project(id, project) => batch.put(Table::Index, keys::project(*id), project.encode()),
         Write::Rules(hash, Some(bundle)) => batch.put(Table::Index, keys::rules(hash), bundle.clone()),
@@ -73,5 +73,19 @@ pub(crate) fn put(batch: &mut WriteBatch, write: &Write) {
             }
         }
         Write::Head(head) => batch.put(Table::Index, keys::HEAD.to_vec(), head.encode()),
+    }
+}
+
+fn put_output(batch: &mut WriteBatch, output: &OutputName, state: OutputState) {
+    let key = keys::output_state(output);
+    match state {
+        OutputState::Running => return batch.delete(Table::Index, key),
+        OutputState::Paused | OutputState::Removed => batch.put(Table::Index, key, vec![state.number()]),
+    }
+    if state == OutputState::Removed {
+        let (none, all) = (TaskNumber(0), TaskNumber(u64::MAX));
+        batch.delete(Table::Index, keys::progress(output));
+        batch.delete_range(Table::Index, keys::place(output, none), keys::place(output, all));
+        batch.delete_range(Table::Index, keys::gap(output, none), keys::gap(output, all));
     }
 }

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use lockstep_identity::{DeviceRequest, SignedKey, TaskContent, TaskRequest, apinode, sign_body, sign_task};
 use lockstep_ledger::{
     Aged, Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, History, Horizon, LastTaken, Ledger,
-    LedgerParts, Members, Nonce, NonceState, Occurrence, OpenGroup, Project, RULES_NEWEST, RulesState, Standing,
-    Waiting, Write, compile_rules, encode_batch,
+    LedgerParts, Members, Nonce, NonceState, Occurrence, OpenGroup, OutputState, Project, RULES_NEWEST, RulesState,
+    Standing, Waiting, Write, compile_rules, encode_batch,
 };
 use lockstep_types::certificate::sign_batch;
 use lockstep_types::{
@@ -127,7 +127,7 @@ pub struct View {
     lasts: BTreeMap<(ProjectId, Address), LastTaken>,
     places: BTreeMap<(OutputName, TaskNumber), Place>,
     progress: BTreeMap<OutputName, TaskNumber>,
-    paused: BTreeSet<OutputName>,
+    outputs: BTreeMap<OutputName, OutputState>,
     members: Option<Members>,
     head: Option<Head>,
     chain: Option<ChainCursor>,
@@ -199,8 +199,13 @@ impl View {
             Write::Project(id, project) => drop(self.projects.insert(*id, (**project).clone())),
             Write::Place(output, place) => drop(self.places.insert((output.clone(), place.first), place.clone())),
             Write::Progress(output, number) => drop(self.progress.insert(output.clone(), *number)),
-            Write::Pause(output, true) => drop(self.paused.insert(output.clone())),
-            Write::Pause(output, false) => drop(self.paused.remove(output)),
+            Write::Output(output, state) => {
+                self.outputs.insert(output.clone(), *state);
+                if *state == OutputState::Removed {
+                    self.progress.remove(output);
+                    self.places.retain(|(of, _), _| of != output);
+                }
+            }
             Write::Members(members) => self.members = Some((**members).clone()),
             Write::Certificate { certificate, .. } => {
                 self.certificates.insert(certificate.height, certificate.clone());
@@ -226,7 +231,7 @@ impl View {
             groups: OpenGroup::decode_all(self.groups.values().cloned(), self.waiting.clone())
                 .expect("it was encoded here"),
             progress: self.progress.clone(),
-            paused: self.paused.clone(),
+            outputs: self.outputs.clone().into_iter().collect(),
             projects: self.projects.clone(),
             rules: self.bundles.values().map(|bundle| compile_rules(bundle).expect("it was compiled before")).collect(),
             rules_states: self.rules_states.clone(),
@@ -331,9 +336,12 @@ pub static PAST: LazyLock<Past> = LazyLock::new(|| {
         task_number: 1,
         places: vec![place(1, 1, None).to_proto(), place(2, 2, Some(Height(9))).to_proto()],
     };
-    run(&mut world, Command::progress(report).expect("our own report is within the limits"));
-    run(&mut world, Command::encode_pause(&output, true));
-    run(&mut world, Command::encode_pause(&output, false));
+    let report = Command::progress(report).expect("our own report is within the limits");
+    run(&mut world, report.clone());
+    for state in [OutputState::Paused, OutputState::Running, OutputState::Removed, OutputState::Running] {
+        run(&mut world, Command::encode_output(&output, state));
+    }
+    run(&mut world, report);
     let proposal = world.ledger.members().propose(Epoch(0), Change::Admit(member(4)), TimeMs(90_000));
     for n in 1..=2_u8 {
         let address = key(n).address();

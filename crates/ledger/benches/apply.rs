@@ -91,7 +91,7 @@ fn ledger() -> Ledger {
         head: None,
         groups: Vec::new(),
         progress: Default::default(),
-        paused: Default::default(),
+        outputs: Default::default(),
         projects: Default::default(),
         rules: Default::default(),
         rules_states: Default::default(),

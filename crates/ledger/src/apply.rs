@@ -7,7 +7,7 @@ mod packing;
 mod permissions;
 mod registry;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lockstep_rules::{Refusal, Rules};
@@ -26,6 +26,7 @@ use crate::devices::{ChainCursor, Device, Nonce, NonceState, Standing};
 use crate::effects::{Effects, Gap, Head, Horizon, Occurrence, Write};
 use crate::groups::{GroupKey, Groups, OpenGroup};
 use crate::members::{ApprovalError, Approved, Members, Target};
+use crate::outputs::{OutputState, OutputStates};
 use crate::projects::{Project, Projects};
 use crate::rules::{LastTaken, RulesState};
 
@@ -36,9 +37,6 @@ pub const RULES_FIRST: u32 = 1;
 /// The newest rules that this program has. Which ones a node knows is a value ([`LedgerParts::rules_known`]), so that an
 /// upgrade to the next ones can be rehearsed before there are any.
 pub const RULES_NEWEST: u32 = RULES_FIRST;
-
-/// Outputs that can be held up at a time.
-pub const PAUSED_OUTPUTS_MAX: usize = 256;
 
 /// What `apply` reads of earlier state.
 pub trait History {
@@ -198,8 +196,8 @@ pub struct LedgerParts {
     pub groups: Vec<(GroupKey, OpenGroup)>,
     /// Stored progress of outputs.
     pub progress: BTreeMap<OutputName, TaskNumber>,
-    /// Outputs that are held up.
-    pub paused: BTreeSet<OutputName>,
+    /// Stored states of outputs.
+    pub outputs: OutputStates,
     /// Stored projects.
     pub projects: BTreeMap<ProjectId, Project>,
     /// Rules of the stored bundles, by their hashes: [`crate::compile_rules`].
@@ -222,7 +220,7 @@ pub struct Ledger {
     head: Head,
     groups: Groups,
     progress: BTreeMap<OutputName, TaskNumber>,
-    paused: BTreeSet<OutputName>,
+    outputs: OutputStates,
     chain: Option<ChainCursor>,
     rules: BTreeMap<ProjectId, RulesState>,
     rules_known: u32,
@@ -248,7 +246,7 @@ impl Ledger {
             members: parts.members,
             groups,
             progress: parts.progress,
-            paused: parts.paused,
+            outputs: parts.outputs,
             chain: parts.chain,
             rules_known: parts.rules_known,
         }
@@ -299,9 +297,9 @@ impl Ledger {
         &self.progress
     }
 
-    /// Outputs of the network that are held up.
-    pub fn paused_outputs(&self) -> &BTreeSet<OutputName> {
-        &self.paused
+    /// What the network wants of its outputs.
+    pub fn outputs(&self) -> &OutputStates {
+        &self.outputs
     }
 
     /// Who belongs to the network.
@@ -340,7 +338,7 @@ impl Ledger {
             Command::OutputProgress { output, task_number, places } => {
                 self.apply_progress(view, output, task_number, places)
             }
-            Command::OutputPause { output, paused } => Ok(self.apply_pause(output, paused)),
+            Command::Output { output, state } => Ok(self.apply_output(output, state)),
         }
     }
 
@@ -351,6 +349,10 @@ impl Ledger {
         task_number: TaskNumber,
         places: Vec<Place>,
     ) -> Result<Applied, ApplyError<V::Error>> {
+        // Whoever reports on it has not heard yet that it is gone, and does not add it anew.
+        if self.outputs.is_removed(&output) {
+            return Ok(Applied::default());
+        }
         // Where tasks are is true whoever reports it, and whenever.
         let mut writes = self.place_writes(view, &output, places)?;
         let known = self.progress.get(&output).copied().unwrap_or_default();
@@ -365,17 +367,14 @@ impl Ledger {
     }
 
     /// Not among the effects: it says nothing about the order.
-    fn apply_pause(&mut self, output: OutputName, paused: bool) -> Applied {
-        let is_full = paused && self.paused.len() >= PAUSED_OUTPUTS_MAX;
-        if is_full || self.paused.contains(&output) == paused {
+    fn apply_output(&mut self, output: OutputName, state: OutputState) -> Applied {
+        if !self.outputs.set(&output, state) {
             return Applied::default();
         }
-        if paused {
-            self.paused.insert(output.clone());
-        } else {
-            self.paused.remove(&output);
+        if state == OutputState::Removed {
+            self.progress.remove(&output);
         }
-        Applied { writes: vec![Write::Pause(output, paused)], ..Applied::default() }
+        Applied { writes: vec![Write::Output(output, state)], ..Applied::default() }
     }
 
     /// What is to be stored of reported places. Not among the effects: it says nothing about the order.

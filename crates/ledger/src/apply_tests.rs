@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use prost::Message as _;
 
 use super::*;
 use crate::command::encode_batch;
+use crate::outputs::PAUSED_OUTPUTS_MAX;
 use crate::pool::Aged;
 use crate::rules::compile_rules;
 
@@ -42,6 +43,9 @@ struct Registry {
     projects: BTreeMap<ProjectId, Project>,
     aliases: BTreeMap<TaskId, Sequence>,
     places: BTreeMap<(OutputName, TaskNumber), Place>,
+    outputs: BTreeMap<OutputName, OutputState>,
+    progress: BTreeMap<OutputName, TaskNumber>,
+    gaps: BTreeMap<(OutputName, TaskNumber), Gap>,
     rules: BTreeMap<Hash32, Bytes>,
     rules_states: BTreeMap<ProjectId, RulesState>,
     lasts: BTreeMap<(ProjectId, Address), LastTaken>,
@@ -133,7 +137,7 @@ fn parts(params: NetworkParams) -> LedgerParts {
         head: None,
         groups: Vec::new(),
         progress: BTreeMap::new(),
-        paused: BTreeSet::new(),
+        outputs: OutputStates::default(),
         projects: BTreeMap::new(),
         rules: BTreeMap::new(),
         rules_states: BTreeMap::new(),
@@ -185,6 +189,17 @@ impl Node {
                 Write::Place(output, place) => {
                     self.view.2.places.insert((output.clone(), place.first), place.clone());
                 }
+                Write::Progress(output, number) => drop(self.view.2.progress.insert(output.clone(), *number)),
+                Write::Gap(output, gap) => drop(self.view.2.gaps.insert((output.clone(), gap.first), *gap)),
+                Write::Output(output, state) => {
+                    let stored = &mut self.view.2;
+                    stored.outputs.insert(output.clone(), *state);
+                    if *state == OutputState::Removed {
+                        stored.progress.remove(output);
+                        stored.places.retain(|(of, _), _| of != output);
+                        stored.gaps.retain(|(of, _), _| of != output);
+                    }
+                }
                 Write::Rules(hash, Some(bundle)) => drop(self.view.2.rules.insert(*hash, bundle.clone())),
                 Write::Rules(hash, None) => drop(self.view.2.rules.remove(hash)),
                 Write::RulesState(project, state) => {
@@ -229,8 +244,8 @@ impl Node {
             head: Some(self.ledger.head.clone()),
             groups: OpenGroup::decode_all(self.groups.values().cloned(), self.waiting.clone()).unwrap(),
             members: Members::decode(self.ledger.members.encode().into(), &self.ledger.network).unwrap(),
-            progress: self.ledger.progress.clone(),
-            paused: self.ledger.paused.clone(),
+            progress: self.view.2.progress.clone(),
+            outputs: self.view.2.outputs.clone().into_iter().collect(),
             projects: self.view.2.projects.clone(),
             rules: self.view.2.rules.values().map(|bundle| compile_rules(bundle).unwrap()).collect(),
             rules_states: self.view.2.rules_states.clone(),

@@ -12,6 +12,7 @@ use lockstep_types::{
 use prost::Message as _;
 
 use crate::effects::Horizon;
+use crate::outputs::OutputState;
 use crate::pool::Aged;
 
 /// Version of the encoding.
@@ -55,12 +56,12 @@ pub enum Command {
         /// Of voters that have read the same.
         signatures: BTreeMap<NodeId, Signature>,
     },
-    /// An operator holds an output of the network up, or lets it go on.
-    OutputPause {
+    /// An operator holds an output of the network up, removes it, or lets it go on.
+    Output {
         /// The output.
         output: OutputName,
-        /// Whether it is to be held up.
-        paused: bool,
+        /// How it is to be from now on.
+        state: OutputState,
     },
     /// An output has everything up to this task.
     OutputProgress {
@@ -138,7 +139,7 @@ impl Command {
             Self::Rules(version) => Self::encode_rules(*version),
             Self::Order { time_ms, order } => Self::encode_order(*time_ms, order),
             Self::Chain { time_ms, update, signatures } => Self::encode_chain(*time_ms, update, signatures),
-            Self::OutputPause { output, paused } => Self::encode_pause(output, *paused),
+            Self::Output { output, state } => Self::encode_output(output, *state),
             Self::OutputProgress { output, task_number, places } => {
                 encode(proto::command::Kind::OutputProgress(proto::OutputProgress {
                     output: output.as_str().to_owned(),
@@ -158,10 +159,20 @@ impl Command {
         Ok(encode(proto::command::Kind::OutputProgress(report)))
     }
 
-    /// Encodes that an output is to be held up, or to go on.
-    pub fn encode_pause(output: &OutputName, paused: bool) -> Bytes {
-        let output = output.as_str().to_owned();
-        encode(proto::command::Kind::OutputPause(proto::OutputPause { output, paused }))
+    /// Encodes how an output of the network is to be.
+    pub fn encode_output(output: &OutputName, state: OutputState) -> Bytes {
+        encode(proto::command::Kind::OutputChange(Self::output_to_proto(output, state)))
+    }
+
+    /// How an output of the network is to be, for a member that leads.
+    pub fn output_to_proto(output: &OutputName, state: OutputState) -> proto::OutputChange {
+        proto::OutputChange { output: output.as_str().to_owned(), state: state.number().into() }
+    }
+
+    /// Reads how an output of the network is to be.
+    pub fn output_from_proto(change: &proto::OutputChange) -> Result<(OutputName, OutputState), DecodeError> {
+        let output = change.output.parse().map_err(|_| DecodeError::malformed("log entry", "bad output name"))?;
+        Ok((output, OutputState::from_number(change.state)?))
     }
 
     /// Encodes a certificate.
@@ -256,9 +267,9 @@ impl Command {
                 Ok(Self::Chain { time_ms: TimeMs(timed.time_ms), update: Box::new(update), signatures })
             }
             proto::command::Kind::OutputProgress(progress) => decode_progress(progress),
-            proto::command::Kind::OutputPause(pause) => {
-                let output = pause.output.parse().map_err(|_| bad("bad output name"))?;
-                Ok(Self::OutputPause { output, paused: pause.paused })
+            proto::command::Kind::OutputChange(change) => {
+                let (output, state) = Self::output_from_proto(&change)?;
+                Ok(Self::Output { output, state })
             }
         }
     }

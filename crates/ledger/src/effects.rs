@@ -12,6 +12,7 @@ use crate::apply::RULES_FIRST;
 use crate::devices::{ChainCursor, Device, Grant, Nonce};
 use crate::groups::{GroupKey, OpenGroup, Waiting};
 use crate::members::Members;
+use crate::outputs::OutputState;
 use crate::projects::Project;
 use crate::rules::{LastTaken, RulesState};
 
@@ -201,8 +202,8 @@ pub enum Write {
     Progress(OutputName, TaskNumber),
     /// Where an output has tasks.
     Place(OutputName, Place),
-    /// An output is held up, or not any more.
-    Pause(OutputName, bool),
+    /// How an output is from now on. One that is removed leaves nothing behind but that: its progress, places and gaps go.
+    Output(OutputName, OutputState),
     /// Tasks that an output never got.
     Gap(OutputName, Gap),
     /// A project as it is from now on.

@@ -10,13 +10,14 @@ mod devices;
 mod effects;
 mod groups;
 mod members;
+mod outputs;
 mod pool;
 mod projects;
 mod rules;
 
 pub use apply::{
     Applied, ApplyError, ChainRefusal, Divergence, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError,
-    Outcome, PAUSED_OUTPUTS_MAX, RULES_FIRST, RULES_NEWEST, Rejection, rules_input,
+    Outcome, RULES_FIRST, RULES_NEWEST, Rejection, rules_input,
 };
 pub use command::{COMMAND_VERSION, Command, ProposedBatch, decode_ages, encode_ages, encode_batch};
 pub use devices::{ChainCursor, Device, Document, Grant, Nonce, NonceState, Standing};
@@ -26,6 +27,7 @@ pub use members::{
     ApprovalError, KnownMember, MEMBERS_MAX, Members, OpenProposal, PROPOSAL_LIFE_MS_MAX, PROPOSALS_MAX, Pending,
     Target,
 };
+pub use outputs::{OutputRefusal, OutputState, OutputStates, PAUSED_OUTPUTS_MAX, REMOVED_OUTPUTS_MAX};
 pub use pool::{Aged, Inserted, Pool, PoolLimits};
 pub use projects::{Project, Projects};
 pub use rules::{LastTaken, ProjectFuel, Reached, RulesFrom, RulesNeeded, RulesState, check_rules, compile_rules};

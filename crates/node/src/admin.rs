@@ -81,9 +81,14 @@ pub enum AdminRequest {
         /// Its name in config.toml.
         output: OutputName,
     },
-    /// Go on.
+    /// Go on, or add an output anew that was removed.
     Resume {
         /// Its name in config.toml.
+        output: OutputName,
+    },
+    /// Remove an output from the network.
+    Remove {
+        /// Its name.
         output: OutputName,
     },
     /// Try again what an output has refused.
@@ -237,6 +242,7 @@ async fn carry_out(request: AdminRequest, desk: &Desk) -> Result<AdminAnswer, St
         AdminRequest::Outputs => Ok(AdminAnswer::Outputs(desk.outputs.reports())),
         AdminRequest::Pause { output } => desk.outputs.pause(&output, true).await.map(|()| AdminAnswer::Done),
         AdminRequest::Resume { output } => desk.outputs.pause(&output, false).await.map(|()| AdminAnswer::Done),
+        AdminRequest::Remove { output } => desk.outputs.remove(&output).await.map(|()| AdminAnswer::Done),
         AdminRequest::Retry { output } => desk.outputs.retry(&output).map(|()| AdminAnswer::Done),
     }
 }

@@ -149,9 +149,9 @@ impl ControlService {
                 proposed.map_err(|_| "no majority answered in time")?.map_err(|e| e.to_string())?;
                 Ok(Response::Done(proto::Done {}))
             }
-            Request::Pause(pause) => {
-                let output = pause.output.parse().map_err(|_| "bad output name")?;
-                let command = Command::encode_pause(&output, pause.paused);
+            Request::OutputChange(change) => {
+                let (output, state) = Command::output_from_proto(&change).map_err(|e| e.to_string())?;
+                let command = Command::encode_output(&output, state);
                 let proposed = tokio::time::timeout(PROGRESS_TIMEOUT, self.consensus.propose(command)).await;
                 proposed.map_err(|_| "no majority answered in time")?.map_err(|e| e.to_string())?;
                 Ok(Response::Done(proto::Done {}))
@@ -301,13 +301,13 @@ pub(crate) async fn ask_for_barrier(client: &mut Client, timeout: Duration) -> R
     }
 }
 
-/// Brings to the leader that an output is to be held up, or to go on.
-pub(crate) async fn forward_pause(
+/// Brings to the leader how an output of the network is to be.
+pub(crate) async fn forward_output(
     client: &mut Client,
-    pause: proto::OutputPause,
+    change: proto::OutputChange,
     timeout: Duration,
 ) -> Result<(), ControlError> {
-    match ask(client, Request::Pause(pause), timeout).await? {
+    match ask(client, Request::OutputChange(change), timeout).await? {
         Response::Done(_) => Ok(()),
         _ => Err(ControlError::Malformed),
     }

@@ -44,8 +44,12 @@ pub fn control_request(bytes: Bytes) -> bool {
         Kind::Order(order) => SignedOrder::from_proto(order).is_ok(),
         Kind::Approval(approval) => Approval::from_proto(approval).is_ok(),
         Kind::Progress(report) => Command::progress(report).is_ok_and(|command| Command::decode(command).is_ok()),
+        Kind::OutputChange(change) => Command::output_from_proto(&change).is_ok_and(|(output, state)| {
+            assert_eq!(Command::output_to_proto(&output, state), change);
+            true
+        }),
         Kind::Certify(_) | Kind::Marks(_) | Kind::Clock(_) | Kind::Attest(_) | Kind::Outputs(_) => true,
-        Kind::Pause(_) | Kind::Barrier(_) => true,
+        Kind::Barrier(_) => true,
     }
 }
 

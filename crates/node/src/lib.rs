@@ -50,6 +50,7 @@ mod gaps;
 pub mod gateways;
 #[cfg(feature = "postgres")]
 pub mod grants;
+mod held_back;
 pub mod home;
 mod inbound;
 pub mod ingress;

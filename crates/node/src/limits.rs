@@ -64,8 +64,8 @@ pub const RATED_PROJECTS_MAX: usize = 4_096;
 pub const READ_BYTES_MAX: usize = 4 << 20;
 /// Time for a report of an output's progress to be committed.
 pub const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time for a pause that was committed to be applied here.
-pub const PAUSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for a change of an output's state that was committed to be applied here.
+pub const OUTPUT_CHANGE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Locators and commitments of one report on an output, in bytes (one place may exceed it).
 pub const PROGRESS_BYTES_MAX: usize = 64 << 10;
 /// How often a node that has an output of the network asks whether the leader has it too.

@@ -38,6 +38,7 @@ use crate::error::NodeError;
 use crate::evidence::EvidenceQueue;
 use crate::features::BUILT_WITH;
 use crate::gateways::{GatewayConfig, Gateways};
+use crate::held_back::HeldBack;
 use crate::home::{Home, Opened};
 use crate::ingress::{Ingress, IngressParts};
 use crate::limits::{HAND_OVER_TIMEOUT, STOP_TIMEOUT, VERIFY_STOP_TIMEOUT};
@@ -99,6 +100,7 @@ pub(crate) struct Parts {
     clock_off: watch::Sender<Option<i64>>,
     /// Why nothing can be forgotten any more.
     not_forgetting: watch::Sender<Option<String>>,
+    held_back: watch::Sender<Option<HeldBack>>,
     means: Means,
 }
 
@@ -421,6 +423,7 @@ impl Parts {
             prover,
             clock_off: watch::Sender::new(None),
             not_forgetting: watch::Sender::new(None),
+            held_back: watch::Sender::new(None),
             means,
         })
     }

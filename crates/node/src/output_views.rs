@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::limits::STATUS_READ_MAX;
+use crate::output_desk::STILL_NAMED;
 use crate::proofs;
 use crate::publish::RunningOutput;
 use crate::tracker::Tracker;
@@ -58,7 +59,12 @@ impl OutputViews {
             self.ask().await;
         }
         let (stored, final_height) = (self.stored.borrow().clone(), self.final_height());
-        self.outputs.iter().zip(stored).map(|(output, stored)| view(output, stored, final_height)).collect()
+        let states = self.tracker.output_states().borrow().clone();
+        let shown = |(output, stored): (&RunningOutput, Stored)| match output.switch.is_removed(&states) {
+            true => removed(output, final_height),
+            false => view(output, stored, final_height),
+        };
+        self.outputs.iter().zip(stored).map(shown).collect()
     }
 
     fn final_height(&self) -> Height {
@@ -106,6 +112,12 @@ impl Question {
     }
 }
 
+/// An output that belongs to the network no longer.
+fn removed(output: &RunningOutput, height: Height) -> OutputView {
+    let (name, error) = (output.name.to_string(), Some(STILL_NAMED.to_owned()));
+    OutputView { name, height, lag: 0, error, gaps: vec![], refused: 0, paused: false, removed: true }
+}
+
 fn view(output: &RunningOutput, stored: Stored, final_height: Height) -> OutputView {
     let status = output.handle.status();
     // What its store was found to lack, and where that was not looked at yet, what the log and the publisher say.
@@ -118,5 +130,6 @@ fn view(output: &RunningOutput, stored: Stored, final_height: Height) -> OutputV
         gaps: missing.into_iter().map(|(first, last)| GapView { first, last }).collect(),
         refused: status.refused_count,
         paused: status.state == State::Paused,
+        removed: false,
     }
 }

@@ -27,11 +27,13 @@ use crate::chain::{Chain, TaskStates};
 use crate::clock_guard;
 use crate::endings::Endings;
 use crate::feed::TaskViews;
+use crate::held_back::HeldBack;
 use crate::ingress::Ingress;
 use crate::limits::{BARRIER_RETRY_MS, READ_BYTES_MAX};
 use crate::mempool::Mempool;
 use crate::metrics;
 use crate::operator::Operator;
+use crate::output_desk::STILL_NAMED;
 use crate::output_views::OutputViews;
 use crate::proofs::{self, History, PageQuery};
 use crate::publish::{RunningOutput, TaskReader};
@@ -56,6 +58,7 @@ pub(crate) struct Reader {
     pub clock_off: watch::Receiver<Option<i64>>,
     pub endings: Endings,
     pub not_forgetting: watch::Receiver<Option<String>>,
+    pub held_back: watch::Receiver<Option<HeldBack>>,
     pub outputs: Arc<[RunningOutput]>,
     pub output_views: OutputViews,
     pub announcements: Option<Announcements>,
@@ -111,9 +114,23 @@ impl Reader {
         let retention = self.not_forgetting.borrow().clone();
         let refusals = self.network.refusals().into_iter();
         let refused = refusals.map(|(node, reason)| format!("node {node} refuses this node: {reason}"));
+        let held_back = self.held_back.borrow().as_ref().map(HeldBack::complaint);
+        let still_named = self.removed().map(|output| format!("output {} was {STILL_NAMED}", output.name));
         let ended = self.endings.complaints();
         let of_parts = evidence.into_iter().chain(conflict).chain(clock).chain(chain).chain(retention);
-        of_parts.chain(refused).chain(ended).collect()
+        of_parts.chain(refused).chain(held_back).chain(still_named).chain(ended).collect()
+    }
+
+    /// Outputs in this node's configuration that belong to the network no longer.
+    fn removed(&self) -> impl Iterator<Item = &RunningOutput> {
+        let states = self.tracker.output_states().borrow().clone();
+        self.outputs.iter().filter(move |output| output.switch.is_removed(&states))
+    }
+
+    /// The others.
+    fn fed(&self) -> impl Iterator<Item = &RunningOutput> {
+        let states = self.tracker.output_states().borrow().clone();
+        self.outputs.iter().filter(move |output| !output.switch.is_removed(&states))
     }
 
     /// Why messages that this node takes would not be ordered: so many voters refuse it that no majority is left.
@@ -170,7 +187,7 @@ impl Reader {
 
     fn is_published(&self, number: TaskNumber) -> bool {
         let has = |output: &RunningOutput| self.published(output).is_some_and(|last| last >= number);
-        !self.outputs.is_empty() && self.outputs.iter().all(has)
+        self.fed().next().is_some() && self.fed().all(has)
     }
 
     fn pending_view(&self, id: MessageId, message: &Message, viewer: Viewer) -> MessageView {
@@ -214,7 +231,7 @@ impl Reader {
 
     /// What views of tasks are made with, as it is now.
     pub(crate) fn task_views(&self) -> TaskViews {
-        let published = self.outputs.iter().map(|output| self.published(output));
+        let published = self.fed().map(|output| self.published(output));
         TaskViews {
             projects: self.projects(),
             task_states: self.task_states.clone(),
@@ -349,6 +366,7 @@ impl Read for Reader {
             sending: self.consensus.snapshots_sent().iter().map(Self::transfer_view).collect(),
             peers: members.present().filter(|(id, _)| *id != self.node).map(peer).collect(),
             outputs,
+            held_back: self.held_back.borrow().as_ref().map(HeldBack::view),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Scope;
+use crate::held_back::{HeldBack, Needed};
 use crate::limits::{
     CONTROL_TIMEOUT, CUT_SETTLES_MAX, FORGOTTEN_ON_DISK_WITHIN, FORGOTTEN_PARTS, READ_BYTES_MAX, RETENTION_INTERVAL,
 };
@@ -39,6 +40,8 @@ pub(crate) struct Retention {
     pub first_task: TaskNumber,
     /// Says what an operator has to look at.
     pub complaint: watch::Sender<Option<String>>,
+    /// What keeps batches from being forgotten.
+    pub held_back: watch::Sender<Option<HeldBack>>,
 }
 
 /// Nothing can be forgotten.
@@ -193,6 +196,12 @@ impl Retention {
         now: Instant,
     ) -> Result<Option<Horizon>, RetentionError> {
         self.remove(head, memory, now)?;
+        match self.held_back(head, &mut memory.reach) {
+            Ok(held) => {
+                self.held_back.send_if_modified(|known| std::mem::replace(known, held.clone()) != held);
+            }
+            Err(error) => tracing::debug!(%error, "it is not known what holds the horizon back"),
+        }
         if !leads {
             return Ok(None);
         }
@@ -284,16 +293,34 @@ impl Retention {
         Ok(Height(low))
     }
 
+    /// The output of the network that is furthest behind, and the first task that it does not have yet and can still get.
+    fn furthest_behind(&self, head: &Head) -> Option<(TaskNumber, OutputName)> {
+        let progress = self.tracker.progress();
+        let of_network = self.outputs.iter().filter(|(scope, ..)| *scope == Scope::Network).map(|(_, name, _)| name);
+        let own = of_network.filter(|name| !self.tracker.is_removed(name));
+        let next = |name: &OutputName| progress.get(name).map_or(self.first_task, |last| last.next());
+        let behind = own.chain(progress.keys()).map(|name| (next(name), name)).min();
+        behind.map(|(next, name)| (next.max(head.horizon.task_number), name.clone()))
+    }
+
     /// The batch of the first task that an output of the network does not have yet.
     fn needed_by_outputs(&self, head: &Head, reach: &mut Reach) -> Result<Height, RetentionError> {
-        let progress = self.tracker.progress();
-        let own = self.outputs.iter().filter(|(scope, ..)| *scope == Scope::Network).map(|(_, name, _)| name);
-        let next =
-            own.chain(progress.keys()).map(|name| progress.get(name).map_or(self.first_task, |last| last.next()));
-        // What is forgotten already no output needs: it gets a gap.
-        let next = next.min().map(|next| next.max(head.horizon.task_number));
+        let next = self.furthest_behind(head).map(|(next, _)| next);
         let Some(next) = next.filter(|next| *next < head.next_task_number) else { return Ok(head.height) };
         self.height_of_task(next, head, &head.horizon, reach)
+    }
+
+    /// The output that keeps batches which would be forgotten without it.
+    fn held_back(&self, head: &Head, reach: &mut Reach) -> Result<Option<HeldBack>, RetentionError> {
+        let newest = *self.tracker.newest_task().borrow();
+        let behind = self.furthest_behind(head).filter(|(next, _)| Some(*next) <= newest);
+        let Some((next_task, output)) = behind else { return Ok(None) };
+        let height = self.needed_by_outputs(head, reach)?;
+        let Some(batch) = self.state.batch(height)? else { return Ok(None) };
+        let is_oldest = height.0 <= head.horizon.height.0.max(1);
+        let needed = Needed { time_ms: batch.header.time_ms, is_oldest, bytes: self.state.bytes_on_disk() };
+        let is_overdue = needed.is_overdue(&self.limits, self.tracker.now());
+        Ok(is_overdue.then_some(HeldBack { output, next_task, height }))
     }
 
     /// The batch of the oldest message that this task, or one of those that follow it, has. What was before `kept` is gone.

@@ -1,12 +1,12 @@
 //! Follows what is applied on this node: answers those who wait, and tells readers, publishers and the proposer how far it
 //! is.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use lockstep_consensus::Observer;
 use lockstep_consensus::StateStore;
-use lockstep_ledger::{Applied, Head, Ledger, Members, OrderError, Outcome, Projects, Write};
+use lockstep_ledger::{Applied, Head, Ledger, Members, OrderError, Outcome, OutputStates, Projects, Write};
 use lockstep_types::{Height, OutputName, ProjectId, Sequence, TaskNumber, TimeMs};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -43,7 +43,7 @@ pub(crate) struct Tracker {
     head: watch::Sender<Option<Head>>,
     newest_task: watch::Sender<Option<TaskNumber>>,
     progress: watch::Sender<BTreeMap<OutputName, TaskNumber>>,
-    paused_outputs: watch::Sender<BTreeSet<OutputName>>,
+    output_states: watch::Sender<OutputStates>,
     groups: watch::Sender<OpenGroups>,
 }
 
@@ -79,7 +79,7 @@ impl Tracker {
             head: watch::channel(None).0,
             newest_task: watch::channel(None).0,
             progress: watch::channel(BTreeMap::new()).0,
-            paused_outputs: watch::Sender::default(),
+            output_states: watch::Sender::default(),
             groups: watch::Sender::default(),
         }
     }
@@ -161,9 +161,14 @@ impl Tracker {
         self.progress.subscribe()
     }
 
-    /// Outputs of the network that are held up.
-    pub fn paused_outputs(&self) -> watch::Receiver<BTreeSet<OutputName>> {
-        self.paused_outputs.subscribe()
+    /// What the network wants of its outputs.
+    pub fn output_states(&self) -> watch::Receiver<OutputStates> {
+        self.output_states.subscribe()
+    }
+
+    /// Whether an output of the network was removed, and not added anew since.
+    pub fn is_removed(&self, output: &OutputName) -> bool {
+        self.output_states.borrow().is_removed(output)
     }
 
     /// What is known of open groups.
@@ -195,7 +200,7 @@ impl Tracker {
     /// Tells everyone where the ledger stands. Readers first: whoever hears of a position can read it here at once.
     fn tell(&self, ledger: &Ledger) {
         self.clock().follow(ledger.head().time_ms);
-        self.tell_paused(ledger);
+        self.tell_output_states(ledger);
         self.tell_groups(ledger);
         self.members.send_if_modified(|members| {
             let changed = **members != *ledger.members();
@@ -231,11 +236,11 @@ impl Tracker {
         });
     }
 
-    fn tell_paused(&self, ledger: &Ledger) {
-        self.paused_outputs.send_if_modified(|paused| {
-            let changed = paused != ledger.paused_outputs();
+    fn tell_output_states(&self, ledger: &Ledger) {
+        self.output_states.send_if_modified(|states| {
+            let changed = states != ledger.outputs();
             if changed {
-                paused.clone_from(ledger.paused_outputs());
+                states.clone_from(ledger.outputs());
             }
             changed
         });

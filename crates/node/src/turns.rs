@@ -92,7 +92,8 @@ impl Turns {
     /// Outputs of this node that it has to feed although `leader` leads.
     async fn lacking(&self, leader: NodeId) -> Vec<OutputName> {
         let fed = self.ask(leader).await;
-        let mut lacking = without(self.outputs.keys().cloned().collect(), &[fed]);
+        let own = self.outputs.keys().filter(|name| !self.tracker.is_removed(name));
+        let mut lacking = without(own.cloned().collect(), &[fed]);
         let members = self.tracker.members().borrow().clone();
         let before = members.set().0.iter().map(|member| member.node).filter(|node| *node < self.node);
         for node in before.filter(|node| *node != leader).collect::<Vec<_>>() {

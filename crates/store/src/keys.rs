@@ -76,8 +76,8 @@ pub const PROGRESS: u8 = b'u';
 pub const GAP: u8 = b'w';
 /// Prefix of where outputs have tasks, in [`crate::Table::Index`].
 pub const PLACE: u8 = b'f';
-/// Prefix of outputs that are held up, in [`crate::Table::Index`].
-pub const PAUSE: u8 = b'j';
+/// Prefix of the states of outputs that do not run, in [`crate::Table::Index`].
+pub const OUTPUT_STATE: u8 = b'j';
 /// Prefix of projects, in [`crate::Table::Index`].
 pub const PROJECT: u8 = b'p';
 /// Prefix of devices, in [`crate::Table::Index`].
@@ -230,9 +230,9 @@ pub fn progress(output: &OutputName) -> Vec<u8> {
     named(PROGRESS, output.as_str().as_bytes())
 }
 
-/// That an output is held up, in [`crate::Table::Index`].
-pub fn pause(output: &OutputName) -> Vec<u8> {
-    named(PAUSE, output.as_str().as_bytes())
+/// The state of an output that does not run, in [`crate::Table::Index`].
+pub fn output_state(output: &OutputName) -> Vec<u8> {
+    named(OUTPUT_STATE, output.as_str().as_bytes())
 }
 
 #[cfg(test)]
@@ -261,6 +261,7 @@ mod tests {
         assert_eq!(task_alias(&TaskId([9; 32])), with(b'v', &[9; 32]));
         assert_eq!(group(b"xy"), b"gxy");
         assert_eq!(progress(&"pg".parse().unwrap()), b"upg");
+        assert_eq!(output_state(&"pg".parse().unwrap()), b"jpg");
         assert_eq!(certificate(Height(258)), with(b'c', &number));
         assert_eq!(boundary(Height(258)), with(b'x', &number));
         assert_eq!(boundary_certificate(Height(258)), with(b'y', &number));

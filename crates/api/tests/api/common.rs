@@ -242,7 +242,9 @@ impl Read for Fake {
                 gaps: vec![],
                 refused: 2,
                 paused: true,
+                removed: true,
             }],
+            held_back: Some(HeldBackView { output: "files".into(), next_task: TaskNumber(7), height: Height(2) }),
             version: "0.1.0".into(),
         }
     }

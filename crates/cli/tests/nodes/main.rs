@@ -29,6 +29,7 @@ mod partitions;
 mod power_loss;
 mod project_rules;
 mod refills;
+mod removed_outputs;
 mod repeats;
 mod rogue;
 mod rolling;

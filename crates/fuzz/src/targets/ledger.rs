@@ -33,7 +33,7 @@ fn read_command(bytes: &[u8]) -> bool {
         Command::Rules(version) => Command::encode_rules(*version),
         Command::Order { time_ms, order } => Command::encode_order(*time_ms, order),
         Command::Chain { time_ms, update, signatures } => Command::encode_chain(*time_ms, update, signatures),
-        Command::OutputPause { output, paused } => Command::encode_pause(output, *paused),
+        Command::Output { output, state } => Command::encode_output(output, *state),
         Command::Batch(_) | Command::OutputProgress { .. } => return true,
     };
     assert_eq!(Command::decode(written).as_ref(), Ok(&command));

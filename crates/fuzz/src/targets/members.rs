@@ -75,7 +75,7 @@ fn control_seeds() -> Vec<Vec<u8>> {
         Kind::Order(order(1, OrderKind::RemoveDevices(addresses)).to_proto()),
         Kind::Attest(proto::AttestRequest { first: 1, last: 2, digest: hash.clone() }),
         Kind::Progress(progress),
-        Kind::Pause(proto::OutputPause { output: "main".into(), paused: true }),
+        Kind::OutputChange(proto::OutputChange { output: "main".into(), state: 3 }),
         Kind::Outputs(proto::OutputsRequest {}),
         Kind::Barrier(proto::BarrierRequest {}),
     ];

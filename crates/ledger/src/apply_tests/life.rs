@@ -319,8 +319,11 @@ fn where_outputs_have_tasks_is_kept_and_a_table_is_one_place() {
 fn an_output_is_held_up_until_it_is_let_go_on_whoever_leads() {
     let mut node = Node::new(params(1));
     let (db, other): (OutputName, OutputName) = ("db".parse().unwrap(), "other".parse().unwrap());
-    let pause = |output: &OutputName, paused| Command::OutputPause { output: output.clone(), paused };
-    let held = |node: &Node| node.ledger.paused_outputs().iter().cloned().collect::<Vec<_>>();
+    let pause = |output: &OutputName, paused| Command::Output {
+        output: output.clone(),
+        state: if paused { OutputState::Paused } else { OutputState::Running },
+    };
+    let held = |node: &Node| node.ledger.outputs().held().map(|(name, _)| name.clone()).collect::<Vec<_>>();
     let effects = node.ledger.head.effects;
     for (output, paused, expected) in [
         (&db, true, vec![db.clone()]),
@@ -340,6 +343,60 @@ fn an_output_is_held_up_until_it_is_let_go_on_whoever_leads() {
         node.run(pause(&format!("o{n}").parse().unwrap(), true));
     }
     assert_eq!(held(&node).len(), PAUSED_OUTPUTS_MAX);
+}
+
+#[test]
+fn a_removed_output_leaves_nothing_and_comes_back_only_when_it_is_added_anew() {
+    let mut node = Node::new(params(1));
+    let (db, other): (OutputName, OutputName) = ("db".parse().unwrap(), "other".parse().unwrap());
+    let place = Place {
+        first: TaskNumber(1),
+        last: TaskNumber(1),
+        locator: "here".into(),
+        commitment: Vec::new(),
+        height: None,
+        stage: lockstep_types::Stage::Final,
+    };
+    let report = |output: &OutputName, n: u64| Command::OutputProgress {
+        output: output.clone(),
+        task_number: TaskNumber(n),
+        places: vec![place.clone()],
+    };
+    let change = |state| Command::Output { output: db.clone(), state };
+    node.batch(1, &["a", "b", "c"].map(message));
+    node.batch(2, &[message("d")]);
+    node.batch(3, &[message("e")]);
+    node.run(report(&db, 1));
+    node.run(report(&other, 1));
+    certify(&mut node, 3, &[1, 2]);
+    node.run(Command::Horizon(Height(2)));
+    assert_eq!(node.view.2.gaps.len(), 2);
+    let effects = node.ledger.head.effects;
+    node.run(change(OutputState::Removed));
+    for _ in 0..2 {
+        assert_eq!(node.ledger.progress().keys().collect::<Vec<_>>(), [&other]);
+        assert!(node.view.2.places.keys().chain(node.view.2.gaps.keys()).all(|(output, _)| *output == other));
+        // Late reports, an operator that has not heard of it, and one that has.
+        for command in [report(&db, 4), change(OutputState::Paused), change(OutputState::Removed)] {
+            assert!(node.run(command).writes.is_empty());
+        }
+        assert!(node.ledger.outputs().is_removed(&db));
+        node.restart();
+    }
+    assert_eq!(node.ledger.head.effects, effects, "it says nothing about the order");
+    // What is forgotten meanwhile is no gap in it.
+    let applied = node.run(Command::Horizon(Height(3)));
+    let gaps = applied.writes.iter().filter_map(|write| match write {
+        Write::Gap(output, _) => Some(output),
+        _ => None,
+    });
+    assert_eq!(gaps.collect::<Vec<_>>(), [&other]);
+    // It begins as one that was never there.
+    node.run(change(OutputState::Running));
+    node.restart();
+    assert!(!node.ledger.progress().contains_key(&db) && node.ledger.outputs().held().next().is_none());
+    node.run(report(&db, 5));
+    assert_eq!(node.ledger.progress()[&db], TaskNumber(5));
 }
 
 #[test]

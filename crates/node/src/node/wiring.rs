@@ -96,6 +96,7 @@ impl Parts {
                 .collect(),
             first_task: self.opened.genesis.params.first_task_number,
             complaint: self.not_forgetting.clone(),
+            held_back: self.held_back.clone(),
         };
         supervisor.spawn_restarted_from("retention", retention, Retention::run);
         supervisor.spawn("evidence", self.certifier.clone().run(self.verifier.clone(), token.clone()));
@@ -400,6 +401,7 @@ impl Parts {
             clock_off: self.clock_off.subscribe(),
             endings: self.means.endings.clone(),
             not_forgetting: self.not_forgetting.subscribe(),
+            held_back: self.held_back.subscribe(),
             outputs,
             output_views,
             announcements,

@@ -88,6 +88,9 @@ impl Work {
         self.retry.mark_unchanged();
         self.retry_due = false;
         (self.places, self.find_places) = (Vec::new(), true);
+        // Others report meanwhile, and the network may have removed the output and added it anew, knowing nothing of it.
+        self.progress = Progress::new(None);
+        self.options.recorded = None;
     }
 
     /// Publishes for ever. May be dropped at any await.
