@@ -264,12 +264,8 @@ enum Known {
     Nothing,
     /// It has a place, and is not there any more.
     Forgotten,
-    Ordered {
-        batch: Batch,
-        sequence: Sequence,
-        task: Option<Task>,
-        flags: Vec<String>,
-    },
+    /// Its batch, its place, its task, and what its project's rules noted.
+    Ordered(Box<(Batch, Sequence, Option<Task>, Vec<String>)>),
 }
 
 fn known(state: &StateStore, id: MessageId) -> Result<Known, StateError> {
@@ -277,7 +273,7 @@ fn known(state: &StateStore, id: MessageId) -> Result<Known, StateError> {
     let batch = state.batch_of_message(sequence)?.filter(|batch| batch.message_at(sequence).is_some());
     let Some(batch) = batch else { return Ok(Known::Forgotten) };
     let (task, flags) = (state.task_of(&batch, sequence)?, state.flags(sequence)?);
-    Ok(Known::Ordered { batch, sequence, task, flags })
+    Ok(Known::Ordered(Box::new((batch, sequence, task, flags))))
 }
 
 /// What a task is shown with, beside what is stored.
@@ -409,7 +405,8 @@ impl Read for Reader {
             Known::Nothing => Ok(pending.map(|message| self.pending_view(id, message.message(), viewer))),
             // Whatever the horizon is: it was ordered, and must not be taken for absent.
             Known::Forgotten => Err(ReadError::Pruned { first: self.oldest_height() }),
-            Known::Ordered { batch, sequence, task, flags } => {
+            Known::Ordered(found) => {
+                let (batch, sequence, task, flags) = *found;
                 let Some(ordered) = batch.message_at(sequence) else { return Ok(None) };
                 let status = match &task {
                     None => Progress::Sequenced,
