@@ -21,11 +21,11 @@ const REQUESTS: usize = 3;
 const MESSAGES_OF_REQUEST: usize = 1_000;
 /// The shortest window.
 const WINDOW_MS: u64 = RETRY_WINDOW_MS_MIN;
-/// From the messages to their repeats, which still are some by when they come in, for one second and a half. By when they
-/// are proposed they are not.
-const REPEATED_AFTER: Duration = Duration::from_millis(WINDOW_MS + RETRY_MARGIN_MS - 1_500);
-/// From the repeats to the start of the node that makes a majority again; an election takes a second and more.
-const MAJORITY_AFTER: Duration = Duration::from_millis(500);
+/// From the messages to their repeats, which still are some by when they come in, for one second.
+const REPEATED_AFTER: Duration = Duration::from_millis(WINDOW_MS + RETRY_MARGIN_MS - 1_000);
+/// From the repeats to the start of the node that makes a majority again: by when they are proposed they are none any more.
+/// Pools hold them for five seconds.
+const MAJORITY_AFTER: Duration = Duration::from_millis(1_700);
 /// The follower's disk takes so much longer for a sync that the leader is gone by then.
 const SYNC_TAKES: Duration = Duration::from_secs(3);
 /// By then the follower has the leader's entries, and has not synced them.
