@@ -13,14 +13,15 @@ use lockstep_testkit::process::Limits;
 use lockstep_testkit::random::Random;
 use lockstep_testkit::spoil;
 use lockstep_testkit::wait::eventually;
+use lockstep_types::genesis::{AGE_MS_MAX, RETRY_MARGIN_MS, RETRY_WINDOW_MS_MIN};
 use lockstep_types::{Height, NetworkParams, ProjectId, ProjectSettings, Retention, Sequence};
 
 use crate::epochs::{fails, text, works};
 use crate::start_errors::refuses_to_start;
 use crate::{SOON, binary};
 
-/// How long anything is kept.
-const KEPT_MS: u64 = 6_000;
+/// How long anything is kept: as short as a network may have it.
+const KEPT_MS: u64 = RETRY_WINDOW_MS_MIN + RETRY_MARGIN_MS + AGE_MS_MAX;
 /// The smallest sizes that a store takes.
 const SMALL_FILES: [(&str, &str); 2] =
     [("LOCKSTEP_STORE_WRITE_BUFFER_BYTES", "65536"), ("LOCKSTEP_STORE_TABLE_FILE_BYTES", "16384")];
@@ -29,17 +30,17 @@ const LARGE: usize = 40;
 /// See [`LARGE`].
 const LARGE_BYTES: usize = 60_000;
 /// Time for all of it to be forgotten: it grows old, the leader looks, and each node looks again.
-const FORGOTTEN_MAX: Duration = Duration::from_secs(60);
+const FORGOTTEN_MAX: Duration = Duration::from_secs(150);
 /// What a node says when files are gone.
 const REMOVED: &str = "was removed from this node's store";
 
 /// How often nodes go down; `LOCKSTEP_FORGETTING_ROUNDS` says otherwise.
 fn rounds() -> usize {
-    std::env::var("LOCKSTEP_FORGETTING_ROUNDS").map_or(2, |text| text.parse().expect("a number of rounds"))
+    std::env::var("LOCKSTEP_FORGETTING_ROUNDS").map_or(1, |text| text.parse().expect("a number of rounds"))
 }
 
 fn params() -> NetworkParams {
-    let default_project = ProjectSettings { retry_window_ms: KEPT_MS, ..ProjectSettings::open() };
+    let default_project = ProjectSettings { retry_window_ms: RETRY_WINDOW_MS_MIN, ..ProjectSettings::open() };
     let retention = Retention { age_ms: KEPT_MS, ..Retention::default() };
     NetworkParams { retention, default_project, ..open_params() }
 }

@@ -10,15 +10,16 @@ use lockstep_testkit::http::{get, post_message};
 use lockstep_testkit::load::device_key;
 use lockstep_testkit::outputs::count_sqlite;
 use lockstep_testkit::wait::eventually;
+use lockstep_types::genesis::{AGE_MS_MAX, RETRY_MARGIN_MS, RETRY_WINDOW_MS_MIN};
 use lockstep_types::{NetworkParams, ProjectId, ProjectSettings, Retention};
 use serde_json::Value;
 
 use crate::{SOON, binary};
 
 /// What the network keeps, and the least that a retry window allows.
-const AGE_MS: u64 = 6_000;
+const AGE_MS: u64 = RETRY_WINDOW_MS_MIN + RETRY_MARGIN_MS + AGE_MS_MAX;
 /// For a horizon to go on: the age, and some looks at what can be forgotten.
-const FORGETS_WITHIN: Duration = Duration::from_secs(60);
+const FORGETS_WITHIN: Duration = Duration::from_secs(120);
 
 fn run(arguments: &[&str]) -> Result<String, String> {
     let out = Command::new(binary()).args(arguments).output().unwrap();
@@ -70,7 +71,7 @@ fn complains(status: &Value, of: &str) -> bool {
 async fn an_output_that_is_gone_is_named_is_removed_and_comes_back_only_when_it_is_added_anew() {
     let params = NetworkParams {
         retention: Retention { age_ms: AGE_MS, ..Retention::default() },
-        default_project: ProjectSettings { retry_window_ms: AGE_MS, ..ProjectSettings::open() },
+        default_project: ProjectSettings { retry_window_ms: RETRY_WINDOW_MS_MIN, ..ProjectSettings::open() },
         ..open_params()
     };
     let mut cluster = Cluster::prepare(binary(), ClusterOptions::of(3).with_params(params));

@@ -369,7 +369,7 @@ fn a_removed_output_leaves_nothing_and_comes_back_only_when_it_is_added_anew() {
     node.run(report(&db, 1));
     node.run(report(&other, 1));
     certify(&mut node, 3, &[1, 2]);
-    node.run(Command::Horizon(Height(2)));
+    node.run(Command::Horizon(horizon_at(&node, 2)));
     assert_eq!(node.view.2.gaps.len(), 2);
     let effects = node.ledger.head.effects;
     node.run(change(OutputState::Removed));
@@ -385,7 +385,7 @@ fn a_removed_output_leaves_nothing_and_comes_back_only_when_it_is_added_anew() {
     }
     assert_eq!(node.ledger.head.effects, effects, "it says nothing about the order");
     // What is forgotten meanwhile is no gap in it.
-    let applied = node.run(Command::Horizon(Height(3)));
+    let applied = node.run(Command::Horizon(horizon_at(&node, 3)));
     let gaps = applied.writes.iter().filter_map(|write| match write {
         Write::Gap(output, _) => Some(output),
         _ => None,

@@ -260,7 +260,7 @@ impl Parts {
                     Arc::new(LogSink { consensus, network, tracker: tracker.clone() })
                 }
                 Scope::Node if output.keeps_cursor() => Arc::new(NoSink),
-                Scope::Node => Arc::new(CursorFile::new(home.path(), &name, owner.epoch, blocking.clone())),
+                Scope::Node => Arc::new(CursorFile::new(home.path(), &name, owner.epoch, blocking)),
             };
             PublisherOptions {
                 name: name.clone(),
