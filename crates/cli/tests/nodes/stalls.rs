@@ -121,7 +121,10 @@ async fn a_node_whose_disk_answers_nothing_says_so_and_the_others_go_on() {
         })
         .collect();
     eventually("it says so", NOTICED, async || match get(&cluster, stalled, "/readyz").await {
-        Some(answer) if answer.status == 503 => Ok(println!("{}", answer.text())),
+        Some(answer) if answer.status == 503 => {
+            println!("{}", answer.text());
+            Ok(())
+        }
         other => Err(format!("{other:?}")),
     })
     .await;
