@@ -278,9 +278,13 @@ fn a_word_counts_only_of_who_is_or_was_a_member() {
 #[test]
 fn messages_wait_in_their_groups_and_too_many_groups_fail() {
     let mut net = Net::new(10);
-    let from = |device: u8| signed(device, "x");
-    net.batch((0..16).map(from).collect(), false, None);
+    net.genesis.params.open_groups_max = 1;
+    // A group of a project's rules may have messages of as many devices and versions as it has messages.
+    let allowed = lockstep_types::task::GROUP_MESSAGES_MAX;
+    let of_version = |version: u64| signed_of(0, &version.to_string(), "x");
+    net.batch((0..allowed).map(of_version).collect(), false, None);
     net.check().unwrap();
-    net.batch(vec![from(16)], false, None);
-    assert_eq!(net.check().unwrap_err().fault, Fault::OpenGroups { found: 17, allowed: 16 });
+    net.batch(vec![of_version(allowed)], false, None);
+    let found = usize::try_from(allowed).unwrap() + 1;
+    assert_eq!(net.check().unwrap_err().fault, Fault::OpenGroups { found, allowed });
 }

@@ -58,8 +58,12 @@ pub struct Net {
 }
 
 pub fn signed(device: u8, data: &str) -> Message {
+    signed_of(device, "0.1", data)
+}
+
+pub fn signed_of(device: u8, version: &str, data: &str) -> Message {
     let key = key(100 + device);
-    let (project, version) = (ProjectId(7), "0.1");
+    let project = ProjectId(7);
     let digest = w3bstream::message_digest(project, version, data);
     Message {
         api: Api::Apinode,

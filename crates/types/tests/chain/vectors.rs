@@ -118,7 +118,7 @@ fn the_first_batch_and_its_certificate() {
     documented("digest of the task text", &text);
     documented("task signature of N", &key(1).sign(&text).0);
 
-    let effects = "b968052fc9be2335814e1a07bfcb2ae74683b5bfa0e3cb1f626bd8e9b6ac1262";
+    let effects = "fb14d934269b49dc2f2af92a730ed750c7477cee02df9edeb313c83006aab8c4";
     let header = BatchHeader {
         rules_version: 1,
         network,
