@@ -1,7 +1,8 @@
 //! Reading all that a stopped node has stored, record by record. Nothing is changed.
 
 use lockstep_ledger::{
-    ChainCursor, Command, Device, Grant, GroupRecord, Head, Members, Occurrence, OutputState, Project, Waiting,
+    ChainCursor, Command, Device, Grant, GroupRecord, Head, HighestNonce, Members, Occurrence, OutputState, Project,
+    Waiting,
 };
 use lockstep_store::home::StoreHome;
 use lockstep_store::{Direction, Kind, Pair, RocksStorage, Scan, Storage, StoreError, Table, keys};
@@ -245,7 +246,7 @@ pub(crate) fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId)
         [keys::OCCURRENCE, ..] => {
             Occurrence::decode(&value)?;
         }
-        [keys::MESSAGE_PLACE | keys::TASK_PLACE | keys::PACKED | keys::GAP, ..] => {
+        [keys::MESSAGE_PLACE | keys::TASK_PLACE | keys::PACKED | keys::GAP | keys::NONCE, ..] => {
             number(&value)?;
         }
         [keys::GROUP, ..] => drop(GroupRecord::decode(value)?),
@@ -262,8 +263,7 @@ pub(crate) fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId)
         [keys::PROJECT, ..] => drop(Project::decode(value)?),
         [keys::DEVICE, ..] => drop(Device::decode(value)?),
         [keys::GRANT, ..] => drop(Grant::decode(&value)?),
-        // The key says it all.
-        [keys::NONCE, ..] => {}
+        [keys::HIGHEST_NONCE, ..] => drop(HighestNonce::decode(&value)?),
         [keys::TASK_ALIAS, ..] => drop(number(&value)?),
         keys::CHAIN => drop(ChainCursor::decode(value)?),
         keys::MEMBERS => drop(Members::decode(value, network)?),

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use lockstep_ledger::{
-    Device, Gap, Grant, GroupKey, Head, History, Horizon, LastTaken, Members, Nonce, NonceState, Occurrence, OpenGroup,
+    Device, Gap, Grant, GroupKey, Head, HighestNonce, History, Horizon, LastTaken, Members, Nonce, Occurrence, OpenGroup,
     OutputState, OutputStates, Standing, Waiting, Write,
 };
 use lockstep_rules::RulesError;
@@ -614,23 +614,15 @@ impl History for StateStore {
         Ok(found.into_iter().next().map(|(_, record)| Place::decode(record)).transpose()?)
     }
 
-    fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, ReadError> {
-        let storage = self.storage();
-        let state = |(project, device, nonce): &Nonce| {
-            let used = storage.get(Table::Index, &keys::nonce(*project, device, *nonce))?.is_some();
-            let mut end = keys::nonce(*project, device, u64::MAX);
-            end.push(0);
-            let highest = storage.scan(Scan {
-                table: Table::Index,
-                start: keys::nonce(*project, device, 0),
-                end,
-                direction: Direction::Down,
-                items_max: 1,
-                bytes_max: usize::MAX,
-            })?;
-            let highest = highest.first().map(|(key, _)| number(&key[key.len() - 8..])).transpose()?;
-            Ok(NonceState { used, highest })
-        };
-        of.iter().map(state).collect()
+    fn nonces(&self, of: &[Nonce]) -> Result<Vec<Option<Sequence>>, ReadError> {
+        let keys: Vec<_> = of.iter().map(|(project, holder, nonce)| keys::nonce(*project, holder, *nonce)).collect();
+        let found = self.storage().get_many(Table::Index, &keys)?.into_iter();
+        found.map(|record| Ok(record.map(|by| number(&by)).transpose()?.map(Sequence))).collect()
+    }
+
+    fn highest_nonces(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Option<HighestNonce>>, ReadError> {
+        let keys: Vec<_> = of.iter().map(|(project, device)| keys::highest_nonce(*project, device)).collect();
+        let found = self.storage().get_many(Table::Index, &keys)?.into_iter();
+        found.map(|record| Ok(record.map(|record| HighestNonce::decode(&record)).transpose()?)).collect()
     }
 }

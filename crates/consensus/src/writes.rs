@@ -42,11 +42,12 @@ pub(crate) fn put(batch: &mut WriteBatch, write: &Write) {
             Some(flags) => batch.put(Table::Index, keys::grant(*project, device), vec![flags]),
             None => batch.delete(Table::Index, keys::grant(*project, device)),
         },
-        Write::Nonce { used: (project, device, nonce), forgotten } => {
-            if let Some(lower) = forgotten {
-                batch.delete(Table::Index, keys::nonce(*project, device, *lower));
-            }
-            batch.put(Table::Index, keys::nonce(*project, device, *nonce), Vec::new());
+        Write::Nonce((project, holder, nonce), by) => {
+            batch.put(Table::Index, keys::nonce(*project, holder, *nonce), be(by.0));
+        }
+        Write::HighestNonce(project, device, highest) => {
+            let record = Bytes::copy_from_slice(&highest.encode());
+            batch.put(Table::Index, keys::highest_nonce(*project, device), record);
         }
         Write::TaskAlias(alias, sequence) => batch.put(Table::Index, keys::task_alias(alias), be(sequence.0)),
         Write::Chain(cursor) => batch.put(Table::Index, keys::CHAIN.to_vec(), cursor.encode()),

@@ -1,14 +1,14 @@
 //! A small network in memory with a history: what true encodings are made of, and what hostile commands run against.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
 use lockstep_identity::{DeviceRequest, SignedKey, TaskContent, TaskRequest, apinode, sign_body, sign_task};
 use lockstep_ledger::{
-    Aged, Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, History, Horizon, LastTaken, Ledger,
-    LedgerParts, Members, Nonce, NonceState, Occurrence, OpenGroup, OutputState, Project, RULES_NEWEST, RulesState,
+    Aged, Applied, ChainCursor, Command, Device, Grant, GroupKey, Head, HighestNonce, History, Horizon, LastTaken,
+    Ledger, LedgerParts, Members, Nonce, Occurrence, OpenGroup, OutputState, Project, RULES_NEWEST, RulesState,
     Standing, Waiting, Write, compile_rules, encode_batch,
 };
 use lockstep_types::certificate::sign_batch;
@@ -120,7 +120,8 @@ pub struct View {
     waiting: BTreeMap<Sequence, Waiting>,
     devices: BTreeMap<Address, Device>,
     grants: BTreeMap<(ProjectId, Address), Grant>,
-    nonces: BTreeSet<Nonce>,
+    nonces: BTreeMap<Nonce, Sequence>,
+    highest_nonces: BTreeMap<(ProjectId, Address), HighestNonce>,
     projects: BTreeMap<ProjectId, Project>,
     bundles: BTreeMap<Hash32, Bytes>,
     rules_states: BTreeMap<ProjectId, RulesState>,
@@ -160,13 +161,12 @@ impl History for View {
         Ok(self.devices.get(device).cloned())
     }
 
-    fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Infallible> {
-        let state = |nonce: &Nonce| {
-            let of_device = (nonce.0, nonce.1, 0)..=(nonce.0, nonce.1, u64::MAX);
-            let highest = self.nonces.range(of_device).next_back().map(|(_, _, n)| *n);
-            NonceState { used: self.nonces.contains(nonce), highest }
-        };
-        Ok(of.iter().map(state).collect())
+    fn nonces(&self, of: &[Nonce]) -> Result<Vec<Option<Sequence>>, Infallible> {
+        Ok(of.iter().map(|nonce| self.nonces.get(nonce).copied()).collect())
+    }
+
+    fn highest_nonces(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Option<HighestNonce>>, Infallible> {
+        Ok(of.iter().map(|device| self.highest_nonces.get(device).copied()).collect())
     }
 
     fn place_at(&self, output: &OutputName, task: TaskNumber) -> Result<Option<Place>, Infallible> {
@@ -186,11 +186,9 @@ impl View {
             Write::Waiting(sequence, None) => drop(self.waiting.remove(sequence)),
             Write::Device(address, device) => drop(self.devices.insert(*address, (**device).clone())),
             Write::Grant(project, device, grant) => drop(self.grants.insert((*project, *device), *grant)),
-            Write::Nonce { used, forgotten } => {
-                if let Some(lower) = forgotten {
-                    self.nonces.remove(&(used.0, used.1, *lower));
-                }
-                self.nonces.insert(*used);
+            Write::Nonce(used, by) => drop(self.nonces.insert(*used, *by)),
+            Write::HighestNonce(project, device, highest) => {
+                self.highest_nonces.insert((*project, *device), *highest);
             }
             Write::Rules(hash, Some(bundle)) => drop(self.bundles.insert(*hash, bundle.clone())),
             Write::Rules(hash, None) => drop(self.bundles.remove(hash)),

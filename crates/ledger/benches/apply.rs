@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use lockstep_ledger::{
-    Aged, Command, Device, History, LastTaken, Ledger, LedgerParts, Members, Nonce, NonceState, Occurrence,
+    Aged, Command, Device, HighestNonce, History, LastTaken, Ledger, LedgerParts, Members, Nonce, Occurrence,
     RULES_NEWEST, Standing, Write, encode_batch,
 };
 use lockstep_rules::Bundle;
@@ -46,8 +46,11 @@ impl History for View {
     fn place_at(&self, _output: &OutputName, _task: TaskNumber) -> Result<Option<Place>, Infallible> {
         Ok(None)
     }
-    fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Infallible> {
-        Ok(vec![NonceState::default(); of.len()])
+    fn nonces(&self, of: &[Nonce]) -> Result<Vec<Option<Sequence>>, Infallible> {
+        Ok(vec![None; of.len()])
+    }
+    fn highest_nonces(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Option<HighestNonce>>, Infallible> {
+        Ok(vec![None; of.len()])
     }
 }
 

@@ -22,7 +22,7 @@ pub use self::judges::rules_input;
 use self::permissions::Permissions;
 pub use self::registry::{ChainRefusal, ORDER_LIFE_MS_MAX, OrderError};
 use crate::command::{Command, ProposedBatch};
-use crate::devices::{ChainCursor, Device, Nonce, NonceState, Standing};
+use crate::devices::{ChainCursor, Device, HighestNonce, Nonce, Standing};
 use crate::effects::{Effects, Gap, Head, Horizon, Occurrence, Write};
 use crate::groups::{GroupKey, Groups, OpenGroup};
 use crate::members::{ApprovalError, Approved, Members, Target};
@@ -56,8 +56,11 @@ pub trait History {
     /// One device; `None` where nothing is known of it.
     fn device(&self, device: &Address) -> Result<Option<Device>, Self::Error>;
 
-    /// Whether each nonce was used, and which is the highest of its device and project, in order.
-    fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Self::Error>;
+    /// The message that used each nonce, in order; `None` where none did.
+    fn nonces(&self, of: &[Nonce]) -> Result<Vec<Option<Sequence>>, Self::Error>;
+
+    /// The highest nonce of each device in the project beside it, in order.
+    fn highest_nonces(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Option<HighestNonce>>, Self::Error>;
 
     /// The last message of each device that the project beside it took by its rules, in order.
     fn lasts(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Option<LastTaken>>, Self::Error>;
@@ -532,7 +535,7 @@ impl Ledger {
         let ids: Vec<ContentId> = proposal.messages.iter().map(Message::content_id).collect();
         // The only fallible step comes first: from here on the ledger changes.
         let earlier = view.occurrences(&ids).map_err(ApplyError)?;
-        let asked = Permissions::ask(view, &self.projects, &proposal.messages).map_err(ApplyError)?;
+        let asked = Permissions::ask(view, self, &proposal.messages).map_err(ApplyError)?;
         let judges = Judges::ask(view, self, &proposal.messages).map_err(ApplyError)?;
         let mut building = Building::new(self, proposal.time_ms, ids.len(), asked, judges);
         building.close_due();

@@ -22,6 +22,9 @@ mod vectors;
 #[path = "apply_tests/life.rs"]
 mod life;
 
+#[path = "apply_tests/nonces.rs"]
+mod nonces;
+
 #[path = "apply_tests/packing.rs"]
 mod packing;
 
@@ -39,7 +42,8 @@ struct View(HashMap<ContentId, Occurrence>, BTreeMap<Height, BatchHeader>, Regis
 struct Registry {
     devices: BTreeMap<Address, Device>,
     grants: BTreeMap<(ProjectId, Address), crate::Grant>,
-    nonces: std::collections::BTreeSet<Nonce>,
+    nonces: BTreeMap<Nonce, Sequence>,
+    highest_nonces: BTreeMap<(ProjectId, Address), HighestNonce>,
     projects: BTreeMap<ProjectId, Project>,
     aliases: BTreeMap<TaskId, Sequence>,
     places: BTreeMap<(OutputName, TaskNumber), Place>,
@@ -81,13 +85,11 @@ impl History for View {
             .next_back()
             .map(|(_, p)| p.clone()))
     }
-    fn nonces(&self, of: &[Nonce]) -> Result<Vec<NonceState>, Infallible> {
-        let state = |nonce: &Nonce| {
-            let of_device = (nonce.0, nonce.1, 0)..=(nonce.0, nonce.1, u64::MAX);
-            let highest = self.2.nonces.range(of_device).next_back().map(|(_, _, n)| *n);
-            NonceState { used: self.2.nonces.contains(nonce), highest }
-        };
-        Ok(of.iter().map(state).collect())
+    fn nonces(&self, of: &[Nonce]) -> Result<Vec<Option<Sequence>>, Infallible> {
+        Ok(of.iter().map(|nonce| self.2.nonces.get(nonce).copied()).collect())
+    }
+    fn highest_nonces(&self, of: &[(ProjectId, Address)]) -> Result<Vec<Option<HighestNonce>>, Infallible> {
+        Ok(of.iter().map(|device| self.2.highest_nonces.get(device).copied()).collect())
     }
 }
 
@@ -176,11 +178,10 @@ impl Node {
                 Write::Waiting(sequence, None) => drop(self.waiting.remove(sequence)),
                 Write::Device(address, device) => drop(self.view.2.devices.insert(*address, (**device).clone())),
                 Write::Grant(project, device, grant) => drop(self.view.2.grants.insert((*project, *device), *grant)),
-                Write::Nonce { used, forgotten } => {
-                    if let Some(lower) = forgotten {
-                        self.view.2.nonces.remove(&(used.0, used.1, *lower));
-                    }
-                    self.view.2.nonces.insert(*used);
+                Write::Nonce(used, by) => drop(self.view.2.nonces.insert(*used, *by)),
+                Write::HighestNonce(project, device, highest) => {
+                    assert_eq!(HighestNonce::decode(&highest.encode()).unwrap(), *highest);
+                    self.view.2.highest_nonces.insert((*project, *device), *highest);
                 }
                 Write::Project(id, project) => {
                     assert_eq!(Project::decode(project.encode().into()).unwrap(), **project);

@@ -1,7 +1,7 @@
 //! Devices as the log has them: who registered them, where their documents are, and what they may do.
 
 use bytes::Bytes;
-use lockstep_types::{Address, DecodeError, DevicePolicy, Hash32, ProjectId, TimeMs, proto};
+use lockstep_types::{Address, DecodeError, DevicePolicy, Hash32, ProjectId, Sequence, TimeMs, proto};
 use prost::Message as _;
 
 /// Version of the stored record.
@@ -137,17 +137,43 @@ impl Standing {
     }
 }
 
-/// What is known of one nonce of a device in a project.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct NonceState {
-    /// Whether it was used.
-    pub used: bool,
-    /// The highest one that was used.
-    pub highest: Option<u64>,
-}
-
 /// A nonce: whose, where, and which.
 pub type Nonce = (ProjectId, Address, u64);
+
+/// The highest nonce that a device has used in a project, which outlives the nonces themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HighestNonce {
+    /// The message with which it is forgotten: the device's newest one with a nonce. [`HighestNonce::FOR_EVER`] where the
+    /// project's nonces ascend.
+    pub forgotten_with: Sequence,
+    /// The nonce.
+    pub nonce: u64,
+}
+
+impl HighestNonce {
+    /// A sequence that no horizon passes.
+    pub const FOR_EVER: Sequence = Sequence(u64::MAX);
+
+    /// The stored record: two big-endian numbers. The sequence comes first, for the filter that drops old records.
+    pub fn encode(&self) -> [u8; 16] {
+        let mut out = [0; 16];
+        out[..8].copy_from_slice(&self.forgotten_with.0.to_be_bytes());
+        out[8..].copy_from_slice(&self.nonce.to_be_bytes());
+        out
+    }
+
+    /// Reads a stored record.
+    ///
+    /// # Errors
+    /// It is not 16 bytes.
+    pub fn decode(record: &[u8]) -> Result<Self, DecodeError> {
+        let numbers = record.as_chunks::<8>();
+        let ([sequence, nonce], []) = numbers else {
+            return Err(DecodeError::malformed("highest nonce", "not 16 bytes"));
+        };
+        Ok(Self { forgotten_with: Sequence(u64::from_be_bytes(*sequence)), nonce: u64::from_be_bytes(*nonce) })
+    }
+}
 
 /// How far a chain was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +218,11 @@ mod tests {
         }
         let cursor = ChainCursor { last: 7, last_hash: [2; 32] };
         assert_eq!(ChainCursor::decode(cursor.encode().into()).unwrap(), cursor);
+        let highest = HighestNonce { forgotten_with: HighestNonce::FOR_EVER, nonce: 258 };
+        assert_eq!(HighestNonce::decode(&highest.encode()).unwrap(), highest);
+        for wrong in [0, 8, 15, 17, 24] {
+            assert!(HighestNonce::decode(&vec![0; wrong]).is_err(), "{wrong} bytes");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use lockstep_types::{
 use prost::Message as _;
 
 use crate::apply::RULES_FIRST;
-use crate::devices::{ChainCursor, Device, Grant, Nonce};
+use crate::devices::{ChainCursor, Device, Grant, HighestNonce, Nonce};
 use crate::groups::{GroupKey, OpenGroup, Waiting};
 use crate::members::Members;
 use crate::outputs::OutputState;
@@ -212,13 +212,10 @@ pub enum Write {
     Device(Address, Box<Device>),
     /// Who lets a device submit to a project.
     Grant(ProjectId, Address, Grant),
-    /// A nonce that is used from now on, and one that need not be kept any more.
-    Nonce {
-        /// The nonce.
-        used: Nonce,
-        /// A lower one of the same device and project.
-        forgotten: Option<u64>,
-    },
+    /// A nonce that a message has used. It is forgotten with the message.
+    Nonce(Nonce, Sequence),
+    /// The highest nonce of a device in a project.
+    HighestNonce(ProjectId, Address, HighestNonce),
     /// An encoded bundle of rules by its hash, or that it is needed no more.
     Rules(Hash32, Option<Bytes>),
     /// What a project's rules took and refused.
@@ -340,11 +337,15 @@ impl Effects {
         self.writes.push(Write::Grant(project, device, grant));
     }
 
-    pub fn nonce(&mut self, used: Nonce, forgotten: Option<u64>) {
-        let (project, device, nonce) = used;
-        let (kept, lower) = (u8::from(forgotten.is_none()), forgotten.unwrap_or(0));
-        self.tag(14, &[&project.0.to_be_bytes(), &device.0, &nonce.to_be_bytes(), &[kept], &lower.to_be_bytes()]);
-        self.writes.push(Write::Nonce { used, forgotten });
+    pub fn nonce(&mut self, used: Nonce, by: Sequence) {
+        let (project, holder, nonce) = used;
+        self.tag(14, &[&project.0.to_be_bytes(), &holder.0, &nonce.to_be_bytes(), &by.0.to_be_bytes()]);
+        self.writes.push(Write::Nonce(used, by));
+    }
+
+    pub fn highest_nonce(&mut self, project: ProjectId, device: Address, highest: HighestNonce) {
+        self.tag(22, &[&project.0.to_be_bytes(), &device.0, &highest.encode()]);
+        self.writes.push(Write::HighestNonce(project, device, highest));
     }
 
     pub fn task_alias(&mut self, alias: TaskId, sequence: Sequence) {

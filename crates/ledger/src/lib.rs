@@ -20,7 +20,7 @@ pub use apply::{
     Outcome, RULES_FIRST, RULES_NEWEST, Rejection, rules_input,
 };
 pub use command::{COMMAND_VERSION, Command, ProposedBatch, decode_ages, encode_ages, encode_batch};
-pub use devices::{ChainCursor, Device, Document, Grant, Nonce, NonceState, Standing};
+pub use devices::{ChainCursor, Device, Document, Grant, HighestNonce, Nonce, Standing};
 pub use effects::{Gap, Head, Horizon, Occurrence, Write};
 pub use groups::{GroupKey, GroupRecord, OpenGroup, Waiting};
 pub use members::{

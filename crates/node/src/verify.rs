@@ -11,6 +11,7 @@ use lockstep_api::SubmitError;
 use lockstep_consensus::StateStore;
 use lockstep_identity::{DeviceRequest, RequestError, SproutRequest, TaskRequest};
 use lockstep_ledger::{Aged, Head, History as _, Members, Occurrence, Outcome, Projects, Rejection, rules_input};
+use lockstep_types::genesis::RETRY_WINDOW_FOR_EVER_MS;
 use lockstep_types::{
     Address, Api, ContentId, DevicePolicy, Hash32, Height, Message, NodeId, SigningKey, VerifiedMessage,
 };
@@ -215,10 +216,23 @@ impl Verifier {
     }
 }
 
-/// Whether what came in at that time, by this node's clock, is in the window of what was ordered before. `apply` may find
-/// that it is also where this says no: it adds [`lockstep_types::genesis::RETRY_MARGIN_MS`].
-fn is_plain_retry(before: &Occurrence, came_in_ms: u64, window_ms: u64) -> bool {
-    came_in_ms.saturating_sub(before.time_ms.0) < window_ms
+/// What a repeat is told by, beside the time at which it came in.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    /// This node's clock.
+    now_ms: u64,
+    /// The oldest height that is kept.
+    kept: Height,
+}
+
+impl Known {
+    /// Whether what has such an age is in the window of what was ordered before. `apply` may find that it is also where
+    /// this says no: it adds [`lockstep_types::genesis::RETRY_MARGIN_MS`]. What is forgotten is no first one, whether or
+    /// not it is on the disk still.
+    fn is_plain_retry(&self, before: &Occurrence, age_ms: u64, window_ms: u64) -> bool {
+        let came_in_ms = self.now_ms.saturating_sub(age_ms);
+        before.height >= self.kept && came_in_ms.saturating_sub(before.time_ms.0) < window_ms
+    }
 }
 
 /// Does jobs until there can be no more. One that panics leaves whoever waits for it without an answer; the thread goes
@@ -235,7 +249,7 @@ fn do_all(jobs: &Receiver<Job>, take: impl Fn(Job), endings: &Endings) {
 fn retry_window(projects: &Projects, message: &Message) -> u64 {
     match (message.api, projects.settings(message.project_id)) {
         (_, None) => 0,
-        (Api::TaskV1, Some(_)) => u64::MAX,
+        (Api::TaskV1, Some(_)) => RETRY_WINDOW_FOR_EVER_MS,
         (_, Some(settings)) => settings.retry_window_ms,
     }
 }
@@ -387,7 +401,7 @@ impl Worker {
         let ids: Vec<ContentId> = requests.iter().map(|(message, _)| message.content_id()).collect();
         let before = self.occurrences(&ids);
         self.remember(requests.iter().map(|(message, _)| &**message));
-        let now = self.mempool.clock().latest().0;
+        let known = self.known();
         let mut fresh: Vec<(Aged, Waiter)> = Vec::with_capacity(requests.len());
         for ((message, asker), before) in requests.into_iter().zip(before) {
             let (id, age_ms) = (message.content_id(), asker.age_ms());
@@ -397,7 +411,7 @@ impl Worker {
                 continue;
             }
             let window_ms = retry_window(&self.projects.borrow(), message.message());
-            match before.filter(|before| is_plain_retry(before, now.saturating_sub(age_ms), window_ms)) {
+            match before.filter(|before| known.is_plain_retry(before, age_ms, window_ms)) {
                 // A retry that is plainly inside its window needs no place in the log.
                 Some(before) => {
                     let message_id = before.message_id(&id);
@@ -410,6 +424,11 @@ impl Worker {
         if !fresh.is_empty() {
             self.mempool.insert_own(fresh);
         }
+    }
+
+    fn known(&self) -> Known {
+        let kept = self.head.borrow().as_ref().map_or(Height(0), |head| head.horizon.height);
+        Known { now_ms: self.mempool.clock().latest().0, kept }
     }
 
     /// So that the evidence is not checked again when the batch is certified.
@@ -435,12 +454,12 @@ impl Worker {
         } else {
             vec![None; named.len()]
         };
-        let now = self.mempool.clock().latest().0;
+        let known = self.known();
         let (members, projects) = (self.members.borrow().clone(), self.projects.borrow().clone());
         let (mut verified, mut good) = (Vec::with_capacity(named.len()), true);
         for ((id, message, age_ms), before) in named.into_iter().zip(before) {
             let window_ms = retry_window(&projects, &message);
-            if before.is_some_and(|before| is_plain_retry(&before, now.saturating_sub(age_ms), window_ms)) {
+            if before.is_some_and(|before| known.is_plain_retry(&before, age_ms, window_ms)) {
                 continue;
             }
             match message.verify_named(id, |address| members.set().has(address)) {
@@ -461,7 +480,34 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
+    use lockstep_types::{Sequence, TimeMs};
+
     use super::*;
+
+    #[test]
+    fn a_repeat_of_what_is_forgotten_is_new_whether_or_not_the_disk_has_it_still() {
+        let before = Occurrence {
+            count: 1,
+            since: Height(0),
+            sequence: Sequence(9),
+            height: Height(5),
+            time_ms: TimeMs(1_000),
+        };
+        // The oldest height that is kept; this node's clock; the repeat's age; its window; whether it is a repeat.
+        for (kept, now_ms, age_ms, window_ms, is_retry) in [
+            (0, 1_000, 0, 1, true),
+            (5, 1_999, 0, 1_000, true),
+            (5, 2_000, 0, 1_000, false),
+            (5, 2_000, 1, 1_000, true),
+            (6, 1_000, 0, 1_000, false),
+            (5, u64::MAX - 1, 0, RETRY_WINDOW_FOR_EVER_MS, true),
+            (6, u64::MAX - 1, 0, RETRY_WINDOW_FOR_EVER_MS, false),
+            (5, 1_000, 0, 0, false),
+        ] {
+            let known = Known { now_ms, kept: Height(kept) };
+            assert_eq!(known.is_plain_retry(&before, age_ms, window_ms), is_retry, "{kept} {now_ms} {age_ms} {window_ms}");
+        }
+    }
 
     #[test]
     fn a_job_that_panics_is_told_and_its_thread_does_the_next_one() {

@@ -40,10 +40,10 @@ impl Forgetting {
         match key.first() {
             // The height is the first number of an occurrence.
             Some(&keys::OCCURRENCE) => number(value.get(..8)) < kept(&self.0.height),
-            Some(&keys::MESSAGE_PLACE | &keys::TASK_ALIAS) => number(Some(value)) < kept(&self.0.sequence),
+            Some(&keys::MESSAGE_PLACE | &keys::TASK_ALIAS | &keys::NONCE) => number(Some(value)) < kept(&self.0.sequence),
             Some(&keys::TASK_PLACE) => number(Some(value)) < kept(&self.0.task_number),
-            // The sequence is the first number of a device's last message.
-            Some(&keys::LAST) => number(value.get(..8)) < kept(&self.0.sequence),
+            // The sequence is the first number of a device's last message, and of its highest nonce.
+            Some(&keys::LAST | &keys::HIGHEST_NONCE) => number(value.get(..8)) < kept(&self.0.sequence),
             Some(&keys::PACKED | &keys::FLAGS) => number(key.get(1..)) < kept(&self.0.sequence),
             _ => false,
         }
@@ -75,6 +75,8 @@ mod tests {
                 (keys::packed(Sequence(n)), be(0).to_vec()),
                 (keys::flags(Sequence(n)), b"late".to_vec()),
                 (keys::last(ProjectId(7), &Address([1; 20])), [&be(n)[..], &[0; 12]].concat()),
+                (keys::nonce(ProjectId(7), &Address([1; 20]), 9), be(n).to_vec()),
+                (keys::highest_nonce(ProjectId(7), &Address([1; 20])), [be(n), be(9)].concat()),
             ]
         };
         assert!(records(0).iter().all(|(key, value)| !forgetting.is_forgotten(key, value)));

@@ -86,6 +86,8 @@ pub const DEVICE: u8 = b'd';
 pub const GRANT: u8 = b'r';
 /// Prefix of used nonces, in [`crate::Table::Index`].
 pub const NONCE: u8 = b'z';
+/// Prefix of the highest nonces of devices in projects, in [`crate::Table::Index`].
+pub const HIGHEST_NONCE: u8 = b'b';
 /// Prefix of sequences by another name of a task, in [`crate::Table::Index`].
 pub const TASK_ALIAS: u8 = b'v';
 /// Prefix of bundles of rules by their hash, in [`crate::Table::Index`].
@@ -195,6 +197,11 @@ pub fn nonce(project: ProjectId, device: &Address, nonce: u64) -> Vec<u8> {
     [&numbered(NONCE, project.0)[..], &device.0, &nonce.to_be_bytes()].concat()
 }
 
+/// The highest nonce of a device in a project, in [`crate::Table::Index`].
+pub fn highest_nonce(project: ProjectId, device: &Address) -> Vec<u8> {
+    [&numbered(HIGHEST_NONCE, project.0)[..], &device.0].concat()
+}
+
 /// Sequence of the message whose task has another name, in [`crate::Table::Index`].
 pub fn task_alias(alias: &TaskId) -> Vec<u8> {
     named(TASK_ALIAS, &alias.0)
@@ -257,6 +264,10 @@ mod tests {
         assert_eq!(
             nonce(ProjectId(258), &Address([9; 20]), 258),
             with(b'z', &[&number[..], &[9; 20], &number].concat())
+        );
+        assert_eq!(
+            highest_nonce(ProjectId(258), &Address([9; 20])),
+            with(b'b', &[&number[..], &[9; 20]].concat())
         );
         assert_eq!(task_alias(&TaskId([9; 32])), with(b'v', &[9; 32]));
         assert_eq!(group(b"xy"), b"gxy");

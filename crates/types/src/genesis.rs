@@ -25,6 +25,9 @@ pub const MEMBERS_MAX: usize = 64;
 /// have one beginning, since their waits in nodes' pools are counted. What is not counted, six seconds on a connection and
 /// four between two leaders' clocks, is less than this window and [`RETRY_MARGIN_MS`].
 pub const RETRY_WINDOW_MS_MIN: u64 = 6_000;
+/// The retry window that has no end but that of the first message itself: the same content is a retry for as long as that
+/// is kept.
+pub const RETRY_WINDOW_FOR_EVER_MS: u64 = u64::MAX;
 /// A repeat counts as one for so much longer than the retry window: by its time of arrival, which is known only as well as
 /// leaders' clocks agree, and but for the time on the way between two nodes. It covers clocks as far apart as they may be
 /// and two seconds on the way; or a connection that stands still for as long as one may.
@@ -312,6 +315,18 @@ impl NetworkParams {
         self.rules_fuel_per_second() > 0
     }
 
+    /// The longest retry window in which retention by age leaves everything; `None` where it forgets nothing. One that is
+    /// [`RETRY_WINDOW_FOR_EVER_MS`] promises no time, so it goes with any retention.
+    pub fn retry_window_ms_max(&self) -> Option<u64> {
+        let age_ms = Some(self.retention.age_ms).filter(|age_ms| *age_ms > 0);
+        age_ms.map(|age_ms| age_ms.saturating_sub(RETRY_MARGIN_MS + AGE_MS_MAX))
+    }
+
+    /// Whether retention by age leaves everything that such a retry window needs.
+    pub fn keeps_window(&self, retry_window_ms: u64) -> bool {
+        retry_window_ms == RETRY_WINDOW_FOR_EVER_MS || self.retry_window_ms_max().is_none_or(|max| retry_window_ms <= max)
+    }
+
     /// The settings that hold for `project`; `None` where it is unknown and unknown ones are refused.
     pub fn project(&self, project: ProjectId) -> Option<&ProjectSettings> {
         match self.projects.get(&project) {
@@ -365,11 +380,6 @@ impl MadeBy {
         }
         Ok(())
     }
-}
-
-/// How long a message has to be kept so that its repeats are known for repeats.
-fn first_kept_ms(retry_window_ms: u64) -> u64 {
-    retry_window_ms.saturating_add(RETRY_MARGIN_MS + AGE_MS_MAX)
 }
 
 fn is_name(text: &str) -> bool {
@@ -445,12 +455,12 @@ impl Genesis {
             return invalid(format!("retention: bytes must be at least {RETENTION_BYTES_MIN}"));
         }
         let windows_ms = params.projects.values().chain([&params.default_project]).map(|p| p.retry_window_ms);
-        let repeats_ms = windows_ms.map(first_kept_ms).max().unwrap_or_default();
-        if retention.age_ms > 0 && retention.age_ms < repeats_ms {
+        if let Some(longest_ms) = windows_ms.filter(|window_ms| !params.keeps_window(*window_ms)).max() {
+            let late_ms = RETRY_MARGIN_MS + AGE_MS_MAX;
             return invalid(format!(
-                "retention: age_ms must be at least {repeats_ms}: any project's retry_window_ms, and {} for repeats that \
-                 are late",
-                RETRY_MARGIN_MS + AGE_MS_MAX
+                "retention: age_ms must be at least {}: the longest retry_window_ms of a project that is not \
+                 {RETRY_WINDOW_FOR_EVER_MS} (for as long as messages are kept), and {late_ms} for repeats that are late",
+                longest_ms.saturating_add(late_ms)
             ));
         }
         if params.message_bytes_max == 0 || params.open_groups_max == 0 || params.first_task_number.0 == 0 {
@@ -565,6 +575,33 @@ mod tests {
             let read = genesis.ok().map(|genesis| Genesis::parse(&genesis.to_text().unwrap()).unwrap());
             assert!(read.is_none_or(|read| read.params.rules_fuel_per_second == fuel), "{fuel:?}");
         }
+    }
+
+    #[test]
+    fn retention_by_age_leaves_every_retry_window_whole_that_promises_a_time() {
+        let late_ms = RETRY_MARGIN_MS + AGE_MS_MAX;
+        for (age_ms, window_ms, is_good) in [
+            (0, RETRY_WINDOW_FOR_EVER_MS - 1, true),
+            (0, RETRY_WINDOW_FOR_EVER_MS, true),
+            (10_000 + late_ms, 10_000, true),
+            (10_000 + late_ms - 1, 10_000, false),
+            (10_000 + late_ms, 10_001, false),
+            (u64::MAX, RETRY_WINDOW_FOR_EVER_MS - 1, false),
+            (10_000 + late_ms, RETRY_WINDOW_FOR_EVER_MS - 1, false),
+            (10_000 + late_ms, RETRY_WINDOW_FOR_EVER_MS, true),
+            // The default project's own window of 10 s.
+            (1, RETRY_WINDOW_FOR_EVER_MS, false),
+        ] {
+            let retention = Retention { age_ms, ..Retention::default() };
+            let settings = ProjectSettings { retry_window_ms: window_ms, ..ProjectSettings::default() };
+            let params = NetworkParams { retention, projects: [(ProjectId(7), settings)].into(), ..NetworkParams::default() };
+            let genesis = Genesis::new("net", vec![member(1)], params);
+            assert_eq!(genesis.is_ok(), is_good, "{age_ms} {window_ms}: {genesis:?}");
+        }
+        let by_bytes = Retention { bytes: RETENTION_BYTES_MIN, ..Retention::default() };
+        let default_project = ProjectSettings { retry_window_ms: RETRY_WINDOW_FOR_EVER_MS, ..ProjectSettings::default() };
+        let params = NetworkParams { retention: by_bytes, default_project, ..NetworkParams::default() };
+        assert!(Genesis::new("net", vec![member(1)], params).is_ok());
     }
 
     #[test]

@@ -4,8 +4,16 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use lockstep_node::devices::SecretCurve;
+use lockstep_types::genesis::RETRY_WINDOW_FOR_EVER_MS;
 use lockstep_types::message::PROJECT_ID_MAX;
 use lockstep_types::{Address, DevicePolicy, Digest, ProjectId};
+
+fn retry_window_ms(text: &str) -> Result<u64, String> {
+    match text {
+        "forever" => Ok(RETRY_WINDOW_FOR_EVER_MS),
+        _ => text.parse().map_err(|_| format!("{text:?} is no number of milliseconds, and not `forever`")),
+    }
+}
 
 /// A project with its owner.
 #[derive(Debug, Clone, Copy)]
@@ -97,8 +105,8 @@ pub struct Settings {
     /// ... or when it is this old.
     #[arg(long, value_name = "MS")]
     pub group_age_max_ms: Option<u64>,
-    /// The same content within this time is a retry.
-    #[arg(long, value_name = "MS")]
+    /// The same content within this time is a retry; `forever`: for as long as messages are kept.
+    #[arg(long, value_name = "MS", value_parser = retry_window_ms)]
     pub retry_window_ms: Option<u64>,
     /// Whether anyone may read the payloads.
     #[arg(long, value_name = "YES")]
@@ -312,6 +320,20 @@ impl From<CurveArg> for SecretCurve {
         match curve {
             CurveArg::Secp256k1 => Self::Secp256k1,
             CurveArg::P256 => Self::P256,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_window_is_a_number_or_for_ever() {
+        assert_eq!(retry_window_ms("6000"), Ok(6_000));
+        assert_eq!(retry_window_ms("forever"), Ok(RETRY_WINDOW_FOR_EVER_MS));
+        for wrong in ["", "-1", "10s", "for ever"] {
+            assert!(retry_window_ms(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_rules::Accepted;
+use lockstep_types::genesis::RETRY_WINDOW_FOR_EVER_MS;
 use lockstep_types::message::PROJECT_VERSION_BYTES_MAX;
 use lockstep_types::{
     Api, Batch, BatchHash, BatchHeader, ContentId, Hash32, Height, MemberSet, Message, OrderedMessage, ProjectId,
@@ -95,16 +96,13 @@ impl<'a> Building<'a> {
         // Before retries are answered: who may not submit any more hears nothing of what it submitted.
         self.asked.check_device(message, project)?;
         Permissions::check_signed(message, project)?;
-        Ok(if self.asked.is_once(message) { u64::MAX } else { project.retry_window_ms })
+        Ok(if self.asked.is_once(message) { RETRY_WINDOW_FOR_EVER_MS } else { project.retry_window_ms })
     }
 
     /// Uses up the message's nonce, where it has one.
     fn use_nonce(&mut self, message: &Message) -> Result<(), Rejection> {
         let settings = self.ledger.projects.settings(message.project_id).ok_or(Rejection::UnknownProject)?;
-        if let Some((used, forgotten)) = self.asked.use_nonce(message, settings)? {
-            self.effects.nonce(used, forgotten);
-        }
-        Ok(())
+        self.asked.use_nonce(message, settings, self.ledger.head.next_sequence, &mut self.effects)
     }
 
     /// The members change after this batch; they are in the ledger already. `before` is the hash of those until now.

@@ -3,18 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_types::task_v1::SignedKey;
-use lockstep_types::{Address, Api, DevicePolicy, Evidence, Message, ProjectId, ProjectSettings, keccak256};
+use lockstep_types::{Address, Api, DevicePolicy, Evidence, Message, ProjectId, ProjectSettings, Sequence, keccak256};
 
-use super::{History, Rejection};
-use crate::devices::{Nonce, NonceState, Standing};
-use crate::projects::Projects;
+use super::{History, Ledger, Rejection};
+use crate::devices::{HighestNonce, Nonce, Standing};
+use crate::effects::Effects;
 
 /// What the state says about the devices and nonces of a batch.
 #[derive(Debug, Default)]
 pub(super) struct Permissions {
     chain: bool,
     standings: BTreeMap<(ProjectId, Address), Standing>,
-    nonces: BTreeMap<Nonce, NonceState>,
+    /// What was used, and is not forgotten.
+    used: BTreeSet<Nonce>,
+    /// The highest nonces that are not forgotten.
+    highest: BTreeMap<(ProjectId, Address), HighestNonce>,
 }
 
 /// Envelopes are remembered beside the nonces of the API of 2025, under an address that no device has.
@@ -40,7 +43,8 @@ fn asks_for_device(message: &Message, settings: &ProjectSettings) -> bool {
 
 impl Permissions {
     /// Reads everything that the messages of a batch need, each thing once.
-    pub fn ask<V: History>(view: &V, projects: &Projects, messages: &[Message]) -> Result<Self, V::Error> {
+    pub fn ask<V: History>(view: &V, ledger: &Ledger, messages: &[Message]) -> Result<Self, V::Error> {
+        let projects = &ledger.projects;
         let asks = |message: &&Message| {
             projects.settings(message.project_id).is_some_and(|settings| asks_for_device(message, settings))
         };
@@ -51,10 +55,20 @@ impl Permissions {
             let devices: Vec<_> = devices.into_iter().collect();
             asked.standings = devices.iter().copied().zip(view.standings(&devices)?).collect();
         }
-        if !nonces.is_empty() {
-            let nonces: Vec<_> = nonces.into_iter().collect();
-            asked.nonces = nonces.iter().copied().zip(view.nonces(&nonces)?).collect();
+        if nonces.is_empty() {
+            return Ok(asked);
         }
+        // What is forgotten is not there, whether or not this node's disk has it still.
+        let kept = ledger.head.horizon.sequence;
+        let nonces: Vec<_> = nonces.into_iter().collect();
+        let known = nonces.iter().copied().zip(view.nonces(&nonces)?);
+        asked.used = known.filter(|(_, by)| by.is_some_and(|by| by >= kept)).map(|(nonce, _)| nonce).collect();
+        let ascending = messages.iter().filter(|message| message.api == Api::TaskV1);
+        let devices: BTreeSet<_> = ascending.map(|message| (message.project_id, message.device)).collect();
+        let devices: Vec<_> = devices.into_iter().collect();
+        let known = devices.iter().copied().zip(view.highest_nonces(&devices)?);
+        let is_kept = |highest: &HighestNonce| highest.forgotten_with >= kept;
+        asked.highest = known.filter_map(|(of, highest)| Some((of, highest.filter(is_kept)?))).collect();
         Ok(asked)
     }
 
@@ -83,34 +97,40 @@ impl Permissions {
         }
     }
 
-    /// Whether the same content is a retry however late it comes: the device's nonce says so, or its envelope, which is
-    /// never the same for two readings.
+    /// Whether the same content is a retry for as long as the first one is kept: the device's nonce says so, or its
+    /// envelope, which is never the same for two readings.
     pub fn is_once(&self, message: &Message) -> bool {
-        let is_used = |nonce| self.nonces.get(&nonce).is_some_and(|state| state.used);
-        message.api == Api::TaskV1 || nonce_of(message).is_some_and(is_used)
+        message.api == Api::TaskV1 || nonce_of(message).is_some_and(|nonce| self.used.contains(&nonce))
     }
 
-    /// Uses up a message's nonce, where it has one: which to write down, and which lower one need not be kept.
+    /// Uses up the nonce of the message that gets this sequence, where it has one. What follows in this batch is not in
+    /// the store yet, so it is noted here too.
     pub fn use_nonce(
         &mut self,
         message: &Message,
         settings: &ProjectSettings,
-    ) -> Result<Option<(Nonce, Option<u64>)>, Rejection> {
-        let Some(nonce) = nonce_of(message) else { return Ok(None) };
-        let state = self.nonces.get(&nonce).copied().unwrap_or_default();
-        let strict = settings.strict_nonces && message.api == Api::TaskV1;
-        let stale = strict && state.highest.is_some_and(|highest| highest >= nonce.2);
-        if state.used || stale {
+        sequence: Sequence,
+        effects: &mut Effects,
+    ) -> Result<(), Rejection> {
+        let Some(nonce @ (project, holder, number)) = nonce_of(message) else { return Ok(()) };
+        let of_tasks = message.api == Api::TaskV1;
+        let ascend = of_tasks && settings.strict_nonces;
+        let before = self.highest.get(&(project, holder)).copied();
+        let is_low = ascend && before.is_some_and(|highest| highest.nonce >= number);
+        if is_low || self.used.contains(&nonce) {
             return Err(Rejection::Nonce);
         }
-        // What follows in this batch is not in the store yet.
-        let of_device = (nonce.0, nonce.1, 0)..=(nonce.0, nonce.1, u64::MAX);
-        for (_, other) in self.nonces.range_mut(of_device) {
-            other.highest = other.highest.max(Some(nonce.2));
+        // Where they ascend, the highest says it all.
+        if !ascend {
+            self.used.insert(nonce);
+            effects.nonce(nonce, sequence);
         }
-        if let Some(own) = self.nonces.get_mut(&nonce) {
-            own.used = true;
+        if of_tasks {
+            let forgotten_with = if ascend { HighestNonce::FOR_EVER } else { sequence };
+            let highest = HighestNonce { forgotten_with, nonce: before.map_or(number, |b| b.nonce.max(number)) };
+            self.highest.insert((project, holder), highest);
+            effects.highest_nonce(project, holder, highest);
         }
-        Ok(Some((nonce, state.highest.filter(|_| strict))))
+        Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lockstep_rules::RulesError;
+use lockstep_types::genesis::RETRY_WINDOW_FOR_EVER_MS;
 use lockstep_types::registry::ChainUpdate;
 use lockstep_types::{
     Address, ChainEvent, DeviceEntry, Epoch, NetworkId, NodeId, Order, OrderKind, ProjectId, ProjectSettings,
@@ -73,6 +74,12 @@ pub enum OrderError {
     /// Nonces that were not kept would pass again.
     #[error("strict_nonces cannot be switched off")]
     StrictNonces,
+    /// The network forgets messages within the retry window.
+    #[error(
+        "retry_window_ms must be at most {0}, since this network forgets messages by age, or {RETRY_WINDOW_FOR_EVER_MS}: \
+         for as long as messages are kept"
+    )]
+    Window(u64),
 }
 
 /// Why an update from a chain does not count. The same on every node.
@@ -135,6 +142,9 @@ impl Projects {
         match &order.kind {
             OrderKind::Settings(settings) if project.settings.strict_nonces && !settings.strict_nonces => {
                 Err(OrderError::StrictNonces)
+            }
+            OrderKind::Settings(settings) if !self.params().keeps_window(settings.retry_window_ms) => {
+                Err(OrderError::Window(self.params().retry_window_ms_max().unwrap_or_default()))
             }
             // Before anything of them is read: a program without rules has to say the same.
             OrderKind::Rules(_) if !self.params().allows_rules() => Err(OrderError::NoRules),

@@ -17,7 +17,7 @@ fn certificate(node: &Node, height: usize, signers: &[u64]) -> Certificate {
     Certificate { height: Height(height as u64), hash, signatures: signers.iter().map(sign).collect() }
 }
 
-fn certify(node: &mut Node, height: usize, signers: &[u64]) -> Height {
+pub(super) fn certify(node: &mut Node, height: usize, signers: &[u64]) -> Height {
     let certificate = certificate(node, height, signers);
     node.run(Command::Certificate(certificate));
     node.ledger.head.final_height

@@ -1,5 +1,6 @@
 //! Orders of owners, updates from a chain, and what they let devices do.
 
+use lockstep_types::genesis::RETRY_WINDOW_FOR_EVER_MS;
 use lockstep_types::registry::DevicePolicy;
 use lockstep_types::task_v1::{Content, SignedKey};
 use lockstep_types::{ChainEvent, ChainSource, ChainUpdate, DeviceEntry, Order, OrderKind, SignedOrder, TaskEvidence};
@@ -7,8 +8,8 @@ use lockstep_types::{ChainEvent, ChainSource, ChainUpdate, DeviceEntry, Order, O
 use super::*;
 use crate::devices::Document;
 
-const PROJECT: ProjectId = ProjectId(7);
-const NOW: u64 = 100_000;
+pub(super) const PROJECT: ProjectId = ProjectId(7);
+pub(super) const NOW: u64 = 100_000;
 
 fn owned(settings: ProjectSettings) -> NetworkParams {
     NetworkParams {
@@ -19,7 +20,7 @@ fn owned(settings: ProjectSettings) -> NetworkParams {
     }
 }
 
-fn node(params: NetworkParams) -> Node {
+pub(super) fn node(params: NetworkParams) -> Node {
     Node::new(params)
 }
 
@@ -40,7 +41,7 @@ fn run(node: &mut Node, signed: SignedOrder) -> Result<(), OrderError> {
     }
 }
 
-fn give(node: &mut Node, by: u8, project: ProjectId, kind: OrderKind) -> Result<(), OrderError> {
+pub(super) fn give(node: &mut Node, by: u8, project: ProjectId, kind: OrderKind) -> Result<(), OrderError> {
     let signed = order(node, project, kind).sign(&NetworkId([7; 32]), &key(by));
     run(node, signed)
 }
@@ -49,11 +50,11 @@ fn entry(device: Address, document: Option<&str>) -> OrderKind {
     OrderKind::AddDevices(vec![DeviceEntry { device, document: document.map(str::to_owned) }])
 }
 
-fn of(n: u8, data: &str) -> Message {
+pub(super) fn of(n: u8, data: &str) -> Message {
     Message { device: Address([n; 20]), ..message(data) }
 }
 
-fn outcome(node: &mut Node, message: Message) -> Result<u64, Rejection> {
+pub(super) fn outcome(node: &mut Node, message: Message) -> Result<u64, Rejection> {
     match node.batch(NOW, &[message])[0].clone() {
         Outcome::Ordered { sequence, .. } => Ok(sequence.0),
         Outcome::Duplicate { sequence, .. } => Ok(sequence.0),
@@ -133,6 +134,23 @@ fn settings_hold_from_their_order_on() {
 }
 
 #[test]
+fn a_retry_window_is_ordered_as_long_as_the_network_keeps_messages_or_for_ever() {
+    let late_ms = RETRY_MARGIN_MS + AGE_MS_MAX;
+    for (age_ms, window_ms, expected) in [
+        (0, u64::MAX - 1, Ok(())),
+        (60_000 + late_ms, 60_000, Ok(())),
+        (60_000 + late_ms, 60_001, Err(OrderError::Window(60_000))),
+        (60_000 + late_ms, RETRY_WINDOW_FOR_EVER_MS - 1, Err(OrderError::Window(60_000))),
+        (60_000 + late_ms, RETRY_WINDOW_FOR_EVER_MS, Ok(())),
+    ] {
+        let retention = lockstep_types::Retention { age_ms, ..lockstep_types::Retention::default() };
+        let mut node = node(NetworkParams { retention, ..owned(ProjectSettings::default()) });
+        let settings = ProjectSettings { retry_window_ms: window_ms, ..ProjectSettings::default() };
+        assert_eq!(give(&mut node, 50, PROJECT, OrderKind::Settings(settings)), expected, "{age_ms} {window_ms}");
+    }
+}
+
+#[test]
 fn a_majority_of_voters_registers_a_project() {
     let mut node = node(NetworkParams::default());
     let change = lockstep_types::Change::Project(PROJECT, key(50).address());
@@ -151,7 +169,7 @@ fn a_majority_of_voters_registers_a_project() {
     assert_eq!(outcome(&mut node, of(1, "a")), Ok(1));
 }
 
-fn task(nonce: u64, payload: &'static str, signed: &[(&str, u64)]) -> Message {
+pub(super) fn task(nonce: u64, payload: &'static str, signed: &[(&str, u64)]) -> Message {
     let payload_is_json = true;
     let content =
         Content { nonce, project_id: PROJECT, project_version: "1", payload: payload.as_bytes(), payload_is_json };
@@ -166,68 +184,10 @@ fn task(nonce: u64, payload: &'static str, signed: &[(&str, u64)]) -> Message {
     }
 }
 
-fn any(strict_nonces: bool, signed_keys: &[&str]) -> NetworkParams {
+pub(super) fn any(strict_nonces: bool, signed_keys: &[&str]) -> NetworkParams {
     let signed_keys = signed_keys.iter().map(|key| SignedKey::new(key).unwrap()).collect();
     let devices = Some(DevicePolicy::Any);
     owned(ProjectSettings { devices, strict_nonces, signed_keys, group_messages_max: 10, ..ProjectSettings::default() })
-}
-
-#[test]
-fn a_nonce_is_used_once() {
-    for together in [true, false] {
-        let mut node = node(any(false, &[]));
-        let messages = [task(5, "1", &[]), task(5, "1", &[]), task(5, "2", &[]), task(4, "3", &[])];
-        let outcomes = match together {
-            true => node.batch(NOW, &messages),
-            false => messages.iter().map(|m| node.batch(NOW, std::slice::from_ref(m))[0].clone()).collect(),
-        };
-        assert!(matches!(outcomes[0], Outcome::Ordered { task_id: Some(_), .. }), "a task of its own");
-        assert!(matches!(outcomes[1], Outcome::Duplicate { .. }), "a retry");
-        assert_eq!(outcomes[2], Outcome::Rejected(Rejection::Nonce));
-        assert!(matches!(outcomes[3], Outcome::Ordered { .. }), "a lower one that is new");
-        let late = node.batch(NOW + 1_000_000, &messages[..1]);
-        assert!(matches!(late[0], Outcome::Duplicate { .. }), "however late");
-        assert_eq!(node.view.2.aliases[&messages[0].task_alias().unwrap()], Sequence(1));
-    }
-}
-
-#[test]
-fn strict_nonces_ascend_and_only_the_highest_is_kept() {
-    let mut node = node(any(true, &[]));
-    let outcomes = node.batch(NOW, &[task(5, "1", &[]), task(4, "2", &[]), task(6, "3", &[])]);
-    assert!(matches!(outcomes[0], Outcome::Ordered { .. }));
-    assert_eq!(outcomes[1], Outcome::Rejected(Rejection::Nonce));
-    assert!(matches!(outcomes[2], Outcome::Ordered { .. }));
-    assert_eq!(outcome(&mut node, task(6, "4", &[])), Err(Rejection::Nonce));
-    assert_eq!(outcome(&mut node, task(9, "5", &[])), Ok(3));
-    assert_eq!(node.view.2.nonces.iter().map(|nonce| nonce.2).collect::<Vec<_>>(), [9]);
-}
-
-fn sealed(envelope: u8, data: &str) -> Message {
-    let envelope = [envelope; 32];
-    let signature = Signature([0; 65]);
-    let evidence = Evidence::Envelope { node: Address([0xaa; 20]), envelope, signature };
-    Message { api: Api::Encrypted, evidence, ..of(1, data) }
-}
-
-#[test]
-fn an_envelope_is_taken_once_however_late_it_comes_again() {
-    let mut node = node(any(true, &[]));
-    let late = NOW + 1_000_000;
-    let window = node.ledger.projects().settings(PROJECT).unwrap().retry_window_ms;
-    assert!(late > NOW + window);
-    let first = node.batch(late, &[sealed(1, "a"), sealed(2, "a"), sealed(1, "a")]);
-    assert!(matches!(first[0], Outcome::Ordered { .. }));
-    assert!(matches!(first[1..], [Outcome::Duplicate { .. }, Outcome::Duplicate { .. }]), "retries in the window");
-    node.restart();
-    let later = late + 1_000_000;
-    assert!(matches!(node.batch(later, &[sealed(3, "a")])[0], Outcome::Ordered { .. }), "a reading of its own");
-    let replayed = node.batch(later + 1_000_000, &[sealed(1, "a"), sealed(3, "a")]);
-    assert!(matches!(replayed[..], [Outcome::Duplicate { .. }, Outcome::Duplicate { .. }]));
-    assert_eq!(outcome(&mut node, sealed(1, "b")), Err(Rejection::Nonce));
-    // Strict nonces are of the API of 2025, and envelopes leave them alone.
-    let data = "{}";
-    assert!(matches!(node.batch(later, &[task(5, data, &[])])[0], Outcome::Ordered { .. }));
 }
 
 #[test]
