@@ -14,6 +14,7 @@ mod outputs;
 mod pool;
 mod projects;
 mod rules;
+mod turns;
 
 pub use apply::{
     Applied, ApplyError, ChainRefusal, Divergence, History, Ledger, LedgerParts, ORDER_LIFE_MS_MAX, OrderError,
@@ -31,3 +32,4 @@ pub use outputs::{OutputRefusal, OutputState, OutputStates, PAUSED_OUTPUTS_MAX, 
 pub use pool::{Aged, Inserted, Pool, PoolLimits};
 pub use projects::{Project, Projects};
 pub use rules::{LastTaken, ProjectFuel, Reached, RulesFrom, RulesNeeded, RulesState, check_rules, compile_rules};
+pub use turns::Turns;

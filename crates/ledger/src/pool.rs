@@ -1,9 +1,18 @@
-//! Messages that wait for a place: bounded, without repeats, in the order of their arrival.
+//! Messages that wait for a place: bounded, without repeats, each project's in the order of their arrival. A project has its
+//! share of the places, and its turns when they are taken.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lockstep_types::{ContentId, VerifiedMessage};
+use lockstep_types::{ContentId, ProjectId, VerifiedMessage};
+
+use crate::turns::Turns;
+
+/// A project may hold so many times what is free. This is the dynamic threshold of switches with a shared buffer (Choudhury
+/// and Hahne, "Dynamic queue length thresholds for shared-memory packet switches", 1998): while there is room anybody may
+/// use it, and the scarcer it becomes, the less each may hold. One project alone gets two thirds of the pool. Where n want
+/// more than they get, each holds 2 of 2n + 1 parts, and one part stays free for who holds less.
+const SHARE_OF_FREE: usize = 2;
 
 /// Bounds of a [`Pool`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +36,7 @@ pub enum Inserted {
     New,
     /// The same content waits already.
     Known,
-    /// There is no room; nothing changed.
+    /// There is no room for more of its project; nothing changed.
     Full,
 }
 
@@ -65,6 +74,13 @@ impl Entry {
     }
 }
 
+/// What a project has in the pool, under proposal or not.
+#[derive(Debug, Clone, Copy, Default)]
+struct Held {
+    messages: usize,
+    bytes: usize,
+}
+
 /// See the module's documentation. Times are milliseconds of any monotonic clock, given by the caller.
 #[derive(Debug)]
 pub struct Pool {
@@ -72,8 +88,10 @@ pub struct Pool {
     entries: BTreeMap<ContentId, Entry>,
     /// All entries by arrival.
     arrivals: BTreeMap<u64, ContentId>,
-    /// Those not under proposal, by arrival.
-    waiting: BTreeMap<u64, ContentId>,
+    /// Those not under proposal.
+    waiting: Turns,
+    /// What each project holds.
+    held: BTreeMap<ProjectId, Held>,
     bytes: usize,
     next_ticket: u64,
 }
@@ -85,10 +103,23 @@ impl Pool {
             limits,
             entries: BTreeMap::new(),
             arrivals: BTreeMap::new(),
-            waiting: BTreeMap::new(),
+            waiting: Turns::default(),
+            held: BTreeMap::new(),
             bytes: 0,
             next_ticket: 0,
         }
+    }
+
+    /// Whether a project may have one more message, of so many bytes.
+    fn has_room(&self, project: ProjectId, bytes: usize) -> bool {
+        let free = Held {
+            messages: self.limits.messages_max.saturating_sub(self.entries.len()),
+            bytes: self.limits.bytes_max.saturating_sub(self.bytes),
+        };
+        let held = self.held.get(&project).copied().unwrap_or_default();
+        let fits = free.messages > 0 && bytes <= free.bytes;
+        fits && held.messages < free.messages.saturating_mul(SHARE_OF_FREE)
+            && held.bytes.saturating_add(bytes) <= free.bytes.saturating_mul(SHARE_OF_FREE)
     }
 
     /// Adds a message at the end. One that waits already keeps the age that it has.
@@ -97,33 +128,37 @@ impl Pool {
         if self.entries.contains_key(&id) {
             return Inserted::Known;
         }
-        let bytes = message.message().cost_bytes();
-        if self.entries.len() >= self.limits.messages_max || self.bytes + bytes > self.limits.bytes_max {
+        let (project, bytes) = (message.message().project_id, message.message().cost_bytes());
+        if !self.has_room(project, bytes) {
             return Inserted::Full;
         }
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.bytes += bytes;
+        let held = self.held.entry(project).or_default();
+        held.messages += 1;
+        held.bytes += bytes;
         self.arrivals.insert(ticket, id);
-        self.waiting.insert(ticket, id);
+        self.waiting.insert(project, ticket, id);
         self.entries.insert(id, Entry { message, ticket, proposed: false, arrived_ms: now_ms, age_ms });
         Inserted::New
     }
 
-    /// Takes the oldest messages that are not under proposal, up to both limits but at least one if any waits, and
-    /// marks them as proposed.
+    /// Takes messages that are not under proposal, of all projects in turns and of each the oldest, up to both limits but at
+    /// least one if any waits, and marks them as proposed.
     pub fn propose(&mut self, messages_max: usize, bytes_max: usize, now_ms: u64) -> Vec<Aged> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while taken.len() < messages_max {
-            let Some(next) = self.waiting.first_entry() else { break };
-            let Some(entry) = self.entries.get_mut(next.get()) else { break };
-            bytes += entry.message.message().cost_bytes();
+            let Some(next) = self.waiting.first() else { break };
+            let Some(entry) = self.entries.get_mut(next) else { break };
+            let cost_bytes = entry.message.message().cost_bytes();
+            bytes += cost_bytes;
             if !taken.is_empty() && bytes > bytes_max {
                 break;
             }
             entry.proposed = true;
             taken.push(entry.aged(now_ms));
-            next.remove();
+            self.waiting.take_first(cost_bytes);
         }
         taken
     }
@@ -133,7 +168,7 @@ impl Pool {
         for id in ids {
             if let Some(entry) = self.entries.get_mut(id).filter(|entry| entry.proposed) {
                 entry.proposed = false;
-                self.waiting.insert(entry.ticket, *id);
+                self.waiting.insert(entry.message.message().project_id, entry.ticket, *id);
             }
         }
     }
@@ -141,9 +176,17 @@ impl Pool {
     /// Drops a message that is ordered, or refused. Says whether it was there.
     pub fn remove(&mut self, id: &ContentId) -> bool {
         let Some(entry) = self.entries.remove(id) else { return false };
+        let (project, bytes) = (entry.message.message().project_id, entry.message.message().cost_bytes());
         self.arrivals.remove(&entry.ticket);
-        self.waiting.remove(&entry.ticket);
-        self.bytes -= entry.message.message().cost_bytes();
+        self.waiting.remove(project, entry.ticket);
+        self.bytes -= bytes;
+        if let Some(held) = self.held.get_mut(&project) {
+            held.messages -= 1;
+            held.bytes -= bytes;
+            if held.messages == 0 {
+                self.held.remove(&project);
+            }
+        }
         true
     }
 
@@ -194,11 +237,17 @@ mod tests {
     use super::*;
 
     fn message(n: u32) -> Arc<VerifiedMessage> {
+        of(1, n, 4)
+    }
+
+    /// A message of a project, with so many bytes of data.
+    fn of(project: u64, n: u32, bytes: usize) -> Arc<VerifiedMessage> {
+        let data = n.to_be_bytes().into_iter().chain(std::iter::repeat(0)).take(bytes).collect::<Vec<_>>();
         Arc::new(VerifiedMessage::from_recovered(Message {
             api: Api::Apinode,
-            project_id: ProjectId(1),
+            project_id: ProjectId(project),
             project_version: "1".into(),
-            data: Bytes::from(n.to_be_bytes().to_vec()),
+            data: Bytes::from(data),
             device: Address([1; 20]),
             nonce: Bytes::new(),
             via: lockstep_types::NodeId(0),
@@ -257,6 +306,88 @@ mod tests {
         assert!(!pool.remove(&message(0).content_id()));
         assert_eq!(pool.insert(fresh(2), 0), Inserted::New);
         assert_eq!(pool.len(), 2);
+    }
+
+    /// Inserts messages of a project until there is no room; says how many it has got.
+    fn fill(pool: &mut Pool, project: u64, bytes: usize) -> usize {
+        let insert = |n: &u32| pool.insert(Aged::fresh(of(project, *n, bytes)), 0) == Inserted::New;
+        (0..1_000_000).take_while(insert).count()
+    }
+
+    #[test]
+    fn one_project_alone_has_two_thirds_of_the_places_and_the_more_want_more_the_less_each_has() {
+        const PROJECTS: u64 = 10;
+        let mut pool = pool(1_200);
+        assert_eq!(fill(&mut pool, 1, 4), 800);
+        // What is ordered leaves the pool, and each sends as much again as it may.
+        for project in (1..=PROJECTS).cycle().take(400) {
+            let held = pool.held.get(&ProjectId(project)).map_or(0, |held| held.messages);
+            for n in 0..held {
+                assert!(pool.remove(&of(project, n as u32, 4).content_id()));
+            }
+            fill(&mut pool, project, 4);
+        }
+        let parts = PROJECTS as usize * SHARE_OF_FREE + 1;
+        let (share, free) = (1_200 * SHARE_OF_FREE / parts, 1_200 / parts);
+        for (project, held) in &pool.held {
+            assert!(held.messages.abs_diff(share) <= share / 10, "{project}: {held:?}, {share}");
+        }
+        assert!((1_200 - pool.len()).abs_diff(free) <= free / 10, "{} are free, {free}", 1_200 - pool.len());
+    }
+
+    #[test]
+    fn who_holds_little_always_finds_room_however_many_hold_all_they_may() {
+        for (messages_max, bytes_max, bytes) in [(5_000, 1 << 30, 4), (1 << 30, 4 << 20, 10_000)] {
+            let mut pool = Pool::new(PoolLimits { messages_max, bytes_max });
+            for flooding in 1..=10 {
+                fill(&mut pool, flooding, bytes);
+                // Again, since others may have left less than their share meanwhile.
+                assert_eq!(fill(&mut pool, flooding, bytes), 0);
+                assert_eq!(pool.insert(Aged::fresh(of(1_000 + flooding, 1, bytes)), 0), Inserted::New, "{flooding}");
+            }
+            assert!(pool.len() < messages_max && pool.bytes < bytes_max);
+        }
+    }
+
+    #[test]
+    fn a_proposal_is_not_filled_by_one_project_while_others_wait() {
+        let mut pool = pool(30_000);
+        fill(&mut pool, 1, 200);
+        for n in 0..5 {
+            pool.insert(Aged::fresh(of(2, n, 200)), 0);
+            pool.insert(Aged::fresh(of(3, n, 200)), 0);
+        }
+        let taken = pool.propose(200, usize::MAX, 0);
+        let of_project = |project: u64| -> Vec<_> {
+            taken.iter().filter(|aged| aged.message.message().project_id.0 == project).cloned().collect()
+        };
+        for project in [2, 3] {
+            let expected: Vec<_> = (0..5).map(|n| Aged::fresh(of(project, n, 200))).collect();
+            assert_eq!(of_project(project), expected);
+        }
+        let first: Vec<_> = (0..190).map(|n| Aged::fresh(of(1, n, 200))).collect();
+        assert_eq!(of_project(1), first);
+    }
+
+    #[test]
+    fn a_pool_that_was_emptied_by_any_way_is_as_it_was() {
+        let mut pool = pool(100);
+        for way in 0..3 {
+            assert_eq!(fill(&mut pool, 1, 4), 67);
+            let ids: Vec<_> = (0..67).map(|n| message(n).content_id()).collect();
+            match way {
+                0 => ids.iter().for_each(|id| assert!(pool.remove(id))),
+                1 => assert_eq!(pool.expire(1).len(), 67),
+                _ => {
+                    assert_eq!(pool.propose(30, usize::MAX, 0).len(), 30);
+                    pool.abandon(&ids[..10]);
+                    assert_eq!(pool.waiting(), 47);
+                    ids.iter().for_each(|id| assert!(pool.remove(id)));
+                }
+            }
+            assert!(pool.is_empty() && pool.held.is_empty() && pool.waiting.is_empty() && pool.arrivals.is_empty());
+            assert_eq!(pool.bytes, 0);
+        }
     }
 
     #[test]

@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use lockstep_ledger::{Aged, Inserted, Outcome, Pool, PoolLimits};
+use lockstep_ledger::{Aged, Inserted, Outcome, Pool, PoolLimits, Turns};
 use lockstep_types::genesis::AGE_MS_MAX;
-use lockstep_types::{ContentId, NodeId, TimeMs, VerifiedMessage};
+use lockstep_types::{ContentId, NodeId, ProjectId, TimeMs, VerifiedMessage};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
@@ -14,15 +14,17 @@ use tokio::time::Instant;
 use crate::batch_time::BatchClock;
 use crate::clock::Clock;
 use crate::limits::{
-    ARRIVING_AGE_MS_MAX, BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, BUNDLE_MESSAGES_MAX, POOL_AGE_MAX, RESEND_AFTER,
-    STALL_GRACE, STALL_MAX,
+    ARRIVING_AGE_MS_MAX, BATCH_BYTES_MAX, BATCH_MESSAGES_MAX, BUNDLE_BYTES_MAX, BUNDLE_MESSAGES_MAX, POOL_AGE_MAX,
+    RESEND_AFTER, STALL_GRACE, STALL_MAX,
 };
+use crate::metrics;
 
 /// Told what became of a message.
 pub(crate) type Waiter = oneshot::Sender<Outcome>;
 
 /// A message that this node took in and answers for.
 struct Own {
+    project: ProjectId,
     order: u64,
     waiters: Vec<Waiter>,
 }
@@ -34,8 +36,8 @@ struct State {
     next_order: u64,
     /// Whether another node leads, to which own messages must be sent.
     forwarding: bool,
-    /// Own messages to send to the leader.
-    outbox: VecDeque<ContentId>,
+    /// Own messages to send to the leader, each project's by their order.
+    outbox: Turns,
     /// Own messages that were sent, by time.
     sent: VecDeque<(u64, ContentId)>,
     /// Own messages to gossip once they are old enough, by time of arrival.
@@ -65,7 +67,7 @@ impl Mempool {
             own_by_order: BTreeMap::new(),
             next_order: 0,
             forwarding: false,
-            outbox: VecDeque::new(),
+            outbox: Turns::default(),
             sent: VecDeque::new(),
             to_gossip: VecDeque::new(),
             looked_at: None,
@@ -95,22 +97,29 @@ impl Mempool {
     }
 
     /// Adds messages that this node took in, with those who wait for them. Waiters of messages for which there is no
-    /// room, that are too old (see [`ARRIVING_AGE_MS_MAX`]), or that come out of a stall (see [`STALL_MAX`]), are dropped,
+    /// room (or of whose project there are too many, see [`Pool`]), that are too old (see [`ARRIVING_AGE_MS_MAX`]), or that come out of a stall (see [`STALL_MAX`]), are dropped,
     /// which tells them so.
     pub fn insert_own(&self, messages: impl IntoIterator<Item = (Aged, Waiter)>) {
         let now = self.now_ms();
+        let mut without_room: BTreeMap<ProjectId, u64> = BTreeMap::new();
         {
             let mut state = self.state.lock();
             if state.is_stalled(now) {
                 return;
             }
             for (message, waiter) in messages {
-                let id = message.message.content_id();
-                if message.age_ms > ARRIVING_AGE_MS_MAX || state.pool.insert(message, now) == Inserted::Full {
+                if message.age_ms > ARRIVING_AGE_MS_MAX {
                     continue;
                 }
-                state.add_own(id, waiter, now);
+                let (id, project) = (message.message.content_id(), message.message.message().project_id);
+                match state.pool.insert(message, now) {
+                    Inserted::Full => *without_room.entry(project).or_default() += 1,
+                    Inserted::New | Inserted::Known => state.add_own(id, project, waiter, now),
+                }
             }
+        }
+        for (project, messages) in without_room {
+            metrics::without_room(project, messages);
         }
         self.arrived.notify_one();
     }
@@ -186,15 +195,19 @@ impl Mempool {
         matches!(outcome, Outcome::Ordered { via, .. } if *via == self.node)
     }
 
-    /// Own messages to send to the leader now, up to a bundle.
+    /// Own messages to send to the leader now, of all projects in turns, up to a bundle.
     pub fn take_outbox(&self) -> Vec<Aged> {
         let now = self.now_ms();
         let mut state = self.state.lock();
         state.drop_old(now);
-        let mut taken = Vec::new();
-        while taken.len() < BUNDLE_MESSAGES_MAX {
-            let Some(id) = state.outbox.pop_front() else { break };
-            taken.extend(state.to_send(&id, now));
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while taken.len() < BUNDLE_MESSAGES_MAX && bytes < BUNDLE_BYTES_MAX {
+            let Some(id) = state.outbox.first().copied() else { break };
+            let next = state.to_send(&id, now);
+            let cost_bytes = next.as_ref().map_or(0, |aged| aged.message.message().cost_bytes());
+            state.outbox.take_first(cost_bytes);
+            bytes += cost_bytes;
+            taken.extend(next);
         }
         taken
     }
@@ -205,11 +218,11 @@ impl Mempool {
         self.state.lock().sent.extend(messages.iter().map(|m| (now, m.message.content_id())));
     }
 
-    /// Puts messages that could not be sent back to the front of the outbox.
+    /// Puts messages that could not be sent back to their places in the outbox, unless they are ordered meanwhile.
     pub fn return_outbox(&self, messages: &[Aged]) {
         let mut state = self.state.lock();
-        for message in messages.iter().rev() {
-            state.outbox.push_front(message.message.content_id());
+        for message in messages {
+            state.put_in_outbox(message.message.content_id());
         }
     }
 
@@ -222,7 +235,11 @@ impl Mempool {
         state.sent.clear();
         state.outbox.clear();
         if another {
-            state.outbox.extend(state.own_by_order.values().copied());
+            for (order, id) in &state.own_by_order {
+                if let Some(own) = state.own.get(id) {
+                    state.outbox.insert(own.project, *order, *id);
+                }
+            }
         }
         drop(guard);
         self.arrived.notify_one();
@@ -238,10 +255,7 @@ impl Mempool {
             let state = &mut *guard;
             state.note_stall(now);
             while let Some((_, id)) = state.sent.pop_front_if(|(at, _)| *at < before(now, RESEND_AFTER)) {
-                if state.forwarding && state.pool.get(&id).is_some() {
-                    state.outbox.push_back(id);
-                    again = true;
-                }
+                again |= state.forwarding && state.put_in_outbox(id);
             }
             state.drop_old(now);
         }
@@ -310,24 +324,32 @@ impl State {
         }
     }
 
-    fn add_own(&mut self, id: ContentId, waiter: Waiter, now: u64) {
+    fn add_own(&mut self, id: ContentId, project: ProjectId, waiter: Waiter, now: u64) {
         if let Some(own) = self.own.get_mut(&id) {
             own.waiters.push(waiter);
             return;
         }
         let order = self.next_order;
         self.next_order += 1;
-        self.own.insert(id, Own { order, waiters: vec![waiter] });
+        self.own.insert(id, Own { project, order, waiters: vec![waiter] });
         self.own_by_order.insert(order, id);
         if self.forwarding {
-            self.outbox.push_back(id);
+            self.outbox.insert(project, order, id);
         }
         self.to_gossip.push_back((now, id));
+    }
+
+    /// Lets a message be sent, again or at last. Says whether it still waits.
+    fn put_in_outbox(&mut self, id: ContentId) -> bool {
+        let Some(own) = self.own.get(&id) else { return false };
+        self.outbox.insert(own.project, own.order, id);
+        true
     }
 
     fn remove_own(&mut self, id: &ContentId) -> Option<Own> {
         let own = self.own.remove(id)?;
         self.own_by_order.remove(&own.order);
+        self.outbox.remove(own.project, own.order);
         Some(own)
     }
 }
@@ -341,11 +363,15 @@ mod tests {
     use super::*;
 
     fn message(n: u8) -> Arc<VerifiedMessage> {
+        of(1, &[n])
+    }
+
+    fn of(project: u64, data: &[u8]) -> Arc<VerifiedMessage> {
         Arc::new(VerifiedMessage::from_recovered(Message {
             api: Api::Apinode,
-            project_id: ProjectId(1),
+            project_id: ProjectId(project),
             project_version: "1".into(),
-            data: Bytes::from(vec![n]),
+            data: Bytes::copy_from_slice(data),
             device: Address([1; 20]),
             nonce: Bytes::new(),
             via: lockstep_types::NodeId(0),
@@ -440,6 +466,39 @@ mod tests {
         let mempool = Mempool::new(NodeId(1), PoolLimits { messages_max: 1, bytes_max: 1 << 20 });
         let _first = submit(&mempool, 1);
         assert!(submit(&mempool, 2).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_project_that_floods_takes_neither_places_nor_turns_from_another_whoever_took_its_messages_in() {
+        let limits = PoolLimits { messages_max: 3_000, bytes_max: 64 << 20 };
+        for is_own in [true, false] {
+            let mempool = Mempool::new(NodeId(1), limits);
+            mempool.leader_changed(true);
+            let flood: Vec<_> = (0_u32..10_000).map(|n| Aged::fresh(of(1, &n.to_be_bytes()))).collect();
+            let mut waiters = Vec::new();
+            if is_own {
+                let (senders, receivers): (Vec<_>, Vec<_>) = flood.iter().map(|_| oneshot::channel()).unzip();
+                mempool.insert_own(flood.into_iter().zip(senders));
+                waiters = receivers;
+                let refused = waiters.iter_mut().filter(|waiter| waiter.try_recv() == Err(oneshot::error::TryRecvError::Closed));
+                assert_eq!(refused.count(), 8_000);
+            } else {
+                assert!(!mempool.insert_foreign(flood));
+            }
+            assert_eq!(mempool.len(), 2_000);
+            let mut others: Vec<_> = (0..100)
+                .map(|n| {
+                    let (sender, receiver) = oneshot::channel();
+                    mempool.insert_own([(Aged::fresh(of(2, &[n])), sender)]);
+                    receiver
+                })
+                .collect();
+            let waits = |waiter: &mut oneshot::Receiver<_>| waiter.try_recv() == Err(oneshot::error::TryRecvError::Empty);
+            assert!(others.iter_mut().all(waits));
+            let of_other = |taken: &[Aged]| taken.iter().filter(|aged| aged.message.message().project_id.0 == 2).count();
+            assert_eq!(of_other(&mempool.propose()), 100, "in the first batch");
+            assert_eq!(of_other(&mempool.take_outbox()), 100, "in the first bundle");
+        }
     }
 
     #[test]

@@ -43,9 +43,10 @@ const PROJECT_FLAGGED: &str = "lockstep_project_messages_flagged_total";
 const PROJECT_LATE: &str = "lockstep_project_messages_late_total";
 const PROJECT_REFUSED: &str = "lockstep_project_messages_refused_total";
 const PROJECT_TASKS: &str = "lockstep_project_tasks_total";
+const PROJECT_WITHOUT_ROOM: &str = "lockstep_project_messages_without_room_total";
 const PROJECT_AT_DOOR: &str = "lockstep_project_messages_refused_at_door_total";
 
-/// Projects with rules that have metrics of their own; others are found in the API.
+/// Projects that have metrics of their own; of others with rules the figures are found in the API.
 const PROJECTS_MEASURED_MAX: usize = 1_000;
 static MEASURED: Mutex<BTreeSet<ProjectId>> = Mutex::new(BTreeSet::new());
 
@@ -75,6 +76,12 @@ pub(crate) fn refused_at_door(project: ProjectId, refusal: &Refusal) {
     let Some(label) = label(project) else { return };
     let reason = format!("{}:{}", refusal.stage, refusal.reason);
     counter!(PROJECT_AT_DOOR, "project" => label, "reason" => reason).increment(1);
+}
+
+/// This node's pool had no room for messages of a project, whose senders hear 429.
+pub(crate) fn without_room(project: ProjectId, messages: u64) {
+    let Some(label) = label(project) else { return };
+    counter!(PROJECT_WITHOUT_ROOM, "project" => label).increment(messages);
 }
 
 pub(crate) fn applied(ordered: u64, duplicate: u64, rejected: u64, batches: u64, tasks: u64) {
