@@ -240,6 +240,15 @@ fn output_name(name: &[u8]) -> Result<(), DecodeError> {
     name.parse::<OutputName>().map(drop).map_err(|e| malformed(&e))
 }
 
+pub(crate) fn open_record(key: &[u8], value: bytes::Bytes) -> Result<bool, DecodeError> {
+    match key.first() {
+        Some(&keys::GROUP) => drop(GroupRecord::decode(value)?),
+        Some(&keys::WAITING) => drop(Waiting::decode(&value)?),
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
 pub(crate) fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId) -> Result<bool, DecodeError> {
     let malformed = |e: &dyn std::fmt::Display| DecodeError::malformed("record", e);
     match key {
@@ -249,8 +258,6 @@ pub(crate) fn index_record(key: &[u8], value: bytes::Bytes, network: &NetworkId)
         [keys::MESSAGE_PLACE | keys::TASK_PLACE | keys::PACKED | keys::GAP | keys::NONCE, ..] => {
             number(&value)?;
         }
-        [keys::GROUP, ..] => drop(GroupRecord::decode(value)?),
-        [keys::WAITING, ..] => drop(Waiting::decode(&value)?),
         [keys::PROGRESS, name @ ..] => {
             output_name(name)?;
             number(&value)?;
@@ -293,10 +300,11 @@ pub fn check_state(
 ) -> Result<StateFacts, AuditError> {
     let storage = state.storage();
     let mut facts = StateFacts::default();
-    for table in [Table::Chain, Table::Index] {
+    for table in [Table::Chain, Table::Index, Table::Open] {
         let look = |key: &[u8], value: bytes::Bytes| {
             let known = match table {
                 Table::Chain => chain_record(key, value),
+                Table::Open => open_record(key, value),
                 _ => index_record(key, value, network),
             };
             let known = known.map_err(|error| undecoded(format!("record {}", printable(key)))(error))?;
@@ -323,7 +331,8 @@ pub fn every_record(home: &StoreHome) -> Result<Vec<(Table, Pair)>, AuditError> 
     let mut all = Vec::new();
     let log = RocksStorage::open_to_read(&home.log_path(), Kind::Log)?;
     let state = RocksStorage::open_to_read(&home.state_path()?, Kind::State)?;
-    for (storage, table) in [(&log, Table::Log), (&state, Table::Chain), (&state, Table::Index)] {
+    let state_tables = [Table::Chain, Table::Index, Table::Open].map(|table| (&state, table));
+    for (storage, table) in [(&log, Table::Log)].into_iter().chain(state_tables) {
         let keep = |key: &[u8], value: bytes::Bytes| {
             all.push((table, (bytes::Bytes::copy_from_slice(key), value)));
             Ok(())

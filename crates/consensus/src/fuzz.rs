@@ -111,5 +111,6 @@ pub fn whole_log(mut bytes: &[u8]) -> bool {
 pub fn state_record(key: &[u8], value: Bytes) -> bool {
     let network = NetworkId([7; 32]);
     audit::chain_record(key, value.clone()).is_ok_and(|known| known)
+        || audit::open_record(key, value.clone()).is_ok_and(|known| known)
         || audit::index_record(key, value, &network).is_ok_and(|known| known)
 }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use lockstep_ledger::{
-    Device, Gap, Grant, GroupKey, Head, HighestNonce, History, Horizon, LastTaken, Members, Nonce, Occurrence, OpenGroup,
-    OutputState, OutputStates, Standing, Waiting, Write,
+    Device, Gap, Grant, GroupKey, Head, HighestNonce, History, Horizon, LastTaken, Members, Nonce, Occurrence,
+    OpenGroup, OutputState, OutputStates, Standing, Waiting, Write,
 };
 use lockstep_rules::RulesError;
 use lockstep_store::home::StoreHome;
@@ -232,9 +232,9 @@ impl StateStore {
         self.storage().write(batch, Durability::Synced)
     }
 
-    fn load(&self, prefix: u8) -> Result<Vec<Pair>, StoreError> {
+    fn load(&self, table: Table, prefix: u8) -> Result<Vec<Pair>, StoreError> {
         self.storage().scan(Scan {
-            table: Table::Index,
+            table,
             start: vec![prefix],
             end: keys::end_of(prefix),
             direction: Direction::Up,
@@ -244,9 +244,10 @@ impl StateStore {
     }
 
     pub(crate) fn groups(&self) -> Result<Vec<(GroupKey, OpenGroup)>, ReadError> {
-        let records = self.load(keys::GROUP)?.into_iter().map(|(_, record)| record);
+        let records = self.load(Table::Open, keys::GROUP)?.into_iter().map(|(_, record)| record);
         let waiting = |(key, record): Pair| Ok((Sequence(number(&key[1..])?), Waiting::decode(&record)?));
-        let waiting = self.load(keys::WAITING)?.into_iter().map(waiting).collect::<Result<Vec<_>, ReadError>>()?;
+        let waiting =
+            self.load(Table::Open, keys::WAITING)?.into_iter().map(waiting).collect::<Result<Vec<_>, ReadError>>()?;
         Ok(OpenGroup::decode_all(records, waiting)?)
     }
 
@@ -309,7 +310,7 @@ impl StateStore {
             let name = std::str::from_utf8(&key[1..]).map_err(|e| DecodeError::malformed("output name", e))?;
             Ok((name.parse().map_err(bad)?, TaskNumber(number(&value)?)))
         };
-        self.load(keys::PROGRESS)?.into_iter().map(pair).collect()
+        self.load(Table::Index, keys::PROGRESS)?.into_iter().map(pair).collect()
     }
 
     /// What the network wants of its outputs.
@@ -319,7 +320,7 @@ impl StateStore {
             let name = name.parse().map_err(|_| DecodeError::malformed("output name", "not a name"))?;
             Ok((name, OutputState::decode(&value)?))
         };
-        self.load(keys::OUTPUT_STATE)?.into_iter().map(pair).collect()
+        self.load(Table::Index, keys::OUTPUT_STATE)?.into_iter().map(pair).collect()
     }
 
     /// Where an output has a task, as far as was reported.

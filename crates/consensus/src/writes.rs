@@ -15,12 +15,12 @@ pub(crate) fn put(batch: &mut WriteBatch, write: &Write) {
         Write::MessagePlace(id, sequence) => batch.put(Table::Index, keys::message_place(id), be(sequence.0)),
         Write::TaskPlace(id, number) => batch.put(Table::Index, keys::task_place(id), be(number.0)),
         Write::Packed(sequence, number) => batch.put(Table::Index, keys::packed(*sequence), be(number.0)),
-        Write::Group(key, Some(record)) => batch.put(Table::Index, keys::group(&key.encode()), record.clone()),
-        Write::Group(key, None) => batch.delete(Table::Index, keys::group(&key.encode())),
+        Write::Group(key, Some(record)) => batch.put(Table::Open, keys::group(&key.encode()), record.clone()),
+        Write::Group(key, None) => batch.delete(Table::Open, keys::group(&key.encode())),
         Write::Waiting(sequence, Some(waiting)) => {
-            batch.put(Table::Index, keys::waiting(*sequence), Bytes::copy_from_slice(&waiting.encode()));
+            batch.put(Table::Open, keys::waiting(*sequence), Bytes::copy_from_slice(&waiting.encode()));
         }
-        Write::Waiting(sequence, None) => batch.delete(Table::Index, keys::waiting(*sequence)),
+        Write::Waiting(sequence, None) => batch.delete(Table::Open, keys::waiting(*sequence)),
         Write::Progress(output, number) => batch.put(Table::Index, keys::progress(output), be(number.0)),
         Write::Place(output, place) => {
             batch.put(Table::Index, keys::place(output, place.first), place.encode());

@@ -480,7 +480,8 @@ mod tests {
                 let (senders, receivers): (Vec<_>, Vec<_>) = flood.iter().map(|_| oneshot::channel()).unzip();
                 mempool.insert_own(flood.into_iter().zip(senders));
                 waiters = receivers;
-                let refused = waiters.iter_mut().filter(|waiter| waiter.try_recv() == Err(oneshot::error::TryRecvError::Closed));
+                let refused =
+                    waiters.iter_mut().filter(|waiter| waiter.try_recv() == Err(oneshot::error::TryRecvError::Closed));
                 assert_eq!(refused.count(), 8_000);
             } else {
                 assert!(!mempool.insert_foreign(flood));
@@ -493,9 +494,11 @@ mod tests {
                     receiver
                 })
                 .collect();
-            let waits = |waiter: &mut oneshot::Receiver<_>| waiter.try_recv() == Err(oneshot::error::TryRecvError::Empty);
+            let waits =
+                |waiter: &mut oneshot::Receiver<_>| waiter.try_recv() == Err(oneshot::error::TryRecvError::Empty);
             assert!(others.iter_mut().all(waits));
-            let of_other = |taken: &[Aged]| taken.iter().filter(|aged| aged.message.message().project_id.0 == 2).count();
+            let of_other =
+                |taken: &[Aged]| taken.iter().filter(|aged| aged.message.message().project_id.0 == 2).count();
             assert_eq!(of_other(&mempool.propose()), 100, "in the first batch");
             assert_eq!(of_other(&mempool.take_outbox()), 100, "in the first bundle");
         }

@@ -486,13 +486,8 @@ mod tests {
 
     #[test]
     fn a_repeat_of_what_is_forgotten_is_new_whether_or_not_the_disk_has_it_still() {
-        let before = Occurrence {
-            count: 1,
-            since: Height(0),
-            sequence: Sequence(9),
-            height: Height(5),
-            time_ms: TimeMs(1_000),
-        };
+        let before =
+            Occurrence { count: 1, since: Height(0), sequence: Sequence(9), height: Height(5), time_ms: TimeMs(1_000) };
         // The oldest height that is kept; this node's clock; the repeat's age; its window; whether it is a repeat.
         for (kept, now_ms, age_ms, window_ms, is_retry) in [
             (0, 1_000, 0, 1, true),
@@ -505,7 +500,11 @@ mod tests {
             (5, 1_000, 0, 0, false),
         ] {
             let known = Known { now_ms, kept: Height(kept) };
-            assert_eq!(known.is_plain_retry(&before, age_ms, window_ms), is_retry, "{kept} {now_ms} {age_ms} {window_ms}");
+            assert_eq!(
+                known.is_plain_retry(&before, age_ms, window_ms),
+                is_retry,
+                "{kept} {now_ms} {age_ms} {window_ms}"
+            );
         }
     }
 

@@ -40,7 +40,9 @@ impl Forgetting {
         match key.first() {
             // The height is the first number of an occurrence.
             Some(&keys::OCCURRENCE) => number(value.get(..8)) < kept(&self.0.height),
-            Some(&keys::MESSAGE_PLACE | &keys::TASK_ALIAS | &keys::NONCE) => number(Some(value)) < kept(&self.0.sequence),
+            Some(&keys::MESSAGE_PLACE | &keys::TASK_ALIAS | &keys::NONCE) => {
+                number(Some(value)) < kept(&self.0.sequence)
+            }
             Some(&keys::TASK_PLACE) => number(Some(value)) < kept(&self.0.task_number),
             // The sequence is the first number of a device's last message, and of its highest nonce.
             Some(&keys::LAST | &keys::HIGHEST_NONCE) => number(value.get(..8)) < kept(&self.0.sequence),

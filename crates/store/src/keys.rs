@@ -66,9 +66,9 @@ pub const MESSAGE_PLACE: u8 = b'm';
 pub const TASK_PLACE: u8 = b'k';
 /// Prefix of task numbers by sequence, in [`crate::Table::Index`].
 pub const PACKED: u8 = b'q';
-/// Prefix of open groups, in [`crate::Table::Index`].
+/// Prefix of open groups, in [`crate::Table::Open`].
 pub const GROUP: u8 = b'g';
-/// Prefix of messages in open groups by sequence, in [`crate::Table::Index`].
+/// Prefix of messages in open groups by sequence, in [`crate::Table::Open`].
 pub const WAITING: u8 = b's';
 /// Prefix of outputs' progress, in [`crate::Table::Index`].
 pub const PROGRESS: u8 = b'u';
@@ -172,7 +172,7 @@ pub fn packed(sequence: Sequence) -> Vec<u8> {
     numbered(PACKED, sequence.0)
 }
 
-/// A message in an open group, in [`crate::Table::Index`].
+/// A message in an open group, in [`crate::Table::Open`].
 pub fn waiting(sequence: Sequence) -> Vec<u8> {
     numbered(WAITING, sequence.0)
 }
@@ -227,7 +227,7 @@ pub fn flags(sequence: Sequence) -> Vec<u8> {
     numbered(FLAGS, sequence.0)
 }
 
-/// An open group, in [`crate::Table::Index`].
+/// An open group, in [`crate::Table::Open`].
 pub fn group(encoded_key: &[u8]) -> Vec<u8> {
     named(GROUP, encoded_key)
 }
@@ -265,10 +265,7 @@ mod tests {
             nonce(ProjectId(258), &Address([9; 20]), 258),
             with(b'z', &[&number[..], &[9; 20], &number].concat())
         );
-        assert_eq!(
-            highest_nonce(ProjectId(258), &Address([9; 20])),
-            with(b'b', &[&number[..], &[9; 20]].concat())
-        );
+        assert_eq!(highest_nonce(ProjectId(258), &Address([9; 20])), with(b'b', &[&number[..], &[9; 20]].concat()));
         assert_eq!(task_alias(&TaskId([9; 32])), with(b'v', &[9; 32]));
         assert_eq!(group(b"xy"), b"gxy");
         assert_eq!(progress(&"pg".parse().unwrap()), b"upg");

@@ -20,6 +20,7 @@ pub mod records;
 mod rocks;
 mod sizes;
 mod storage;
+mod tables;
 mod writer;
 
 pub use forget::Forgetting;

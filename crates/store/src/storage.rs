@@ -25,6 +25,8 @@ pub enum Table {
     Chain,
     /// Places of contents, messages and tasks by hash, and small state: random keys, small values.
     Index,
+    /// Open groups and the messages in them: written and deleted all the time, few at any time, and read as a whole.
+    Open,
 }
 
 /// When a batch of writes survives a power loss.

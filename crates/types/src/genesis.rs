@@ -324,7 +324,8 @@ impl NetworkParams {
 
     /// Whether retention by age leaves everything that such a retry window needs.
     pub fn keeps_window(&self, retry_window_ms: u64) -> bool {
-        retry_window_ms == RETRY_WINDOW_FOR_EVER_MS || self.retry_window_ms_max().is_none_or(|max| retry_window_ms <= max)
+        retry_window_ms == RETRY_WINDOW_FOR_EVER_MS
+            || self.retry_window_ms_max().is_none_or(|max| retry_window_ms <= max)
     }
 
     /// The settings that hold for `project`; `None` where it is unknown and unknown ones are refused.
@@ -594,12 +595,14 @@ mod tests {
         ] {
             let retention = Retention { age_ms, ..Retention::default() };
             let settings = ProjectSettings { retry_window_ms: window_ms, ..ProjectSettings::default() };
-            let params = NetworkParams { retention, projects: [(ProjectId(7), settings)].into(), ..NetworkParams::default() };
+            let params =
+                NetworkParams { retention, projects: [(ProjectId(7), settings)].into(), ..NetworkParams::default() };
             let genesis = Genesis::new("net", vec![member(1)], params);
             assert_eq!(genesis.is_ok(), is_good, "{age_ms} {window_ms}: {genesis:?}");
         }
         let by_bytes = Retention { bytes: RETENTION_BYTES_MIN, ..Retention::default() };
-        let default_project = ProjectSettings { retry_window_ms: RETRY_WINDOW_FOR_EVER_MS, ..ProjectSettings::default() };
+        let default_project =
+            ProjectSettings { retry_window_ms: RETRY_WINDOW_FOR_EVER_MS, ..ProjectSettings::default() };
         let params = NetworkParams { retention: by_bytes, default_project, ..NetworkParams::default() };
         assert!(Genesis::new("net", vec![member(1)], params).is_ok());
     }

@@ -15,7 +15,7 @@ impl StateStore {
     /// Projects that differ from the genesis.
     pub fn projects(&self) -> Result<BTreeMap<ProjectId, Project>, ReadError> {
         let pair = |(key, value): Pair| Ok((ProjectId(number(&key[1..])?), Project::decode(value)?));
-        self.load(keys::PROJECT)?.into_iter().map(pair).collect()
+        self.load(Table::Index, keys::PROJECT)?.into_iter().map(pair).collect()
     }
 
     /// Rules of projects, by the hash of their bundle.
@@ -24,13 +24,13 @@ impl StateStore {
     /// Also where this program cannot use what others could.
     pub fn rules(&self) -> Result<BTreeMap<Hash32, Arc<Rules>>, ReadError> {
         let compiled = |(_, bundle): Pair| compile_rules(&bundle).map_err(ReadError::Rules);
-        self.load(keys::RULES)?.into_iter().map(compiled).collect()
+        self.load(Table::Index, keys::RULES)?.into_iter().map(compiled).collect()
     }
 
     /// What rules took and refused, by project.
     pub fn rules_states(&self) -> Result<BTreeMap<ProjectId, RulesState>, ReadError> {
         let pair = |(key, value): Pair| Ok((ProjectId(number(&key[1..])?), RulesState::decode(value)?));
-        self.load(keys::RULES_STATE)?.into_iter().map(pair).collect()
+        self.load(Table::Index, keys::RULES_STATE)?.into_iter().map(pair).collect()
     }
 
     /// What a project's rules took and refused; `None` where it never had any.

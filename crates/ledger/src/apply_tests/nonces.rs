@@ -95,7 +95,10 @@ fn nonces_and_envelopes_are_forgotten_with_their_messages_whatever_the_disk_has_
     let mut ends = Vec::new();
     for filtered in [false, true] {
         let mut node = node(alone(false));
-        assert!(matches!(node.batch(NOW, &[task(5, "1", &[]), sealed(1, "a")])[..], [Outcome::Ordered { .. }, Outcome::Ordered { .. }]));
+        assert!(matches!(
+            node.batch(NOW, &[task(5, "1", &[]), sealed(1, "a")])[..],
+            [Outcome::Ordered { .. }, Outcome::Ordered { .. }]
+        ));
         node.batch(NOW, &[task(6, "2", &[]), sealed(2, "b")]);
         forget(&mut node, filtered);
         // Those of the batch at the horizon are kept.
@@ -146,7 +149,8 @@ fn the_highest_nonce_from_before_an_order_that_makes_them_ascend_counts_as_long_
             let last = if speaks_on { task(4, "2", &[]) } else { of(1, "another's") };
             node.batch(NOW, &[last]);
             forget(&mut node, filtered);
-            let ascend = ProjectSettings { strict_nonces: true, ..node.ledger.projects().settings(PROJECT).unwrap().clone() };
+            let ascend =
+                ProjectSettings { strict_nonces: true, ..node.ledger.projects().settings(PROJECT).unwrap().clone() };
             give(&mut node, 50, PROJECT, OrderKind::Settings(ascend)).unwrap();
             let expected = if speaks_on { Err(Rejection::Nonce) } else { Ok(5) };
             assert_eq!(outcome(&mut node, task(9, "3", &[])), expected);

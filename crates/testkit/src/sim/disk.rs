@@ -32,7 +32,7 @@ const COPY_FILE_READ: &str = "read";
 /// All keys of one store.
 #[derive(Debug, Clone, Default)]
 struct Tables {
-    keys: [BTreeMap<Vec<u8>, Bytes>; 3],
+    keys: [BTreeMap<Vec<u8>, Bytes>; 4],
     /// Of a block in which a bit has flipped: reading it fails, as its checksum does not fit, until it is written anew.
     damaged: BTreeSet<(usize, Vec<u8>)>,
 }
@@ -42,6 +42,7 @@ fn place(table: Table) -> usize {
         Table::Log => 0,
         Table::Chain => 1,
         Table::Index => 2,
+        Table::Open => 3,
     }
 }
 
