@@ -38,6 +38,7 @@ mod rules_examples;
 mod rules_hostile;
 mod sealed;
 mod semantics;
+mod shares;
 mod snapshots;
 mod stalls;
 mod start_errors;
