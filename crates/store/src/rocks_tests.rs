@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use lockstep_types::MessageId;
+use lockstep_types::{Address, MessageId, ProjectId};
 use rocksdb::perf::{PerfContext, PerfMetric, PerfStatsLevel, set_perf_stats};
 
 use super::*;
@@ -120,6 +120,45 @@ fn files_of_what_is_forgotten_go_and_the_batch_at_the_horizon_stays_wherever_it_
         }
     }
     assert!(dropped > 20, "{dropped} files were dropped");
+}
+
+#[test]
+fn nonces_go_with_the_messages_that_used_them_and_a_highest_one_that_is_kept_for_ever_stays() {
+    const MESSAGES: u64 = 200;
+    const KEPT: u64 = 101;
+    let (device, silent) = (Address([1; 20]), Address([2; 20]));
+    let nonce = |n: u64| keys::nonce(ProjectId(7), &device, n);
+    let highest = |project: u64, device: &Address| keys::highest_nonce(ProjectId(project), device);
+    let record = |numbers: [u64; 2]| numbers.map(u64::to_be_bytes).concat();
+    let dir = tempfile::tempdir().unwrap();
+    let store = RocksStorage::open_or_create(dir.path(), Kind::State, SMALL).unwrap();
+    // Files are copied while they are used.
+    store.db.disable_file_deletions().unwrap();
+    for n in 1..=MESSAGES {
+        let mut batch = WriteBatch::default();
+        batch.put(Table::Index, nonce(n), n.to_be_bytes().to_vec());
+        batch.put(Table::Index, highest(7, &device), record([n, 1_000]));
+        batch.put(Table::Index, highest(8, &device), record([u64::MAX, n]));
+        if n < KEPT {
+            batch.put(Table::Index, highest(7, &silent), record([n, n]));
+        }
+        store.write(batch, Durability::Buffered).unwrap();
+    }
+    store.flush().unwrap();
+    store.forget_before(Height(9), Sequence(KEPT), TaskNumber(9)).unwrap();
+    let mut options = rocksdb::CompactOptions::default();
+    options.set_bottommost_level_compaction(rocksdb::BottommostLevelCompaction::Force);
+    store.db.compact_range_cf_opt(&store.family(Table::Index).unwrap(), None::<&[u8]>, None::<&[u8]>, &options);
+    let (_copy, after) = crashed(dir.path());
+    for store in [&store, &after] {
+        let get = |key: Vec<u8>| store.get(Table::Index, &key).unwrap().map(|value| value.to_vec());
+        for n in 1..=MESSAGES {
+            assert_eq!(get(nonce(n)).is_some(), n >= KEPT, "nonce {n}");
+        }
+        assert_eq!(get(highest(7, &device)), Some(record([MESSAGES, 1_000])));
+        assert_eq!(get(highest(8, &device)), Some(record([u64::MAX, MESSAGES])));
+        assert_eq!(get(highest(7, &silent)), None);
+    }
 }
 
 fn bytes_in(path: &Path) -> u64 {
