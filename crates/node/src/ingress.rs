@@ -15,6 +15,8 @@ use lockstep_types::{Address, Hash32, Height, NodeId, ProjectId, Sequence, TaskI
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::door_shares::{DoorShares, PlaceAtDoor};
+use crate::metrics;
 use crate::proofs;
 use crate::rates::Rates;
 use crate::verify::{Asker, Job, Submission, Verdict, Verifier};
@@ -37,6 +39,7 @@ pub struct Ingress {
     state: StateStore,
     projects: watch::Receiver<Projects>,
     rates: Arc<Rates>,
+    shares: DoorShares,
     hold: Duration,
     stopping: AtomicBool,
     conflict: watch::Receiver<Option<(NodeId, Height)>>,
@@ -57,7 +60,8 @@ pub(crate) struct IngressParts {
 impl Ingress {
     pub(crate) fn new(parts: IngressParts) -> Self {
         let IngressParts { verifier, state, projects, rates, hold, conflict } = parts;
-        Self { verifier, state, projects, rates, hold, stopping: AtomicBool::new(false), conflict }
+        let shares = DoorShares::new(lockstep_api::Options::default().submits_max);
+        Self { verifier, state, projects, rates, shares, hold, stopping: AtomicBool::new(false), conflict }
     }
 
     /// Why nothing is acknowledged any more, if a voter signed two batches at one height.
@@ -160,12 +164,22 @@ impl Ingress {
         device: Address,
         envelope: Hash32,
     ) -> Result<Accepted, SubmitError> {
-        self.check_project(request.project_id, request.data.len())?;
-        self.order(Submission::Opened { request, device, envelope }).await
+        let project = request.project_id;
+        self.check_project(project, request.data.len())?;
+        self.order(project, Submission::Opened { request, device, envelope }).await
     }
 
-    async fn order(&self, request: Submission) -> Result<Accepted, SubmitError> {
+    /// A place at the door for a message of a project.
+    fn enter(&self, project: ProjectId) -> Result<PlaceAtDoor, SubmitError> {
+        self.shares.enter(project).ok_or_else(|| {
+            metrics::without_room(project, 1);
+            busy()
+        })
+    }
+
+    async fn order(&self, project: ProjectId, request: Submission) -> Result<Accepted, SubmitError> {
         let came_in = Instant::now();
+        let _place = self.enter(project)?;
         let (asker, verified) = Asker::new(came_in);
         self.verifier.submit(Job::Request { request, asker }).map_err(|_| busy())?;
         self.wait(verified, came_in + self.hold).await
@@ -176,12 +190,12 @@ impl Ingress {
 impl Submit for Ingress {
     async fn submit(&self, request: DeviceRequest) -> Result<Accepted, SubmitError> {
         self.check(&request)?;
-        self.order(Submission::Device(request)).await
+        self.order(request.project_id, Submission::Device(request)).await
     }
 
     async fn submit_task(&self, request: TaskRequest) -> Result<(TaskId, Accepted), SubmitError> {
         self.check_project(request.project_id, request.payload.len())?;
-        let accepted = self.order(Submission::Task(request)).await?;
+        let accepted = self.order(request.project_id, Submission::Task(request)).await?;
         // By the message as it is ordered: a retry may have another signature, which names no task.
         let height = accepted.height;
         let batch = proofs::look(&self.state, move |state| state.batch(height)).await.ok().flatten();
@@ -196,15 +210,16 @@ impl Submit for Ingress {
         let came_in = Instant::now();
         let (mut together, mut verdicts) = (Vec::with_capacity(requests.len()), Vec::with_capacity(requests.len()));
         for request in requests {
-            verdicts.push(self.check(&request).map(|()| {
+            let place = self.check(&request).and_then(|()| self.enter(request.project_id));
+            verdicts.push(place.map(|place| {
                 let (asker, verified) = Asker::new(came_in);
                 together.push((request, asker));
-                verified
+                (place, verified)
             }));
         }
         let taken = self.verifier.submit_together(together);
         join_all(verdicts.into_iter().map(|verdict| async {
-            let verdict = verdict?;
+            let (_place, verdict) = verdict?;
             taken.map_err(|_| busy())?;
             self.wait(verdict, came_in + self.hold).await
         }))
