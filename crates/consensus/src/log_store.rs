@@ -49,8 +49,6 @@ struct Tail {
     purged: Option<LogId>,
     vote: Option<Vote>,
     committed: Option<LogId>,
-    /// The committed position waits for the log's writer.
-    committed_waits: bool,
     size: LogSize,
 }
 
@@ -380,29 +378,19 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     /// Kept so that reads do not go back in time after a restart. It may be lost, so nobody waits for it: the writer takes
-    /// the newest one along when it comes by.
+    /// the newest one along when it syncs something.
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         let Some(committed) = committed else { return Ok(()) };
-        {
-            let mut tail = self.tail.lock();
-            tail.committed = Some(committed);
-            if std::mem::replace(&mut tail.committed_waits, true) {
-                return Ok(());
-            }
-        }
+        self.tail.lock().committed = Some(committed);
         let tail = self.tail.clone();
         let make = move || {
-            let mut tail = tail.lock();
-            tail.committed_waits = false;
             let mut batch = WriteBatch::default();
-            if let Some(committed) = &tail.committed {
+            if let Some(committed) = &tail.lock().committed {
                 batch.put(Table::Log, keys::log::COMMITTED.to_vec(), log_id_to(committed).encode_to_vec());
             }
             batch
         };
-        if !self.writer.note(Box::new(make)) {
-            self.tail.lock().committed_waits = false;
-        }
+        self.writer.note("the committed position", Box::new(make));
         Ok(())
     }
 

@@ -53,8 +53,6 @@ struct State {
     /// What is on the disk for sure.
     signed: Option<Signed>,
     marks: BTreeMap<NodeId, u64>,
-    /// Marks wait for the log's writer.
-    marks_wait: bool,
 }
 
 fn number(bytes: &[u8]) -> u64 {
@@ -94,7 +92,7 @@ impl Pledges {
     pub fn open(storage: &dyn Storage, writer: Arc<LogWriter>) -> Result<Self, PledgeError> {
         let signed = storage.get(Table::Log, keys::log::SIGNED)?.map(|record| Signed::decode(&record)).transpose()?;
         let marks = storage.get(Table::Log, keys::log::MARKS)?.map(|record| decode_marks(&record)).transpose()?;
-        let state = State { signed, marks: marks.unwrap_or_default(), marks_wait: false };
+        let state = State { signed, marks: marks.unwrap_or_default() };
         Ok(Self { writer, state: Arc::new(Mutex::new(state)), turn: Arc::default() })
     }
 
@@ -131,8 +129,8 @@ impl Pledges {
         self.state.lock().marks.get(&node).copied().unwrap_or(0)
     }
 
-    /// Learns marks; they never go down. They are written some time later, without a sync: they are a second line of
-    /// defence.
+    /// Learns marks; they never go down. They are written with what is synced next: they are a second line of defence,
+    /// and nobody waits for them.
     pub fn learn(&self, news: impl IntoIterator<Item = (NodeId, u64)>) {
         {
             let mut state = self.state.lock();
@@ -146,22 +144,17 @@ impl Pledges {
                     (*mark, changed) = (index, true);
                 }
             }
-            if !changed || state.marks_wait {
+            if !changed {
                 return;
             }
-            state.marks_wait = true;
         }
         let known = self.state.clone();
         let make = move || {
-            let mut state = known.lock();
-            state.marks_wait = false;
             let mut batch = WriteBatch::default();
-            batch.put(Table::Log, keys::log::MARKS.to_vec(), encode_marks(&state.marks));
+            batch.put(Table::Log, keys::log::MARKS.to_vec(), encode_marks(&known.lock().marks));
             batch
         };
-        if !self.writer.note(Box::new(make)) {
-            self.state.lock().marks_wait = false;
-        }
+        self.writer.note("marks", Box::new(make));
     }
 }
 
@@ -195,13 +188,14 @@ mod tests {
         assert!(again.pledge(header(0, 9, 2)).await.is_err());
     }
 
-    #[test]
-    fn marks_only_rise_and_survive() {
+    #[tokio::test]
+    async fn marks_only_rise_and_survive() {
         let storage = Arc::new(MemoryStorage::default());
         let pledges = open(&storage);
         pledges.learn([(NodeId(2), 7), (NodeId(3), 9)]);
         pledges.learn([(NodeId(2), 6)]);
-        let again = open(&storage);
+        pledges.pledge(header(0, 5, 1)).await.unwrap();
+        let again = open(&Arc::new(storage.after_power_loss()));
         assert_eq!((again.mark(NodeId(2)), again.mark(NodeId(3)), again.mark(NodeId(4))), (7, 9, 0));
     }
 

@@ -20,6 +20,7 @@ pub mod records;
 mod rocks;
 mod sizes;
 mod storage;
+mod synced;
 mod tables;
 mod writer;
 

@@ -2,8 +2,12 @@
 //!
 //! RocksDB takes an incomplete record at the end of such a file for the trace of a crash, and goes on without it. But one
 //! flipped bit can make a record look incomplete, or like one of an older file, and then RocksDB drops without a word
-//! all that follows: up to 32 KiB, or the whole file. So these files are checked before they are opened. Only where
-//! nothing whole follows an incomplete record is it what a crash leaves.
+//! all that follows: up to 32 KiB, or the whole file. So these files are checked before they are opened.
+//!
+//! What a crash leaves is one write that is not whole: the next one is not begun before it was synced
+//! ([`crate::LogWriter`]). Pages of a large one reach a disk in any order, so any parts of it may be missing and later ones be there. Where
+//! another write begins behind the one that is not whole, that one had been synced, and is damaged. Damage to the very last
+//! write looks as a crash would: of a log, [`crate::RocksStorage::open`] tells it by what is known to have been synced.
 //!
 //! The format: blocks of 32 KiB of records; a record has a masked CRC-32C over type and payload (4 bytes, little
 //! endian), its length (2), its type (1), and the payload; less than 7 bytes at the end of a block are zeros.
@@ -77,19 +81,16 @@ struct Look {
 }
 
 struct Damage {
-    at: usize,
+    /// From the beginning of the file.
+    at: u64,
     reason: &'static str,
-}
-
-/// Where a block ends whole, or where the file does.
-enum End {
-    Whole,
-    Torn(usize),
 }
 
 struct Scanner {
     /// Where the logical record began whose fragments are being read.
     fragment: Option<u64>,
+    /// Where and why the first record is not one, if there is such a place: behind it there may be the rest of its write only.
+    broken: Option<(u64, &'static str)>,
     look: Look,
 }
 
@@ -119,26 +120,44 @@ fn is_zeros(bytes: &[u8]) -> bool {
     bytes.iter().all(|byte| *byte == 0)
 }
 
+fn begins(kind: u8) -> bool {
+    matches!(kind, FULL | FIRST) || OTHERS.contains(&kind)
+}
+
 impl Scanner {
-    fn block(&mut self, block: &[u8], base: u64, is_last: bool) -> Result<End, Damage> {
+    fn block(&mut self, block: &[u8], base: u64) -> Result<(), Damage> {
         let mut at = 0;
         while block.len() - at >= HEADER_BYTES {
-            let Some(length) = record_at(block, at) else { return self.not_a_record(block, at, is_last) };
-            self.take(block[at + 6], base, at)?;
-            at += HEADER_BYTES + length;
+            match record_at(block, at) {
+                Some(length) => {
+                    self.take(block[at + 6], base, at)?;
+                    at += HEADER_BYTES + length;
+                }
+                None => {
+                    self.not_a_record(block, base, at);
+                    // A record's place is known at the beginning of a block only.
+                    at += 1;
+                }
+            }
         }
         let rest = &block[at..];
-        if block.len() < BLOCK_BYTES && !rest.is_empty() {
-            return Ok(End::Torn(at));
+        if self.broken.is_some() || (block.len() == BLOCK_BYTES && is_zeros(rest)) || rest.is_empty() {
+            return Ok(());
         }
-        if is_zeros(rest) { Ok(End::Whole) } else { Err(Damage { at, reason: "the end of the block is not empty" }) }
+        if block.len() == BLOCK_BYTES {
+            return Err(Damage { at: base + at as u64, reason: "the end of the block is not empty" });
+        }
+        self.broken = Some((base + at as u64, "a record has no end"));
+        Ok(())
     }
 
     /// Keeps account of the fragments of a record.
     fn take(&mut self, kind: u8, base: u64, at: usize) -> Result<(), Damage> {
-        let begins = matches!(kind, FULL | FIRST) || OTHERS.contains(&kind);
-        if begins == self.fragment.is_some() {
-            return Err(Damage { at, reason: "the parts of a record are not in order" });
+        if let Some((at, reason)) = self.broken {
+            return if begins(kind) { Err(Damage { at, reason }) } else { Ok(()) };
+        }
+        if begins(kind) == self.fragment.is_some() {
+            return Err(Damage { at: base + at as u64, reason: "the parts of a record are not in order" });
         }
         match kind {
             FIRST => self.fragment = Some(base + at as u64),
@@ -151,22 +170,11 @@ impl Scanner {
         Ok(())
     }
 
-    /// Tells what a crash leaves from damage.
-    fn not_a_record(&self, block: &[u8], at: usize, is_last: bool) -> Result<End, Damage> {
-        let header = &block[at..at + HEADER_BYTES];
-        let end = at + HEADER_BYTES + usize::from(u16::from_le_bytes(field(header, 4)));
-        let (fits_a_block, fits_the_file) = (end <= BLOCK_BYTES, end <= block.len());
-        // Some file systems have grown the file, but not written what was to stand there.
-        let never_written = is_zeros(&block[at..]);
-        let looks_torn = is_last && (never_written || (fits_a_block && !fits_the_file));
-        if !looks_torn {
-            let reason = if fits_the_file { "the checksum of a record does not match" } else { "a record is too long" };
-            return Err(Damage { at, reason });
-        }
-        if (at + 1..block.len()).any(|later| record_at(block, later).is_some()) {
-            return Err(Damage { at, reason: "a record is damaged, and whole ones follow it" });
-        }
-        Ok(End::Torn(at))
+    fn not_a_record(&mut self, block: &[u8], base: u64, at: usize) {
+        let length = usize::from(u16::from_le_bytes(field(block, at + 4)));
+        let fits = at + HEADER_BYTES + length <= block.len();
+        let reason = if fits { "the checksum of a record does not match" } else { "a record is too long" };
+        self.broken.get_or_insert((base + at as u64, reason));
     }
 }
 
@@ -179,23 +187,18 @@ fn read_block(file: &mut fs::File, block: &mut Vec<u8>) -> io::Result<()> {
 fn look_at(path: &Path) -> Result<Look, RecordError> {
     let failed = |error| RecordError::Read { file: path.to_owned(), error };
     let mut file = fs::File::open(path).map_err(failed)?;
-    let (mut block, mut next) = (Vec::with_capacity(BLOCK_BYTES), Vec::with_capacity(BLOCK_BYTES));
-    let mut scanner = Scanner { fragment: None, look: Look::default() };
+    let mut block = Vec::with_capacity(BLOCK_BYTES);
+    let mut scanner = Scanner { fragment: None, broken: None, look: Look::default() };
     let mut base = 0;
     read_block(&mut file, &mut block).map_err(failed)?;
     while !block.is_empty() {
-        read_block(&mut file, &mut next).map_err(failed)?;
-        let damaged =
-            |d: Damage| RecordError::Damaged { file: path.to_owned(), offset: base + d.at as u64, reason: d.reason };
-        if let End::Torn(at) = scanner.block(&block, base, next.is_empty()).map_err(damaged)? {
-            scanner.look.torn_at = Some(scanner.fragment.take().unwrap_or(base + at as u64));
-            break;
-        }
+        let damaged = |d: Damage| RecordError::Damaged { file: path.to_owned(), offset: d.at, reason: d.reason };
+        scanner.block(&block, base).map_err(damaged)?;
         base += block.len() as u64;
-        std::mem::swap(&mut block, &mut next);
+        read_block(&mut file, &mut block).map_err(failed)?;
     }
-    // A record whose last part was never written.
-    scanner.look.torn_at = scanner.look.torn_at.or(scanner.fragment);
+    // The whole write is what is not there.
+    scanner.look.torn_at = scanner.fragment.or(scanner.broken.map(|(at, _)| at));
     Ok(scanner.look)
 }
 
@@ -255,19 +258,26 @@ mod tests {
     use super::*;
     use crate::rocks::{Kind, RocksStorage};
     use crate::storage::{Durability, Storage as _, Table, WriteBatch};
+    use crate::synced::SYNCED_FILE;
+
+    fn copy_of(store: &Path) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        for file in fs::read_dir(store).unwrap().map(Result::unwrap) {
+            fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
+        copy
+    }
 
     /// A store whose write-ahead log has records of these sizes, as a crash leaves it.
     fn store_with(sizes: &[usize]) -> (tempfile::TempDir, PathBuf) {
-        let (made, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let made = tempfile::tempdir().unwrap();
         let store = RocksStorage::create(made.path(), Kind::Log).unwrap();
         for (i, size) in sizes.iter().enumerate() {
             let mut batch = WriteBatch::default();
             batch.put(Table::Log, crate::keys::log::entry(i as u64), vec![i as u8; *size]);
             store.write(batch, Durability::Synced).unwrap();
         }
-        for file in fs::read_dir(made.path()).unwrap().map(Result::unwrap) {
-            fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
-        }
+        let copy = copy_of(made.path());
         let log = numbered_logs(copy.path()).unwrap().pop().unwrap();
         (copy, log)
     }
@@ -318,8 +328,64 @@ mod tests {
                 fs::write(&log, &flipped).unwrap();
                 match check_records(store.path()) {
                     Err(RecordError::Damaged { .. }) => {}
-                    Ok(Tails { wal: Some(torn), .. }) => assert!(torn.offset as usize + 60 > last, "bit {bit}"),
+                    Ok(Tails { wal: Some(torn), .. }) => {
+                        assert!(torn.offset as usize + 60 > last, "bit {bit}");
+                        // It had been synced, and the store knows.
+                        if bit % 16 == 0 {
+                            let copy = copy_of(store.path());
+                            let error = RocksStorage::open(copy.path(), Kind::Log).err().unwrap().to_string();
+                            assert!(error.contains("lacks what was synced"), "bit {bit}: {error}");
+                        }
+                    }
                     other => panic!("bit {bit}: {other:?}"),
+                }
+            }
+        }
+    }
+
+    /// What is kept of a write, where single pages of it have not reached the disk.
+    fn without_pages(bytes: &[u8], from: usize, mut has: impl FnMut(usize) -> bool) -> Vec<u8> {
+        const PAGE_BYTES: usize = 4096;
+        let mut left = bytes.to_vec();
+        for page in from / PAGE_BYTES..bytes.len().div_ceil(PAGE_BYTES) {
+            let (start, end) = (from.max(page * PAGE_BYTES), bytes.len().min((page + 1) * PAGE_BYTES));
+            if !has(page) {
+                left[start..end].fill(0);
+            }
+        }
+        left
+    }
+
+    #[test]
+    fn pages_of_the_last_write_may_be_missing_in_any_order_and_of_no_other() {
+        for sizes in [&[50, 20_000, 60][..], &[50, 3_000, 200_000], &[40_000, 33_000, 9_000], &[5, 5, 32_700]] {
+            let (synced, log) = store_with(&sizes[..2]);
+            let end = fs::metadata(&log).unwrap().len() as usize;
+            let note = fs::read(synced.path().join(SYNCED_FILE)).unwrap();
+            let (store, log) = store_with(sizes);
+            let bytes = fs::read(&log).unwrap();
+            // The note of what was synced is written when it was.
+            fs::write(store.path().join(SYNCED_FILE), note).unwrap();
+            for pattern in [0, 1, 2, 7, 13, 22, 31, 32, 41, 58, 62, 63_u64] {
+                let has = |page: usize| pattern >> (page % 6) & 1 == 1;
+                let left = without_pages(&bytes, end, has);
+                fs::write(&log, &left).unwrap();
+                let tails = check_records(store.path()).unwrap();
+                assert!(tails.wal.is_some() || left == bytes, "{sizes:?} {pattern}");
+                assert!(tails.wal.is_none_or(|torn| torn.offset as usize >= end), "{sizes:?} {pattern}");
+                // RocksDB leaves it out too, and what was synced is there.
+                let copy = copy_of(store.path());
+                let opened = RocksStorage::open(copy.path(), Kind::Log).unwrap();
+                let has = |n: u64| opened.get(Table::Log, &crate::keys::log::entry(n)).unwrap().is_some();
+                assert_eq!((has(0), has(1), has(2)), (true, true, left == bytes), "{sizes:?} {pattern}");
+                // The same of a write that was synced is damage.
+                let earlier = without_pages(&bytes[..end], 20, |page| pattern >> (page % 6) & 1 == 1);
+                if earlier != bytes[..end] {
+                    fs::write(&log, [&earlier, &bytes[end..]].concat()).unwrap();
+                    assert!(
+                        matches!(check_records(store.path()), Err(RecordError::Damaged { .. })),
+                        "{sizes:?} {pattern}"
+                    );
                 }
             }
         }

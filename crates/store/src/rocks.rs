@@ -16,6 +16,7 @@ use crate::medium::StateStorage;
 use crate::records::check_records;
 use crate::sizes::Sizes;
 use crate::storage::{Direction, Durability, Operation, Pair, Scan, Storage, StoreError, Table, WriteBatch};
+use crate::synced::{SYNCED_FILE, Synced, noted};
 use crate::tables::{families, table_name, tables};
 
 type Db = DBWithThreadMode<MultiThreaded>;
@@ -42,16 +43,19 @@ pub struct RocksStorage {
     db: Db,
     kind: Kind,
     forgetting: Forgetting,
+    /// Of a log that is written to.
+    synced: Option<Synced>,
 }
 
 fn failed(error: rocksdb::Error) -> StoreError {
     StoreError::Failed(error.into_string())
 }
 
-/// A torn tail of a write-ahead log is tolerated, and nothing else.
+/// A last write that is not whole is left out, and nothing else: what else could be is found by [`check_records`] before,
+/// and by [`has_what_was_synced`] after that.
 fn recover_strictly(options: &mut Options, kind: Kind) {
     if kind == Kind::Log {
-        options.set_wal_recovery_mode(DBRecoveryMode::TolerateCorruptedTailRecords);
+        options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
         options.set_track_and_verify_wals_in_manifest(true);
     }
 }
@@ -63,6 +67,20 @@ fn way_out(kind: Kind) -> &'static str {
         }
         Kind::State => "The state follows from the log: make it again with `lockstep rebuild`",
     }
+}
+
+/// Whether the last write that is known to have been synced is there.
+fn has_what_was_synced(db: &Db, path: &Path) -> Result<(), StoreError> {
+    let synced = noted(path).map_err(|e| StoreError::Open(format!("{}: {e}", path.join(SYNCED_FILE).display())))?;
+    let newest = db.latest_sequence_number();
+    if newest >= synced {
+        return Ok(());
+    }
+    Err(StoreError::Open(format!(
+        "the log at {} lacks what was synced: it ends with write {newest}, and write {synced} had been synced. {}",
+        path.display(),
+        way_out(Kind::Log)
+    )))
 }
 
 fn opening(path: &Path, kind: Kind, error: rocksdb::Error) -> StoreError {
@@ -122,7 +140,10 @@ impl RocksStorage {
         let families = families(kind, &cache, &forgetting, Sizes::default());
         let db =
             Db::open_cf_descriptors_read_only(&options, path, families, false).map_err(|e| opening(path, kind, e))?;
-        Ok(Self { db, kind, forgetting })
+        if kind == Kind::Log {
+            has_what_was_synced(&db, path)?;
+        }
+        Ok(Self { db, kind, forgetting, synced: None })
     }
 
     /// Reads all blocks of the table files of a store that nobody has open, and compares their checksums.
@@ -154,7 +175,15 @@ impl RocksStorage {
         let forgetting = Forgetting::default();
         let families = families(kind, &cache, &forgetting, sizes);
         let db = Db::open_cf_descriptors(&options, path, families).map_err(|e| opening(path, kind, e))?;
-        Ok(Self { db, kind, forgetting })
+        let mut synced = None;
+        if kind == Kind::Log {
+            has_what_was_synced(&db, path)?;
+            synced =
+                Some(Synced::open(path).map_err(|e| {
+                    StoreError::Open(format!("cannot write to {}: {e}", path.join(SYNCED_FILE).display()))
+                })?);
+        }
+        Ok(Self { db, kind, forgetting, synced })
     }
 
     /// Writes a consistent copy to `path`, which must not exist yet. Files are linked where the disk can do that.
@@ -254,6 +283,10 @@ impl Storage for RocksStorage {
             Kind::State => options.disable_wal(true),
         }
         self.db.write_opt(writes, &options).map_err(failed)?;
+        if let Some(synced) = self.synced.as_ref().filter(|_| durability == Durability::Synced) {
+            let noted = synced.note(self.db.latest_sequence_number());
+            noted.map_err(|e| StoreError::Failed(format!("the note of what was synced: {e}")))?;
+        }
         if self.kind == Kind::State && durability == Durability::Synced {
             self.flush()?;
         }

@@ -1,8 +1,8 @@
 //! The one writer of synced data: what waits is grouped into one write and one sync.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -40,19 +40,16 @@ const WAITING_BATCHES_MAX: usize = 1024;
 /// Most batches that share one sync, so that the first of them does not wait for ever.
 const GROUPED_BATCHES_MAX: usize = 256;
 
-enum Job {
-    /// To be synced.
-    Synced(WriteBatch, Waiting),
-    /// See [`LogWriter::note`].
-    Note(NoteMaker),
-}
+/// A batch to be synced, and who waits for that.
+struct Job(WriteBatch, Waiting);
 
-impl Job {
-    fn failed(self, error: StoreError) {
-        if let Self::Synced(_, done) = self {
-            done.tell(Err(error));
-        }
-    }
+/// What all ways to write share.
+#[derive(Default)]
+struct Shared {
+    /// Why nothing is written any more.
+    closed: Mutex<Option<String>>,
+    /// See [`LogWriter::note`].
+    notes: Mutex<BTreeMap<&'static str, NoteMaker>>,
 }
 
 enum Mode {
@@ -65,7 +62,7 @@ enum Mode {
 pub struct QueuedWrites {
     storage: Arc<dyn Storage>,
     jobs: Mutex<VecDeque<Job>>,
-    closed: Arc<Mutex<Option<String>>>,
+    shared: Arc<Shared>,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -79,7 +76,7 @@ impl QueuedWrites {
         };
         let found = !group.is_empty();
         if found {
-            write_group(&*self.storage, group, &self.closed);
+            write_group(&*self.storage, group, &self.shared);
         }
         found
     }
@@ -89,18 +86,9 @@ impl QueuedWrites {
         self.jobs.lock().is_empty()
     }
 
-    /// Whether something waits that must be synced.
-    pub fn needs_sync(&self) -> bool {
-        self.jobs.lock().iter().any(|job| matches!(job, Job::Synced(..)))
-    }
-
     /// What waits to be synced, in order: a power loss may find any part of it on the disk.
     pub fn waiting(&self) -> Vec<WriteBatch> {
-        let batch = |job: &Job| match job {
-            Job::Synced(batch, _) => Some(batch.clone()),
-            Job::Note(_) => None,
-        };
-        self.jobs.lock().iter().filter_map(batch).collect()
+        self.jobs.lock().iter().map(|Job(batch, _)| batch.clone()).collect()
     }
 }
 
@@ -108,7 +96,7 @@ impl QueuedWrites {
 /// [`StoreError::Closed`], until the process restarts: what is on disk is no longer known.
 pub struct LogWriter {
     mode: Mode,
-    closed: Arc<Mutex<Option<String>>>,
+    shared: Arc<Shared>,
     writing: Pending,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -120,21 +108,20 @@ impl LogWriter {
     /// If the thread cannot be started.
     pub fn spawn(storage: Arc<dyn Storage>) -> Result<Self, StoreError> {
         let (sender, receiver) = sync_channel(WAITING_BATCHES_MAX);
-        let closed = Arc::new(Mutex::new(None));
-        let (latch, writing) = (closed.clone(), Pending::default());
-        let under_way = writing.clone();
+        let (shared, writing) = (Arc::<Shared>::default(), Pending::default());
+        let (of_thread, under_way) = (shared.clone(), writing.clone());
         let thread = std::thread::Builder::new()
             .name("log-writer".into())
-            .spawn(move || write_all(&*storage, &receiver, &latch, &under_way))
+            .spawn(move || write_all(&*storage, &receiver, &of_thread, &under_way))
             .map_err(|e| StoreError::Open(format!("cannot start the log writer: {e}")))?;
-        Ok(Self { mode: Mode::Thread(sender), closed, writing, thread: Mutex::new(Some(thread)) })
+        Ok(Self { mode: Mode::Thread(sender), shared, writing, thread: Mutex::new(Some(thread)) })
     }
 
     /// A writer that writes before `submit` returns: for simulation, where nothing may run beside the test.
     pub fn inline(storage: Arc<dyn Storage>) -> Self {
         Self {
             mode: Mode::Inline(storage),
-            closed: Arc::default(),
+            shared: Arc::default(),
             writing: Pending::default(),
             thread: Mutex::new(None),
         }
@@ -143,44 +130,33 @@ impl LogWriter {
     /// A writer whose batches wait until somebody calls [`QueuedWrites::write_group`], who is told by `wake` when there
     /// is one: for a simulated disk, which takes its time.
     pub fn queued(storage: Arc<dyn Storage>, wake: Box<dyn Fn() + Send + Sync>) -> (Self, Arc<QueuedWrites>) {
-        let closed: Arc<Mutex<Option<String>>> = Arc::default();
-        let queue = Arc::new(QueuedWrites { storage, jobs: Mutex::default(), closed: closed.clone(), wake });
+        let shared = Arc::<Shared>::default();
+        let queue = Arc::new(QueuedWrites { storage, jobs: Mutex::default(), shared: shared.clone(), wake });
         let mode = Mode::Queue(queue.clone());
-        (Self { mode, closed, writing: Pending::default(), thread: Mutex::new(None) }, queue)
+        (Self { mode, shared, writing: Pending::default(), thread: Mutex::new(None) }, queue)
     }
 
     /// Hands over a batch. `done` is called exactly once, after the sync.
     pub fn submit(&self, batch: WriteBatch, done: WriteDone) {
         let done = Waiting(Some(done));
         match &self.mode {
-            Mode::Inline(storage) => write_group(&**storage, vec![Job::Synced(batch, done)], &self.closed),
+            Mode::Inline(storage) => write_group(&**storage, vec![Job(batch, done)], &self.shared),
             Mode::Queue(queue) => {
-                queue.jobs.lock().push_back(Job::Synced(batch, done));
+                queue.jobs.lock().push_back(Job(batch, done));
                 (queue.wake)();
             }
             Mode::Thread(sender) => {
                 // Where the thread has ended the job comes back, and with it whoever waits is told.
-                drop(sender.send(Job::Synced(batch, done)));
+                drop(sender.send(Job(batch, done)));
             }
         }
     }
 
-    /// Hands over something that may be lost: `make` is asked for it when the writer comes by, and it is synced only
-    /// where something else is. Never waits. Says whether it was taken: `make` is dropped where it was not, or where
-    /// nothing is written any more.
-    pub fn note(&self, make: NoteMaker) -> bool {
-        match &self.mode {
-            Mode::Inline(storage) => write_group(&**storage, vec![Job::Note(make)], &self.closed),
-            Mode::Queue(queue) => {
-                queue.jobs.lock().push_back(Job::Note(make));
-                (queue.wake)();
-            }
-            Mode::Thread(sender) => match sender.try_send(Job::Note(make)) {
-                Ok(()) => {}
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => return false,
-            },
-        }
-        true
+    /// Hands over something that may be lost: `make` is asked for it when something is synced, and it is synced with that. A
+    /// later note of the same name takes the place of one that waits. Nothing is ever written without a sync, so that a
+    /// power loss finds one write at most that is not whole: see [`crate::records`].
+    pub fn note(&self, name: &'static str, make: NoteMaker) {
+        self.shared.notes.lock().insert(name, make);
     }
 
     /// What is being written now; always nothing for a writer without a thread.
@@ -206,36 +182,36 @@ impl Drop for LogWriter {
     }
 }
 
-fn write_all(storage: &dyn Storage, jobs: &Receiver<Job>, closed: &Mutex<Option<String>>, writing: &Pending) {
+fn write_all(storage: &dyn Storage, jobs: &Receiver<Job>, shared: &Shared, writing: &Pending) {
     while let Ok(first) = jobs.recv() {
         let mut group = vec![first];
         group.extend(jobs.try_iter().take(GROUPED_BATCHES_MAX - 1));
         let _under_way = writing.begin();
-        write_group(storage, group, closed);
+        write_group(storage, group, shared);
+    }
+    // A node that stops in peace loses no note either.
+    if !shared.notes.lock().is_empty() {
+        write_group(storage, Vec::new(), shared);
     }
 }
 
-fn write_group(storage: &dyn Storage, group: Vec<Job>, closed: &Mutex<Option<String>>) {
-    let earlier = closed.lock().clone();
-    if let Some(reason) = earlier {
-        group.into_iter().for_each(|job| job.failed(StoreError::Closed(reason.clone())));
+fn write_group(storage: &dyn Storage, group: Vec<Job>, shared: &Shared) {
+    let closed = shared.closed.lock().clone();
+    if let Some(reason) = closed {
+        group.into_iter().for_each(|Job(_, done)| done.tell(Err(StoreError::Closed(reason.clone()))));
         return;
     }
     let (mut merged, mut waiting) = (WriteBatch::default(), Vec::with_capacity(group.len()));
-    for job in group {
-        match job {
-            Job::Synced(batch, done) => {
-                merged.append(batch);
-                waiting.push(done);
-            }
-            Job::Note(make) => merged.append(make()),
-        }
+    for Job(batch, done) in group {
+        merged.append(batch);
+        waiting.push(done);
     }
-    let durability = if waiting.is_empty() { Durability::Buffered } else { Durability::Synced };
-    let result = storage.write(merged, durability);
+    let notes = std::mem::take(&mut *shared.notes.lock());
+    notes.into_values().for_each(|make| merged.append(make()));
+    let result = storage.write(merged, Durability::Synced);
     if let Err(error) = &result {
         tracing::error!(%error, "a write of the log failed: this node writes nothing more until it is restarted");
-        closed.lock().get_or_insert_with(|| error.to_string());
+        shared.closed.lock().get_or_insert_with(|| error.to_string());
     }
     for done in waiting {
         done.tell(result.clone());
@@ -299,30 +275,46 @@ mod tests {
     }
 
     #[test]
-    fn a_note_says_what_is_newest_when_it_is_written_and_asks_for_no_sync() {
+    fn a_note_says_what_is_newest_when_something_is_synced_and_is_never_written_alone() {
         let storage = Arc::new(MemoryStorage::default());
         let (writer, queue) = LogWriter::queued(storage.clone(), Box::new(|| {}));
         let newest = Arc::new(Mutex::new(1_u8));
-        let note = |key: u8| {
+        let note = |name: &'static str, key: u8| {
             let newest = newest.clone();
             let make = move || {
                 let mut batch = WriteBatch::default();
                 batch.put(Table::Log, vec![key], vec![*newest.lock()]);
                 batch
             };
-            assert!(writer.note(Box::new(make)));
+            writer.note(name, Box::new(make));
         };
-        note(7);
+        note("one", 6);
+        note("one", 7);
+        note("another", 9);
+        assert!(!queue.write_group());
+        assert!(storage.get(Table::Log, &[7]).unwrap().is_none());
         *newest.lock() = 2;
-        assert!(queue.waiting().is_empty(), "nobody misses it after a power loss");
-        queue.write_group();
-        assert_eq!(storage.get(Table::Log, &[7]).unwrap().as_deref(), Some(&[2][..]));
-        assert!(storage.after_power_loss().get(Table::Log, &[7]).unwrap().is_none());
-        // With something that is synced it is synced too, in its turn.
-        note(7);
         let done = submit(&writer, 8);
         queue.write_group();
         done.recv().unwrap().unwrap();
+        let left = storage.after_power_loss();
+        for key in [7, 9] {
+            assert_eq!(left.get(Table::Log, &[key]).unwrap().as_deref(), Some(&[2][..]));
+        }
+        assert!(left.get(Table::Log, &[6]).unwrap().is_none(), "a later note took its place");
+    }
+
+    #[test]
+    fn a_writer_that_ends_writes_the_note_that_waits() {
+        let storage = Arc::new(MemoryStorage::default());
+        let writer = LogWriter::spawn(storage.clone()).unwrap();
+        let make = || {
+            let mut batch = WriteBatch::default();
+            batch.put(Table::Log, vec![7], vec![1]);
+            batch
+        };
+        writer.note("one", Box::new(make));
+        drop(writer);
         assert!(storage.after_power_loss().get(Table::Log, &[7]).unwrap().is_some());
     }
 
@@ -339,10 +331,11 @@ mod tests {
             gate.recv().unwrap();
             WriteBatch::default()
         };
-        assert!(writer.note(Box::new(make)));
+        writer.note("one", Box::new(make));
+        let done = submit(&writer, 1);
         stands.recv().unwrap();
         assert!(writer.writing().age().is_some());
         go_on.send(()).unwrap();
-        submit(&writer, 1).recv().unwrap().unwrap();
+        done.recv().unwrap().unwrap();
     }
 }

@@ -15,6 +15,8 @@ use crate::random::Random;
 const FILES: u64 = 65_536;
 const SLOT_BYTES: u64 = 16;
 const CONTROL_BYTES: u64 = 64;
+/// What a file system writes at once.
+const PAGE_BYTES: u64 = 4096;
 /// Offset and length before the bytes that were overwritten.
 const UNDO_HEAD_BYTES: usize = 16;
 
@@ -46,6 +48,16 @@ pub enum Loss {
     /// Of each file, what was written behind some point; of overwritten places, some; of names, those that changed
     /// after some moment. As a disk does that was writing when the power went.
     Some,
+    /// As [`Loss::Some`], but of each file any pages of what was written behind the last sync: they are zeros, and later
+    /// ones may be there.
+    Pages,
+}
+
+impl Loss {
+    /// One of them.
+    pub fn any(random: &mut Random) -> Self {
+        [Self::All, Self::Some, Self::Pages][random.below(3)]
+    }
 }
 
 /// What a power loss took.
@@ -185,7 +197,7 @@ impl Disk {
         let lines: Vec<&str> = text.lines().collect();
         let kept = match loss {
             Loss::All => 0,
-            Loss::Some => random.below(lines.len() + 1),
+            Loss::Some | Loss::Pages => random.below(lines.len() + 1),
         };
         for line in lines[kept..].iter().rev() {
             self.undo_name(line)?;
@@ -220,11 +232,14 @@ impl Disk {
         let mut lost = Lost::default();
         let file = File::options().write(true).open(path)?;
         let length = file.metadata()?.len();
-        if length > synced {
+        if length > synced && loss == Loss::Pages {
+            let bytes = lose_pages(&file, synced..length, random)?;
+            lost += Lost { bytes, files: usize::from(bytes > 0), ..Lost::default() };
+        } else if length > synced {
             let room = usize::try_from(length - synced).unwrap_or(usize::MAX);
             let kept = match loss {
                 Loss::All => synced,
-                Loss::Some => synced + random.below(room + 1) as u64,
+                Loss::Some | Loss::Pages => synced + random.below(room + 1) as u64,
             };
             file.set_len(kept)?;
             lost.bytes += length - kept;
@@ -269,6 +284,19 @@ impl Disk {
         files.write_all_at(&vec![0; (FILES * SLOT_BYTES) as usize], 0)?;
         File::options().write(true).open(self.notes.join("names"))?.set_len(0)
     }
+}
+
+/// Makes zeros of some of the pages of a file that are there in this range, which begins anywhere; says of how many bytes.
+fn lose_pages(file: &File, unsynced: std::ops::Range<u64>, random: &mut Random) -> io::Result<u64> {
+    let mut lost = 0;
+    for page in unsynced.start / PAGE_BYTES..unsynced.end.div_ceil(PAGE_BYTES) {
+        let (start, end) = (unsynced.start.max(page * PAGE_BYTES), unsynced.end.min((page + 1) * PAGE_BYTES));
+        if random.below(2) == 0 {
+            file.write_all_at(&[0; PAGE_BYTES as usize][..usize::try_from(end - start).unwrap_or_default()], start)?;
+            lost += end - start;
+        }
+    }
+    Ok(lost)
 }
 
 fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
@@ -357,6 +385,26 @@ mod tests {
             seen.insert(text);
         }
         assert!(seen.len() > 3, "{seen:?}");
+    }
+
+    #[test]
+    fn any_pages_of_what_was_not_synced_are_zeros_and_nothing_else_is() {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..40 {
+            let script =
+                "head -c 5000 /dev/zero | tr '\\0' a > a; sync a; sync .; head -c 9000 /dev/zero | tr '\\0' b >> a";
+            let (left, lost) = after(script, Loss::Pages, |_| {}, seed);
+            let text = left[0].1.as_bytes();
+            assert_eq!((text.len(), &text[..5000]), (14_000, &[b'a'; 5000][..]));
+            let pages = [5000..8192, 8192..12_288, 12_288..14_000].map(|page| {
+                let first = text[page.start];
+                assert!(text[page].iter().all(|byte| *byte == first), "a page is there or not");
+                first == b'b'
+            });
+            assert_eq!(lost.bytes, text.iter().filter(|byte| **byte == 0).count() as u64);
+            seen.insert(pages);
+        }
+        assert!(seen.len() > 5, "{seen:?}");
     }
 
     #[test]

@@ -29,7 +29,7 @@ fn lose_power(cluster: &mut Cluster, random: &mut Random) -> Lost {
     (0..cluster.len()).for_each(|node| cluster.pause(node));
     (0..cluster.len()).for_each(|node| cluster.kill(node));
     for node in 0..cluster.len() {
-        let loss = if random.below(3) == 0 { Loss::All } else { Loss::Some };
+        let loss = Loss::any(random);
         lost += cluster.disk(node).lose_power(loss, random).unwrap();
     }
     lost

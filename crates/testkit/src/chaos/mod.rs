@@ -282,7 +282,7 @@ impl Play {
     }
 
     fn lose_power(&mut self, node: usize) {
-        let loss = if self.random.below(3) == 0 { Loss::All } else { Loss::Some };
+        let loss = Loss::any(&mut self.random);
         match self.cluster.disk(node).lose_power(loss, &mut self.random) {
             Ok(lost) => self.lost += lost,
             Err(error) => self.trouble(Promise::Sane, format!("the test could not take a disk back: {error}")),

@@ -365,10 +365,8 @@ async fn write_queued(disk: Disk, queue: Arc<QueuedWrites>, bell: Arc<Notify>) {
             bell.notified().await;
             continue;
         }
-        if queue.needs_sync() {
-            let sync_time = disk.inner.lock().sync_time;
-            tokio::time::sleep(sync_time).await;
-        }
+        let sync_time = disk.inner.lock().sync_time;
+        tokio::time::sleep(sync_time).await;
         queue.write_group();
     }
 }
