@@ -143,7 +143,8 @@ impl Pool {
     }
 
     /// Takes messages that are not under proposal, of all projects in turns and of each the oldest, up to both limits but at
-    /// least one if any waits, and marks them as proposed.
+    /// least one if any waits, and marks them as proposed. Among each other they are in the order of arrival, so turns
+    /// change nothing where all that waits is taken.
     pub fn propose(&mut self, messages_max: usize, bytes_max: usize, now_ms: u64) -> Vec<Aged> {
         let (mut taken, mut bytes) = (Vec::new(), 0);
         while taken.len() < messages_max {
@@ -155,10 +156,11 @@ impl Pool {
                 break;
             }
             entry.proposed = true;
-            taken.push(entry.aged(now_ms));
+            taken.push((entry.ticket, entry.aged(now_ms)));
             self.waiting.take_first(cost_bytes);
         }
-        taken
+        taken.sort_unstable_by_key(|(ticket, _)| *ticket);
+        taken.into_iter().map(|(_, aged)| aged).collect()
     }
 
     /// Puts messages whose proposal failed back to their old places.
@@ -365,6 +367,14 @@ mod tests {
         }
         let first: Vec<_> = (0..190).map(|n| Aged::fresh(of(1, n, 200))).collect();
         assert_eq!(of_project(1), first);
+    }
+
+    #[test]
+    fn what_is_taken_together_is_in_the_order_of_arrival_whosever_it_is() {
+        let mut pool = pool(1_000);
+        let arrived: Vec<_> = (0..300).map(|n| Aged::fresh(of(u64::from(n % 3), n, 200))).collect();
+        arrived.iter().for_each(|message| assert_eq!(pool.insert(message.clone(), 0), Inserted::New));
+        assert_eq!(pool.propose(300, usize::MAX, 0), arrived);
     }
 
     #[test]

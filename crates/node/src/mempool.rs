@@ -195,21 +195,28 @@ impl Mempool {
         matches!(outcome, Outcome::Ordered { via, .. } if *via == self.node)
     }
 
-    /// Own messages to send to the leader now, of all projects in turns, up to a bundle.
+    /// Own messages to send to the leader now, of all projects in turns, up to a bundle; among each other in the order of
+    /// arrival.
     pub fn take_outbox(&self) -> Vec<Aged> {
         let now = self.now_ms();
         let mut state = self.state.lock();
         state.drop_old(now);
         let (mut taken, mut bytes) = (Vec::new(), 0);
-        while taken.len() < BUNDLE_MESSAGES_MAX && bytes < BUNDLE_BYTES_MAX {
+        while taken.len() < BUNDLE_MESSAGES_MAX {
             let Some(id) = state.outbox.first().copied() else { break };
             let next = state.to_send(&id, now);
             let cost_bytes = next.as_ref().map_or(0, |aged| aged.message.message().cost_bytes());
-            state.outbox.take_first(cost_bytes);
             bytes += cost_bytes;
-            taken.extend(next);
+            // What is more than a bundle would be returned, and that is the newest, whoever's turn it is.
+            if !taken.is_empty() && bytes > BUNDLE_BYTES_MAX {
+                break;
+            }
+            state.outbox.take_first(cost_bytes);
+            let order = state.own.get(&id).map_or(u64::MAX, |own| own.order);
+            taken.extend(next.map(|aged| (order, aged)));
         }
-        taken
+        taken.sort_unstable_by_key(|(order, _)| *order);
+        taken.into_iter().map(|(_, aged)| aged).collect()
     }
 
     /// Notes that messages were sent; if they are not ordered soon they come back to the outbox.
