@@ -25,6 +25,8 @@ const ATTEMPTS_MAX: usize = 12;
 const MESSAGES_MAX: usize = 512;
 /// A message that is refused is submitted again, as if after so many attempts more.
 const REFUSED_COUNTS: usize = 3;
+/// Projects that they go to, where one has an owner.
+const PROJECTS: usize = 4;
 /// Devices that sign them.
 const DEVICES: u8 = 16;
 
@@ -71,6 +73,15 @@ fn message(number: usize, projects: u64, keys: &[SigningKey]) -> Ready {
     let request = parse(body.as_bytes()).expect("a request that was just made");
     let content = Content::signed(key.address(), project, "1", data.as_bytes()).id();
     Ready { request, content }
+}
+
+/// Submits a message that was not there before, to any of the four projects.
+pub(super) async fn submit_new(world: World, mut random: Random, number: usize) {
+    static KEYS: LazyLock<Vec<SigningKey>> = LazyLock::new(|| (0..DEVICES).map(device).collect());
+    // Each project has messages of each device.
+    let keys = &KEYS[number / PROJECTS % KEYS.len()..];
+    let ready = message(number, PROJECTS as u64, &keys[..1]);
+    submit(&world, &mut random, &ready).await;
 }
 
 /// One of those who submit.
@@ -134,7 +145,8 @@ async fn submit(world: &World, random: &mut Random, ready: &Ready) {
         let told = answer.ok().flatten().unwrap_or(Told::Unknown);
         world.trace.note([node.0, call as u64, 20], &ready.content.0);
         let is_ordered = matches!(told, Told::Ordered { .. });
-        attempt += if told == Told::Refused { REFUSED_COUNTS } else { 0 };
+        let refused_counts = if world.scenario.years.is_some() { ATTEMPTS_MAX } else { REFUSED_COUNTS };
+        attempt += if told == Told::Refused { refused_counts } else { 0 };
         world.record.answer(call, told);
         if is_ordered {
             return;
