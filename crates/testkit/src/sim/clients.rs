@@ -75,13 +75,14 @@ fn message(number: usize, projects: u64, keys: &[SigningKey]) -> Ready {
     Ready { request, content }
 }
 
-/// Submits a message that was not there before, to any of the four projects.
-pub(super) async fn submit_new(world: World, mut random: Random, number: usize) {
+/// Submits a message that was not there before, to any of the four projects. Returns whether each node that was
+/// asked answered: otherwise copies of it may be under way.
+pub(super) async fn submit_new(world: World, mut random: Random, number: usize) -> bool {
     static KEYS: LazyLock<Vec<SigningKey>> = LazyLock::new(|| (0..DEVICES).map(device).collect());
     // Each project has messages of each device.
     let keys = &KEYS[number / PROJECTS % KEYS.len()..];
     let ready = message(number, PROJECTS as u64, &keys[..1]);
-    submit(&world, &mut random, &ready).await;
+    submit(&world, &mut random, &ready).await
 }
 
 /// One of those who submit.
@@ -128,9 +129,10 @@ impl Client {
     }
 }
 
-/// Submits a message until it has a place, patience ends, or the same would count as another one.
-async fn submit(world: &World, random: &mut Random, ready: &Ready) {
-    let mut attempt = 0;
+/// Submits a message until it has a place, patience ends, or the same would count as another one. Returns whether each
+/// node that was asked answered.
+async fn submit(world: &World, random: &mut Random, ready: &Ready) -> bool {
+    let (mut attempt, mut all_answered) = (0, true);
     let window_ends = Instant::now() + Duration::from_millis(world.scenario.retry_window_ms);
     while attempt < ATTEMPTS_MAX && Instant::now() < window_ends {
         let nodes = world.nodes();
@@ -147,12 +149,14 @@ async fn submit(world: &World, random: &mut Random, ready: &Ready) {
         let is_ordered = matches!(told, Told::Ordered { .. });
         let refused_counts = if world.scenario.years.is_some() { ATTEMPTS_MAX } else { REFUSED_COUNTS };
         attempt += if told == Told::Refused { refused_counts } else { 0 };
+        all_answered &= told != Told::Unknown;
         world.record.answer(call, told);
-        if is_ordered {
-            return;
+        if is_ordered || attempt >= ATTEMPTS_MAX {
+            break;
         }
         sleep(Duration::from_millis(20 + random.number() % 500)).await;
     }
+    all_answered
 }
 
 /// Asks a node; `None` where it went down meanwhile.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use lockstep_testkit::sim::{Bug, Report, Scenario, run};
+use lockstep_testkit::sim::{Bug, Report, Scenario, Years, run};
 
 /// A simulation allocates much and briefly.
 #[global_allocator]
@@ -77,6 +77,11 @@ fn promises_are_kept_while_a_clock_is_a_day_ahead_or_behind() {
 #[test]
 fn promises_are_kept_where_nobody_leads_for_longer_than_the_retry_window() {
     keeps_its_promises(1..=SEEDS / 4, &Scenario::outage());
+}
+
+#[test]
+fn promises_are_kept_over_years_in_which_nothing_grows_that_may_not() {
+    keeps_its_promises(1..=1, &Scenario::old(Years::SHORT));
 }
 
 /// 8: a node was kept out for ever, since the leader told its own mark from memory. 101: a leader that was about to hand
