@@ -258,11 +258,15 @@ impl Scenario {
 
     /// Ten years: what is old is forgotten, machines are replaced, owners give orders, outputs come and go.
     pub fn years() -> Self {
-        Self::old(Years::TEN)
+        Self::old("years", Years::TEN)
     }
 
-    /// A life of another length.
-    pub fn old(years: Years) -> Self {
+    /// The same for three years, with fewer messages and orders.
+    pub fn years_short() -> Self {
+        Self::old("years-short", Years::SHORT)
+    }
+
+    fn old(name: &'static str, years: Years) -> Self {
         let kinds = &[
             Fault::Crash,
             Fault::Crash,
@@ -275,7 +279,7 @@ impl Scenario {
         ];
         // Faults and changes are those of the life; it takes as long as it takes.
         Self {
-            name: "years",
+            name,
             kinds,
             nodes: 3,
             faults: 0,
@@ -306,6 +310,7 @@ impl Scenario {
             Self::clocks_alone(),
             Self::outage(),
             Self::years(),
+            Self::years_short(),
             Self::plain(),
             Self::calm(),
         ]
@@ -322,7 +327,7 @@ impl Scenario {
             }
             Bug::ServeFlipped => Self { bugs, kinds: &[Fault::Flip], faults: 60, ..Self::standard() },
             Bug::OldMembers => Self { bugs, ..Self::members() },
-            Bug::KeepsAll => Self { bugs, ..Self::old(Years::SHORT) },
+            Bug::KeepsAll => Self { bugs, ..Self::years_short() },
             Bug::WindowByProposal => Self { bugs, ..Self::outage() },
             Bug::AckBeforeApplyTerm => {
                 let kinds = &[Fault::Outage, Fault::SlowDisk, Fault::SlowDisk, Fault::SlowDisk, Fault::HandOver];

@@ -218,7 +218,7 @@ impl Growth {
         }
     }
 
-    /// What grew though it may not, by the second quarter and the last.
+    /// What grew though it may not, by the first half and the last quarter.
     pub(super) fn check(&self, world: &World) -> Vec<String> {
         let life = Life {
             projects: owned(&world.scenario).count() as u64,
@@ -227,6 +227,8 @@ impl Growth {
             outputs: OUTPUTS + GUESTS,
             cuts: 0,
         };
-        census::grown(&self.0[1], &self.0[3], &life)
+        let mut first_half = self.0[0].clone();
+        census::highest(&mut first_half, &self.0[1]);
+        census::grown(&first_half, &self.0[3], &life)
     }
 }

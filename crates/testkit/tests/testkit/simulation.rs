@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use lockstep_testkit::sim::{Bug, Report, Scenario, Years, run};
+use lockstep_testkit::sim::{Bug, Report, Scenario, run};
 
 /// A simulation allocates much and briefly.
 #[global_allocator]
@@ -81,7 +81,7 @@ fn promises_are_kept_where_nobody_leads_for_longer_than_the_retry_window() {
 
 #[test]
 fn promises_are_kept_over_years_in_which_nothing_grows_that_may_not() {
-    keeps_its_promises(1..=1, &Scenario::old(Years::SHORT));
+    keeps_its_promises(1..=1, &Scenario::years_short());
 }
 
 /// 8: a node was kept out for ever, since the leader told its own mark from memory. 101: a leader that was about to hand
