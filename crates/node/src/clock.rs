@@ -1,7 +1,7 @@
 //! The node's clock. Nothing that `apply` computes depends on it but by way of the log ([`crate::batch_time`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use lockstep_types::TimeMs;
@@ -48,6 +48,8 @@ pub struct SimulatedClock {
     start: Instant,
     start_ms: u64,
     offset_ms: Arc<AtomicI64>,
+    /// By how much all machines' clocks were moved on; twins share it.
+    passed_ms: Arc<AtomicU64>,
 }
 
 fn as_us(time: Duration) -> u64 {
@@ -57,7 +59,7 @@ fn as_us(time: Duration) -> u64 {
 impl SimulatedClock {
     /// A clock that shows `start_ms` now, and goes right.
     pub fn new(start_ms: u64) -> Self {
-        Self { start: Instant::now(), start_ms, offset_ms: Arc::default() }
+        Self { start: Instant::now(), start_ms, offset_ms: Arc::default(), passed_ms: Arc::default() }
     }
 
     /// Another machine's clock: it shows what this one would if it were not off.
@@ -70,14 +72,24 @@ impl SimulatedClock {
         self.offset_ms.store(offset_ms, Ordering::Relaxed);
     }
 
+    /// Lets time pass at once, for this machine and all its twins: by both of a machine's clocks, so that none of them has
+    /// leapt. Timers of the runtime know nothing of it.
+    pub fn pass(&self, time: Duration) {
+        self.passed_ms.fetch_add(as_us(time) / 1_000, Ordering::Relaxed);
+    }
+
     /// What it shows, in milliseconds since the Unix epoch.
     pub fn now(&self) -> TimeMs {
         TimeMs(self.wall_us() / 1_000)
     }
 
+    fn monotonic_us(&self) -> u64 {
+        as_us(self.start.elapsed()).saturating_add(self.passed_ms.load(Ordering::Relaxed).saturating_mul(1_000))
+    }
+
     fn wall_us(&self) -> u64 {
         let offset_us = self.offset_ms.load(Ordering::Relaxed).saturating_mul(1_000);
-        let right = self.start_ms.saturating_mul(1_000).saturating_add(as_us(self.start.elapsed()));
+        let right = self.start_ms.saturating_mul(1_000).saturating_add(self.monotonic_us());
         right.saturating_add_signed(offset_us)
     }
 }
@@ -93,7 +105,7 @@ impl Machine {
     fn monotonic_us(&self) -> u64 {
         match self {
             Self::Real { started } => as_us(started.elapsed()),
-            Self::Simulated(clock) => as_us(clock.start.elapsed()),
+            Self::Simulated(clock) => clock.monotonic_us(),
         }
     }
 }
@@ -181,6 +193,15 @@ mod tests {
         assert!(clock.now() >= before);
         clock.set_by_machine();
         assert!(clock.now() >= before && clock.machine_ahead_ms() < 1_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_that_passes_for_all_machines_at_once_is_no_leap() {
+        let machine = SimulatedClock::new(2_000_000_000_000);
+        let (clock, other) = (Clock::simulated(machine.clone()), Clock::simulated(machine.twin()));
+        machine.pass(Duration::from_secs(86_400));
+        assert_eq!(clock.now(), TimeMs(2_000_086_400_000));
+        assert_eq!((clock.now(), clock.machine_ahead_ms()), (other.now(), 0));
     }
 
     #[tokio::test(start_paused = true)]

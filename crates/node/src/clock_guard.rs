@@ -116,7 +116,9 @@ async fn offset_of(tracker: &Tracker, client: &mut Client) -> Option<i64> {
     let (sent, clock) = (Instant::now(), tracker.clock().clock().now());
     let theirs = ask_clock(client, CLOCK_ANSWER_MAX).await.ok()?;
     // A process that was paused meanwhile finds the answer before it finds that it waited for too long.
-    let took = Some(sent.elapsed()).filter(|took| *took <= CLOCK_ANSWER_MAX)?;
+    // Nor is anything said by an answer that took long by the clock that is compared.
+    let by_clock = Duration::from_millis(tracker.clock().clock().now().0.saturating_sub(clock.0));
+    let took = Some(sent.elapsed().max(by_clock)).filter(|took| *took <= CLOCK_ANSWER_MAX)?;
     let half = u64::try_from(took.as_millis() / 2).unwrap_or(u64::MAX);
     Some(difference_ms(theirs.0, clock.0.saturating_add(half)))
 }

@@ -177,6 +177,8 @@ pub enum Promise {
     Feed,
     /// When all is well again, the network goes on.
     Progress,
+    /// What is stored does not grow with a network's age, but for what is on a list, each with its bound.
+    Bounded,
     /// No node panics.
     Sane,
 }

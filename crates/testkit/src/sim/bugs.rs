@@ -49,11 +49,13 @@ pub enum Bug {
     /// A new leader answers with a place before it has applied the first entry of its term: with the next one that it knows of,
     /// which may be that of something that it inherited.
     AckBeforeApplyTerm,
+    /// A disk goes on holding what it is told to forget.
+    KeepsAll,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::NoSync,
         Self::AnswerBeforeQuorum,
         Self::SkipCursor,
@@ -73,6 +75,7 @@ impl Bug {
         Self::ForgetEarly,
         Self::WindowByProposal,
         Self::AckBeforeApplyTerm,
+        Self::KeepsAll,
     ];
 
     /// The promises of which it breaks at least one: that is what it has to be caught by.
@@ -80,6 +83,7 @@ impl Bug {
         match self {
             Self::NoSync | Self::GuessPosition | Self::AckBeforeApplyTerm => &[Promise::Kept],
             Self::WindowByProposal => &[Promise::Once],
+            Self::KeepsAll => &[Promise::Bounded],
             Self::AnswerBeforeQuorum | Self::VoteAfterWipe => &[Promise::Kept, Promise::Agreement],
             Self::SkipCursor | Self::CountTwice | Self::ReuseId | Self::PublishBeforeFinal => &[Promise::Output],
             Self::OrderByArrival | Self::OldMembers | Self::TornWrites | Self::ForgetEarly => &[Promise::Agreement],
@@ -112,6 +116,7 @@ impl Bug {
             Self::ForgetEarly => "forget-early",
             Self::WindowByProposal => "window-by-proposal",
             Self::AckBeforeApplyTerm => "ack-before-apply-term",
+            Self::KeepsAll => "keeps-all",
         }
     }
 }

@@ -129,7 +129,12 @@ async fn ask(world: &World, random: &mut Random, newcomer: &Newcomer) -> Option<
 }
 
 /// A new machine, or what becomes of one that lost its disk, applies, is admitted, started, and made a voter.
-async fn join(world: &World, random: &mut Random, before: Option<NodeId>, votes: bool) -> anyhow::Result<()> {
+pub(super) async fn join(
+    world: &World,
+    random: &mut Random,
+    before: Option<NodeId>,
+    votes: bool,
+) -> anyhow::Result<()> {
     let newcomer = world.newcomer(before)?;
     while ask(world, random, &newcomer).await.is_none() {}
     let incarnation = newcomer.member.incarnation;
@@ -162,6 +167,13 @@ async fn join(world: &World, random: &mut Random, before: Option<NodeId>, votes:
         agree(world, random, |members| wanted(members).then_some(Change::Promote(node))).await;
     }
     Ok(())
+}
+
+/// A voter leaves a network that has enough others, and its machine is put away.
+pub(super) async fn retire(world: &World, random: &mut Random, node: NodeId) {
+    let is_there = |members: &Members| role(members, node).is_some_and(|role| role != MemberRole::Removed);
+    agree(world, random, |members| is_there(members).then_some(Change::Remove(node))).await;
+    world.put_away(node);
 }
 
 fn role(members: &Members, node: NodeId) -> Option<MemberRole> {
@@ -201,10 +213,8 @@ async fn demote(world: &World, random: &mut Random) -> anyhow::Result<()> {
 }
 
 /// The member whose disk is lost is removed, and its machine comes back as a new one.
-async fn replace(world: &World, random: &mut Random, node: NodeId) -> anyhow::Result<()> {
+pub(super) async fn replace(world: &World, random: &mut Random, node: NodeId) -> anyhow::Result<()> {
     let voted = world.members().is_none_or(|members| role(&members, node) != Some(MemberRole::Observer));
-    let is_there = |members: &Members| role(members, node).is_some_and(|role| role != MemberRole::Removed);
-    agree(world, random, |members| is_there(members).then_some(Change::Remove(node))).await;
-    world.put_away(node);
+    retire(world, random, node).await;
     join(world, random, Some(node), voted).await
 }

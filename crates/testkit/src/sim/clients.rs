@@ -25,6 +25,8 @@ const ATTEMPTS_MAX: usize = 12;
 const MESSAGES_MAX: usize = 512;
 /// A message that is refused is submitted again, as if after so many attempts more.
 const REFUSED_COUNTS: usize = 3;
+/// Projects that they go to, where one has an owner.
+const PROJECTS: usize = 4;
 /// Devices that sign them.
 const DEVICES: u8 = 16;
 
@@ -73,6 +75,16 @@ fn message(number: usize, projects: u64, keys: &[SigningKey]) -> Ready {
     Ready { request, content }
 }
 
+/// Submits a message that was not there before, to any of the four projects. Returns whether each node that was
+/// asked answered: otherwise copies of it may be under way.
+pub(super) async fn submit_new(world: World, mut random: Random, number: usize) -> bool {
+    static KEYS: LazyLock<Vec<SigningKey>> = LazyLock::new(|| (0..DEVICES).map(device).collect());
+    // Each project has messages of each device.
+    let keys = &KEYS[number / PROJECTS % KEYS.len()..];
+    let ready = message(number, PROJECTS as u64, &keys[..1]);
+    submit(&world, &mut random, &ready).await
+}
+
 /// One of those who submit.
 pub(super) struct Client {
     pub world: World,
@@ -117,9 +129,10 @@ impl Client {
     }
 }
 
-/// Submits a message until it has a place, patience ends, or the same would count as another one.
-async fn submit(world: &World, random: &mut Random, ready: &Ready) {
-    let mut attempt = 0;
+/// Submits a message until it has a place, patience ends, or the same would count as another one. Returns whether each
+/// node that was asked answered.
+async fn submit(world: &World, random: &mut Random, ready: &Ready) -> bool {
+    let (mut attempt, mut all_answered) = (0, true);
     let window_ends = Instant::now() + Duration::from_millis(world.scenario.retry_window_ms);
     while attempt < ATTEMPTS_MAX && Instant::now() < window_ends {
         let nodes = world.nodes();
@@ -134,13 +147,16 @@ async fn submit(world: &World, random: &mut Random, ready: &Ready) {
         let told = answer.ok().flatten().unwrap_or(Told::Unknown);
         world.trace.note([node.0, call as u64, 20], &ready.content.0);
         let is_ordered = matches!(told, Told::Ordered { .. });
-        attempt += if told == Told::Refused { REFUSED_COUNTS } else { 0 };
+        let refused_counts = if world.scenario.years.is_some() { ATTEMPTS_MAX } else { REFUSED_COUNTS };
+        attempt += if told == Told::Refused { refused_counts } else { 0 };
+        all_answered &= told != Told::Unknown;
         world.record.answer(call, told);
-        if is_ordered {
-            return;
+        if is_ordered || attempt >= ATTEMPTS_MAX {
+            break;
         }
         sleep(Duration::from_millis(20 + random.number() % 500)).await;
     }
+    all_answered
 }
 
 /// Asks a node; `None` where it went down meanwhile.

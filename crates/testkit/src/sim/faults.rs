@@ -46,7 +46,8 @@ pub(super) fn heal(world: &World) {
     }
 }
 
-async fn cause(world: World, mut random: Random, kind: Fault) {
+/// Brings one about.
+pub(super) async fn cause(world: World, mut random: Random, kind: Fault) {
     let nodes = world.nodes();
     let node = nodes[random.below(nodes.len())];
     let time = Duration::from_millis(200 + random.number() % 7_000);

@@ -13,6 +13,7 @@ use super::bugs::Bug;
 use super::disk::Disk;
 use super::scenario::Scenario;
 use super::world::Running;
+use super::years;
 
 /// Where batches are forgotten: what is older than this goes, which is as soon as a network may. The same content is a retry
 /// for the shortest window.
@@ -96,6 +97,9 @@ pub(super) fn genesis(scenario: &Scenario) -> Result<Genesis> {
     if scenario.forgets {
         params.retention.age_ms = KEPT_MS;
         (params.default_project.group_messages_max, params.default_project.group_age_max_ms) = OPEN_GROUP;
+    }
+    if scenario.years.is_some() {
+        params.retention.age_ms = years::KEPT_MS;
     }
     Ok(Genesis::new("sim", (0..scenario.nodes as u64).map(first).collect(), params)?)
 }

@@ -2,6 +2,7 @@
 //! the same run. docs/simulation.md says what of it is the product's own code.
 
 mod bugs;
+mod census;
 mod changes;
 mod clients;
 mod disk;
@@ -18,8 +19,11 @@ mod scenario;
 mod tamper;
 mod trace;
 mod world;
+mod years;
 
 pub use bugs::{Bug, Bugs};
+pub use census::{Census, Count, Life};
 pub use record::{Record, Seen};
 pub use run::{Report, run};
 pub use scenario::{Fault, Scenario};
+pub use years::Years;

@@ -25,7 +25,8 @@ pub(super) const WINDOW_MS: u64 = lockstep_types::genesis::RETRY_WINDOW_MS_MIN;
 /// An order counts for this long.
 const ORDER_LIFE_MS: u64 = 30_000;
 
-struct Owner {
+pub(super) struct Owner {
+    project: ProjectId,
     world: World,
     random: Random,
     key: SigningKey,
@@ -49,25 +50,11 @@ pub(super) fn in_words(orders: u64, devices: impl Iterator<Item = Address>) -> S
 }
 
 /// Goes on until the time of load is over.
-pub(super) async fn run(world: World, mut random: Random) {
+pub(super) async fn run(world: World, random: Random) {
     let _busy = world.busy();
     let end = Instant::now() + world.scenario.length;
-    let key = machine::key(2_000);
-    let owner = key.address();
-    let registered = || {
-        let project = |node| world.running(node)?.doors.project(PROJECT);
-        world.nodes().into_iter().filter_map(project).any(|project| project.owner.is_some())
-    };
-    // Where not all nodes know the rules for it in time, there is none.
-    let wanted = || !registered() && Instant::now() < end;
-    agree(&world, &mut random, |_| wanted().then_some(Change::Project(PROJECT, owner))).await;
-    if !registered() {
-        return;
-    }
-    let mut owner =
-        Owner { world: world.clone(), random, key, orders: 0, listed: BTreeSet::new(), removed: Vec::new() };
-    owner.order(OrderKind::Settings(settings(1))).await;
-    owner.add(clients::devices()).await;
+    let Some(mut owner) = Owner::register(&world, random, PROJECT, end).await else { return };
+    owner.begin().await;
     while Instant::now() < end {
         sleep(Duration::from_millis(owner.random.number() % 3_000)).await;
         match owner.random.below(11) {
@@ -85,8 +72,7 @@ pub(super) async fn run(world: World, mut random: Random) {
             _ => owner.add(clients::devices()).await,
         }
     }
-    let bans = owner.removed.iter().map(|(device, above)| owner.ban(*device, *above, Height(u64::MAX)));
-    world.record.registry(bans.collect(), in_words(owner.orders, owner.listed.into_iter()));
+    owner.finish();
 }
 
 /// Rules that take every message, so that who submits need not know of them: they look at the device's last one, mark
@@ -108,6 +94,53 @@ const MODULE: &[u8] = b"\0asm\x01\0\0\0\x01\x05\x01\x60\0\x01\x7f\x03\x02\x01\0\
     \x06memory\x02\0\x05check\0\0\x0a\x06\x01\x04\0\x41\0\x0b";
 
 impl Owner {
+    /// Has a project registered, until `end`.
+    pub(super) async fn register(world: &World, mut random: Random, project: ProjectId, end: Instant) -> Option<Self> {
+        let key = machine::key(2_000);
+        let owner = key.address();
+        let registered = || {
+            let known = |node| world.running(node)?.doors.project(project);
+            world.nodes().into_iter().filter_map(known).any(|project| project.owner.is_some())
+        };
+        // Where not all nodes know the rules for it in time, there is none.
+        let wanted = || !registered() && Instant::now() < end;
+        agree(world, &mut random, |_| wanted().then_some(Change::Project(project, owner))).await;
+        let (world, orders, listed, removed) = (world.clone(), 0, BTreeSet::new(), Vec::new());
+        registered().then_some(Self { project, world, random, key, orders, listed, removed })
+    }
+
+    /// The first orders: devices may submit.
+    pub(super) async fn begin(&mut self) {
+        self.order(OrderKind::Settings(settings(1))).await;
+        self.add(clients::devices()).await;
+    }
+
+    /// One order more, of all kinds in turns. Devices that are removed are back soon.
+    pub(super) async fn go_on(&mut self) {
+        match self.orders % 5 {
+            0 => {
+                let some = self.some_devices();
+                self.remove(some).await;
+            }
+            1 => self.add(clients::devices()).await,
+            2 | 3 => self.set_rules().await,
+            _ => {
+                let settings = settings(1 + self.random.number() % 3);
+                self.order(OrderKind::Settings(settings)).await;
+            }
+        }
+    }
+
+    /// Writes down what the registry has to be from now on.
+    pub(super) fn finish(self) {
+        let bans = self.removed.iter().map(|(device, above)| self.ban(*device, *above, Height(u64::MAX))).collect();
+        if self.project == PROJECT {
+            self.world.record.registry(bans, in_words(self.orders, self.listed.into_iter()));
+        } else {
+            self.world.record.ban(bans);
+        }
+    }
+
     /// From a batch on that is there, or comes soon.
     fn soon(&mut self) -> Height {
         Height(self.world.record.newest().0 + self.random.number() % 20)
@@ -132,7 +165,7 @@ impl Owner {
     }
 
     fn ban(&self, device: Address, above: Height, up_to: Height) -> Ban {
-        Ban { project: PROJECT, device, above, up_to }
+        Ban { project: self.project, device, above, up_to }
     }
 
     async fn add(&mut self, devices: Vec<Address>) {
@@ -164,7 +197,7 @@ impl Owner {
     async fn seen(&self, number: u64) -> Option<Height> {
         let has = |node| {
             let running = self.world.running(node)?;
-            running.doors.project(PROJECT).filter(|project| project.orders >= number)?;
+            running.doors.project(self.project).filter(|project| project.orders >= number)?;
             Some(running)
         };
         let running = self.world.nodes().into_iter().find_map(has)?;
@@ -185,7 +218,7 @@ impl Owner {
             }
             if let Some((_, running)) = any(&self.world, &mut self.random) {
                 let expires_ms = TimeMs(running.doors.now().0 + ORDER_LIFE_MS);
-                let order = Order { epoch: Epoch(0), project: PROJECT, number, expires_ms, kind: kind.clone() };
+                let order = Order { epoch: Epoch(0), project: self.project, number, expires_ms, kind: kind.clone() };
                 let (signed, doors) = (order.sign(&network, &self.key), running.doors.clone());
                 if let Some(Err(problem)) = within(&running, async move { doors.order(&signed).await }).await {
                     self.world.trace.say(format_args!("order {number}: {problem}"));

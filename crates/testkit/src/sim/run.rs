@@ -14,7 +14,7 @@ use super::bugs::Bug;
 use super::scenario::Scenario;
 use super::trace::Trace;
 use super::world::World;
-use super::{changes, clients, faults, owner, panics, readers};
+use super::{changes, clients, faults, owner, panics, readers, years};
 use crate::order::{self, Chain, Evidence, Promise, Row, Store, Told, Violations};
 use crate::random::Random;
 
@@ -88,13 +88,19 @@ async fn play(seed: u64, scenario: Scenario, homes: &Path, echo: bool) -> Result
     let trace = Trace::new(echo);
     let world = World::new(random.number(), scenario, homes, trace.clone())?;
     world.nodes().into_iter().for_each(|node| world.start(node));
-    let clients = clients::start(&world, &mut random);
+    let clients = if world.scenario.years.is_some() { Vec::new() } else { clients::start(&world, &mut random) };
     let faults = tokio::spawn(faults::run(world.clone(), Random::new(random.number())));
     let changes = start_others(&world, &mut random);
     if world.scenario.bugs.has(Bug::PublishBeforeFinal) {
         tokio::spawn(publish_too_early(world.clone()));
     }
-    sleep(world.scenario.length).await;
+    let growth = match world.scenario.years {
+        Some(years) => Some(years.live(&world, Random::new(random.number())).await),
+        None => {
+            sleep(world.scenario.length).await;
+            None
+        }
+    };
     faults.abort();
     changes.abort();
     faults::heal(&world);
@@ -103,6 +109,9 @@ async fn play(seed: u64, scenario: Scenario, homes: &Path, echo: bool) -> Result
     let _ = timeout(CLIENTS_MAX, all).await;
     if timeout(CALM_MAX, calm(&world)).await.is_err() {
         world.record.trouble(Promise::Progress, format!("{CALM_MAX:?} after all was well: {}", standing(&world)));
+    }
+    if let Some(growth) = growth {
+        growth.check(&world).into_iter().for_each(|what| world.record.trouble(Promise::Bounded, what));
     }
     let simulated = world.record.now();
     let evidence = evidence(&world).await?;
@@ -315,7 +324,7 @@ async fn evidence(world: &World) -> Result<Evidence> {
         registry: seen.registry,
         first_task,
         first_set: world.genesis().first_set()?,
-        windows: BTreeMap::from([(owner::PROJECT, owner::WINDOW_MS)]),
+        windows: years::owned(&world.scenario).map(|project| (project, owner::WINDOW_MS)).collect(),
         window_ms: Some(world.scenario.retry_window_ms),
         troubles: seen.troubles,
     })

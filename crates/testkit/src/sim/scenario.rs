@@ -6,6 +6,7 @@ use std::time::Duration;
 use lockstep_ledger::{RULES_FIRST, RULES_NEWEST};
 
 use super::bugs::{Bug, Bugs};
+use super::years::Years;
 
 /// Faults of a kind are drawn with this weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,6 +129,8 @@ pub struct Scenario {
     pub log_entries_max: u64,
     /// Whether batches are forgotten soon, while groups stay open and an output is dead for a while.
     pub forgets: bool,
+    /// Whether the network grows old, and how old.
+    pub years: Option<Years>,
     /// Newest rules of `apply` that the first nodes know; the others know the newest.
     pub rules_max: [u32; 2],
     /// The bug that is put in, if any.
@@ -153,6 +156,7 @@ impl Scenario {
             retry_window_ms: RETRY_WINDOW_MS,
             log_entries_max: 1_000_000,
             forgets: false,
+            years: None,
             rules_max: [RULES_NEWEST, RULES_NEWEST],
             bugs: Bugs::none(),
         }
@@ -252,6 +256,42 @@ impl Scenario {
         }
     }
 
+    /// Ten years: what is old is forgotten, machines are replaced, owners give orders, outputs come and go.
+    pub fn years() -> Self {
+        Self::old("years", Years::TEN)
+    }
+
+    /// The same for three years, with fewer messages and orders.
+    pub fn years_short() -> Self {
+        Self::old("years-short", Years::SHORT)
+    }
+
+    fn old(name: &'static str, years: Years) -> Self {
+        let kinds = &[
+            Fault::Crash,
+            Fault::Crash,
+            Fault::Blackout,
+            Fault::Kill,
+            Fault::HandOver,
+            Fault::Isolate,
+            Fault::SlowDisk,
+            Fault::OutputTrouble,
+        ];
+        // Faults and changes are those of the life; it takes as long as it takes.
+        Self {
+            name,
+            kinds,
+            nodes: 3,
+            faults: 0,
+            messages: years.messages(),
+            length: Duration::ZERO,
+            log_entries_max: 1_000,
+            rules_max: [RULES_FIRST, RULES_FIRST + 1],
+            years: Some(years),
+            ..Self::plain()
+        }
+    }
+
     /// Nothing goes wrong.
     pub fn calm() -> Self {
         Self { name: "calm", faults: 0, ..Self::standard() }
@@ -269,6 +309,8 @@ impl Scenario {
             Self::clocks(),
             Self::clocks_alone(),
             Self::outage(),
+            Self::years(),
+            Self::years_short(),
             Self::plain(),
             Self::calm(),
         ]
@@ -285,6 +327,7 @@ impl Scenario {
             }
             Bug::ServeFlipped => Self { bugs, kinds: &[Fault::Flip], faults: 60, ..Self::standard() },
             Bug::OldMembers => Self { bugs, ..Self::members() },
+            Bug::KeepsAll => Self { bugs, ..Self::years_short() },
             Bug::WindowByProposal => Self { bugs, ..Self::outage() },
             Bug::AckBeforeApplyTerm => {
                 let kinds = &[Fault::Outage, Fault::SlowDisk, Fault::SlowDisk, Fault::SlowDisk, Fault::HandOver];

@@ -238,6 +238,11 @@ impl World {
         self.clock.now()
     }
 
+    /// Lets time pass by the clocks of all machines.
+    pub fn pass(&self, time: Duration) {
+        self.clock.pass(time);
+    }
+
     /// The clock of its machine.
     pub fn clock(&self, node: NodeId) -> SimulatedClock {
         self.with(node, |machine| machine.clock.clone())
@@ -362,7 +367,7 @@ impl World {
         });
         runtime::spawn(watch_role(self.trace.clone(), self.record.clone(), node, running.consensus.status()));
         runtime::spawn(watch_removal(node, running.clone()));
-        if self.scenario.forgets {
+        if self.scenario.forgets || self.scenario.years.is_some() {
             runtime::spawn(keep_batches(self.record.clone(), node, running.state, running.head.clone()));
         }
         runtime::spawn(watch_head(self.record.clone(), node, life, running.head));

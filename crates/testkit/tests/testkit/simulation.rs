@@ -79,6 +79,11 @@ fn promises_are_kept_where_nobody_leads_for_longer_than_the_retry_window() {
     keeps_its_promises(1..=SEEDS / 4, &Scenario::outage());
 }
 
+#[test]
+fn promises_are_kept_over_years_in_which_nothing_grows_that_may_not() {
+    keeps_its_promises(1..=1, &Scenario::years_short());
+}
+
 /// 8: a node was kept out for ever, since the leader told its own mark from memory. 101: a leader that was about to hand
 /// over proposed without a pause. 110: a leader came back from a power loss in its term, without the end of its log, and
 /// gave other entries the same ids. 63 of `default`: a node that was down while the next leader was admitted took it for a
