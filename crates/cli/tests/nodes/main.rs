@@ -4,6 +4,7 @@
 
 mod announce;
 mod audits;
+mod backlog;
 mod bad_outputs;
 mod blobs;
 mod by_hand;

@@ -49,7 +49,7 @@ async fn metric(cluster: &Cluster, node: usize, name: &str) -> Result<u64, Strin
     value.map(|value| value as u64).ok_or_else(|| format!("no {name}"))
 }
 
-async fn last_index(cluster: &Cluster, node: usize) -> u64 {
+pub async fn last_index(cluster: &Cluster, node: usize) -> u64 {
     let purged = metric(cluster, node, "lockstep_log_purged_index ").await.unwrap();
     purged + metric(cluster, node, "lockstep_log_entries ").await.unwrap()
 }

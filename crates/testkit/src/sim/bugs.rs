@@ -51,11 +51,17 @@ pub enum Bug {
     AckBeforeApplyTerm,
     /// A disk goes on holding what it is told to forget.
     KeepsAll,
+    /// A copy of the state lacks the members.
+    SnapshotWithoutMembers,
+    /// A disk syncs everything but votes: a node votes twice in a term.
+    ReuseTermVote,
+    /// A copy of the state is made, and the log before it goes, though the state that it was made of is not on the disk.
+    PurgeBeforeFlush,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 23] = [
         Self::NoSync,
         Self::AnswerBeforeQuorum,
         Self::SkipCursor,
@@ -76,6 +82,9 @@ impl Bug {
         Self::WindowByProposal,
         Self::AckBeforeApplyTerm,
         Self::KeepsAll,
+        Self::SnapshotWithoutMembers,
+        Self::ReuseTermVote,
+        Self::PurgeBeforeFlush,
     ];
 
     /// The promises of which it breaks at least one: that is what it has to be caught by.
@@ -88,6 +97,8 @@ impl Bug {
             Self::SkipCursor | Self::CountTwice | Self::ReuseId | Self::PublishBeforeFinal => &[Promise::Output],
             Self::OrderByArrival | Self::OldMembers | Self::TornWrites | Self::ForgetEarly => &[Promise::Agreement],
             Self::ForgetRetries => &[Promise::Agreement, Promise::Once],
+            Self::SnapshotWithoutMembers | Self::PurgeBeforeFlush => &[Promise::Agreement],
+            Self::ReuseTermVote => &[Promise::Kept, Promise::Agreement],
             Self::ForgetContent => &[Promise::Origin],
             Self::LoseOrders => &[Promise::Agreement, Promise::Registry],
             Self::FeedGoesBack => &[Promise::Feed],
@@ -116,6 +127,9 @@ impl Bug {
             Self::ForgetEarly => "forget-early",
             Self::WindowByProposal => "window-by-proposal",
             Self::AckBeforeApplyTerm => "ack-before-apply-term",
+            Self::SnapshotWithoutMembers => "snapshot-without-members",
+            Self::ReuseTermVote => "reuse-term-vote",
+            Self::PurgeBeforeFlush => "purge-before-flush",
             Self::KeepsAll => "keeps-all",
         }
     }

@@ -130,7 +130,12 @@ struct Store {
 
 impl Store {
     fn sync(&mut self) {
-        for operation in self.unsynced.drain(..).flatten() {
+        self.sync_but(|_| false);
+    }
+
+    /// Syncs all but these, which are lost with the power.
+    fn sync_but(&mut self, is_lost: impl Fn(&Operation) -> bool) {
+        for operation in self.unsynced.drain(..).flatten().filter(|operation| !is_lost(operation)) {
             self.durable.apply(&operation);
         }
     }
@@ -444,9 +449,13 @@ fn scan_in(tables: &Tables, scan: Scan) -> Result<Vec<Pair>, StoreError> {
     Ok(found)
 }
 
+fn is_vote(operation: &Operation) -> bool {
+    matches!(operation, Operation::Put(Table::Log, key, _) if key == keys::log::VOTE)
+}
+
 impl Storage for OpenStore {
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StoreError> {
-        let lies = self.disk.bugs.has(Bug::NoSync);
+        let (lies, forgets_votes) = (self.disk.bugs.has(Bug::NoSync), self.disk.bugs.has(Bug::ReuseTermVote));
         self.with(|store, trouble| {
             if trouble == Trouble::Full {
                 return Err(StoreError::Failed("no space left on device".into()));
@@ -459,7 +468,7 @@ impl Storage for OpenStore {
                 (Durability::Synced, Trouble::SyncFails) => Err(StoreError::Failed("a sync failed".into())),
                 (Durability::Synced, _) => {
                     if !lies {
-                        store.sync();
+                        store.sync_but(|operation| forgets_votes && is_vote(operation));
                     }
                     Ok(())
                 }
@@ -497,16 +506,20 @@ impl Storage for OpenStore {
 
 impl StateStorage for OpenStore {
     fn checkpoint(&self, path: &Path) -> Result<(), StoreError> {
-        let forgets = self.disk.bugs.has(Bug::ForgetRetries);
-        let is_retry_index = |table: usize, key: &[u8]| {
-            forgets && table == place(Table::Index) && key.first() == Some(&keys::OCCURRENCE)
+        let bugs = self.disk.bugs;
+        let is_left_out = |table: usize, key: &[u8]| {
+            let is_retry_index = bugs.has(Bug::ForgetRetries) && key.first() == Some(&keys::OCCURRENCE);
+            let is_members = bugs.has(Bug::SnapshotWithoutMembers) && key == keys::MEMBERS;
+            table == place(Table::Index) && (is_retry_index || is_members)
         };
         let bytes = self.with(|store, trouble| {
             if trouble != Trouble::None {
                 return Err(StoreError::Failed("the disk fails".into()));
             }
-            store.sync();
-            Ok(store.current.encode(is_retry_index))
+            if !bugs.has(Bug::PurgeBeforeFlush) {
+                store.sync();
+            }
+            Ok(store.current.encode(is_left_out))
         })?;
         let failed = |e: std::io::Error| StoreError::Failed(e.to_string());
         std::fs::create_dir_all(path).map_err(failed)?;

@@ -327,6 +327,15 @@ impl Scenario {
             }
             Bug::ServeFlipped => Self { bugs, kinds: &[Fault::Flip], faults: 60, ..Self::standard() },
             Bug::OldMembers => Self { bugs, ..Self::members() },
+            Bug::SnapshotWithoutMembers => {
+                let kinds = &[Fault::Isolate, Fault::Isolate, Fault::Crash, Fault::Kill];
+                Self { bugs, kinds, changes: 6, ..Self::snapshots() }
+            }
+            Bug::PurgeBeforeFlush => Self { bugs, kinds: &[Fault::Crash, Fault::Blackout], ..Self::snapshots() },
+            Bug::ReuseTermVote => {
+                let kinds = &[Fault::Crash, Fault::Crash, Fault::Crash, Fault::Isolate, Fault::CutOneWay];
+                Self { bugs, kinds, nodes: 3, faults: 40, ..Self::plain() }
+            }
             Bug::KeepsAll => Self { bugs, ..Self::years_short() },
             Bug::WindowByProposal => Self { bugs, ..Self::outage() },
             Bug::AckBeforeApplyTerm => {

@@ -431,7 +431,8 @@ impl World {
 
 /// A node that finds that its state is not the one that all have has broken a promise, though it says so and stops.
 fn note_divergence(record: &Record, node: NodeId, why: &str) {
-    if why.contains("its state is damaged") {
+    // A log is purged up to what the state on the disk has, and a node's own disk is all that it was started with.
+    if why.contains("its state is damaged") || why.contains("but the log begins behind entry") {
         record.trouble(Promise::Agreement, format!("node {node} stopped: {why}"));
     }
 }
