@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 use lockstep_testkit::audit::audit;
 use lockstep_testkit::cluster::{Cluster, ClusterOptions};
 use lockstep_testkit::disk::library;
-use lockstep_testkit::history::History;
+use lockstep_testkit::history::{Content, History};
 use lockstep_testkit::http::request;
 use lockstep_testkit::load::{Load, LoadOptions};
+use lockstep_types::ProjectId;
 use serde_json::json;
 
 use crate::snapshots::{keep_logs_short, last_index, wait_purged};
@@ -22,7 +23,7 @@ const SYNC_DELAY: Duration = Duration::from_millis(400);
 /// Messages acknowledged before and after a hand-over.
 const MESSAGES: usize = 200;
 
-async fn say_ready(cluster: &Cluster, node: usize) -> bool {
+async fn is_ready(cluster: &Cluster, node: usize) -> bool {
     match request(cluster.node(node).address(), "GET", "/readyz", b"").await {
         Ok(answer) => answer.status == 200,
         Err(_) => false,
@@ -30,13 +31,17 @@ async fn say_ready(cluster: &Cluster, node: usize) -> bool {
 }
 
 /// A node that says it is ready takes a message, or has stopped to say so meanwhile.
-async fn takes_messages_if_ready(cluster: &Cluster, node: usize, number: usize) {
-    if !say_ready(cluster, node).await {
+async fn takes_messages_if_ready(cluster: &Cluster, node: usize, number: usize, history: &History) {
+    if !is_ready(cluster, node).await {
         return;
     }
     let asked_at = Instant::now();
-    let message =
-        json!({"projectID": 7, "projectVersion": "0.1", "data": format!("probe {number} of {node}")}).to_string();
+    let data = format!("probe {number} of {node}");
+    let message = json!({"projectID": 7, "projectVersion": "0.1", "data": data}).to_string();
+    let project_version = "0.1".to_owned();
+    let probe = Content { device: None, project_id: ProjectId(7), project_version, data: data.into_bytes() };
+    // Whatever becomes of it: the history has to know that somebody submitted it.
+    history.fail(history.invoke(probe), "a probe".to_owned());
     let mut last = String::new();
     while asked_at.elapsed() < SOON {
         match request(cluster.node(node).address(), "POST", "/message", message.as_bytes()).await {
@@ -44,7 +49,7 @@ async fn takes_messages_if_ready(cluster: &Cluster, node: usize, number: usize) 
             Ok(answer) => last = answer.text(),
             Err(error) => last = error.to_string(),
         }
-        if !say_ready(cluster, node).await {
+        if !is_ready(cluster, node).await {
             return;
         }
     }
@@ -73,13 +78,13 @@ async fn two_of_three_that_restart_under_load_with_a_backlog_take_messages_again
     cluster.start_node(short);
     for number in 0..5 {
         for node in cluster.members() {
-            takes_messages_if_ready(&cluster, node, number).await;
+            takes_messages_if_ready(&cluster, node, number, &history).await;
         }
     }
     let answered = first_answer_after(&history, began).await;
     for node in cluster.members() {
         cluster.wait_ready(node, SOON).await;
-        takes_messages_if_ready(&cluster, node, 5).await;
+        takes_messages_if_ready(&cluster, node, 5, &history).await;
     }
     more_messages(&history, MESSAGES).await;
     load.stop().await;

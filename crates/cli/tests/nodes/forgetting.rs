@@ -173,7 +173,7 @@ async fn nodes_that_all_lose_power_after_they_have_forgotten_start_again() {
         println!("the library is for Linux with glibc");
         return;
     }
-    go_down_and_come_back(ClusterOptions::of(3).with_disks(), Some(Loss::Some)).await;
+    go_down_and_come_back(ClusterOptions::of(3).with_disks(), Some(Loss::Pages)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
