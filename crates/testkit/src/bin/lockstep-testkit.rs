@@ -75,8 +75,8 @@ struct Sim {
     /// The first of them.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// What to run: default, members, disks, snapshots, forgets, upgrade, clocks, clocks-alone, outage, years, years-short, plain
-    /// or calm.
+    /// What to run: default, members, disks, snapshots, forgets, forgets-members, stalls, upgrade, upgrade-members, clocks,
+    /// clocks-alone, outage, years, years-short, plain or calm.
     #[arg(long, default_value = "default")]
     scenario: Scenario,
     /// Put in a bug that the checker has to catch; the run succeeds when it does.

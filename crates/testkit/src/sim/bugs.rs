@@ -57,11 +57,13 @@ pub enum Bug {
     ReuseTermVote,
     /// A copy of the state is made, and the log before it goes, though the state that it was made of is not on the disk.
     PurgeBeforeFlush,
+    /// One node goes on by older rules of `apply` where newer ones hold.
+    MixedRules,
 }
 
 impl Bug {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::NoSync,
         Self::AnswerBeforeQuorum,
         Self::SkipCursor,
@@ -85,6 +87,7 @@ impl Bug {
         Self::SnapshotWithoutMembers,
         Self::ReuseTermVote,
         Self::PurgeBeforeFlush,
+        Self::MixedRules,
     ];
 
     /// The promises of which it breaks at least one: that is what it has to be caught by.
@@ -97,7 +100,7 @@ impl Bug {
             Self::SkipCursor | Self::CountTwice | Self::ReuseId | Self::PublishBeforeFinal => &[Promise::Output],
             Self::OrderByArrival | Self::OldMembers | Self::TornWrites | Self::ForgetEarly => &[Promise::Agreement],
             Self::ForgetRetries => &[Promise::Agreement, Promise::Once],
-            Self::SnapshotWithoutMembers | Self::PurgeBeforeFlush => &[Promise::Agreement],
+            Self::SnapshotWithoutMembers | Self::PurgeBeforeFlush | Self::MixedRules => &[Promise::Agreement],
             Self::ReuseTermVote => &[Promise::Kept, Promise::Agreement],
             Self::ForgetContent => &[Promise::Origin],
             Self::LoseOrders => &[Promise::Agreement, Promise::Registry],
@@ -130,6 +133,7 @@ impl Bug {
             Self::SnapshotWithoutMembers => "snapshot-without-members",
             Self::ReuseTermVote => "reuse-term-vote",
             Self::PurgeBeforeFlush => "purge-before-flush",
+            Self::MixedRules => "mixed-rules",
             Self::KeepsAll => "keeps-all",
         }
     }

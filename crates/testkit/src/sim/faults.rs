@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lockstep_consensus::Role;
 use lockstep_types::NodeId;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -18,6 +19,10 @@ const DAY_MS: i64 = 24 * 3_600_000;
 const OUTAGE_MS_MIN: u64 = 15_000;
 /// See [`OUTAGE_MS_MIN`].
 const OUTAGE_MS_MAX: u64 = 40_000;
+/// A sync that does not return while a run lasts.
+const NEVER: Duration = Duration::from_secs(24 * 3_600);
+/// How long a node is away that comes back when what it lacks is forgotten: longer than the least that a network may keep.
+const ABSENCE: Duration = Duration::from_secs(32);
 
 /// Brings all faults about, one after the other, some of them at the same time.
 pub(super) async fn run(world: World, mut random: Random) {
@@ -113,6 +118,30 @@ pub(super) async fn cause(world: World, mut random: Random, kind: Fault) {
             sleep(time).await;
             world.disk(node).slow(None);
         }
+        Fault::HungSync => {
+            world.disk(node).slow(Some(NEVER));
+            sleep(time * 2).await;
+            // Its operator has seen that it stands still, and switches the machine off and on.
+            world.lose_power(node);
+            world.disk(node).slow(None);
+            sleep(time / 4).await;
+            world.start(node);
+        }
+        Fault::SlowElection => {
+            for node in &nodes {
+                world.disk(*node).slow(Some(Duration::from_millis(100 + random.number() % 900)));
+            }
+            let leader = leader(&world, &nodes).unwrap_or(node);
+            world.kill(leader);
+            sleep(time).await;
+            nodes.iter().for_each(|node| world.disk(*node).slow(None));
+            world.start(leader);
+        }
+        Fault::Absence => {
+            world.kill(node);
+            sleep(ABSENCE).await;
+            world.start(node);
+        }
         Fault::BadDisk => {
             let trouble = if random.below(2) == 0 { Trouble::SyncFails } else { Trouble::Full };
             world.disk(node).trouble(trouble);
@@ -145,6 +174,14 @@ pub(super) async fn cause(world: World, mut random: Random, kind: Fault) {
         Fault::Wipe => wipe(&world, node, time).await,
         Fault::Outage => outage(&world, nodes, &mut random).await,
     }
+}
+
+/// Who leads, as it says itself.
+fn leader(world: &World, nodes: &[NodeId]) -> Option<NodeId> {
+    let leads = |node: &&NodeId| {
+        world.running(**node).is_some_and(|running| running.consensus.status().borrow().role == Role::Leader)
+    };
+    nodes.iter().find(leads).copied()
 }
 
 /// A majority is away, each of them down or cut off, and comes back.

@@ -45,6 +45,12 @@ pub enum Fault {
     Pause,
     /// A bit of what a disk holds flips.
     Flip,
+    /// A sync of a disk does not return; after a while the machine is switched off and on.
+    HungSync,
+    /// The leader ends while all disks are slow.
+    SlowElection,
+    /// A node is away for longer than batches are kept.
+    Absence,
     /// So many nodes are away that the others are no majority: longer than the retry window, or nearly.
     Outage,
 }
@@ -230,15 +236,42 @@ impl Scenario {
     /// Batches are forgotten after seconds, while nodes lose their power: what a node goes back to lacks nothing that it
     /// needs. Copies, which put the state on the disk, are some seconds apart, as horizons are.
     pub fn forgets() -> Self {
-        let kinds = &[Fault::Crash, Fault::Crash, Fault::Blackout, Fault::Kill];
+        let kinds = &[Fault::Crash, Fault::Crash, Fault::Blackout, Fault::Kill, Fault::Absence];
         let retry_window_ms = lockstep_types::genesis::RETRY_WINDOW_MS_MIN;
         Self { name: "forgets", log_entries_max: 400, forgets: true, retry_window_ms, kinds, ..Self::plain() }
+    }
+
+    /// The same, while members come and go: who joins later gets a copy of a state that has forgotten.
+    pub fn forgets_members() -> Self {
+        let length = Duration::from_secs(90);
+        Self { name: "forgets-members", changes: 5, replaces: true, length, ..Self::forgets() }
+    }
+
+    /// Disks that stand still for good, and that are slow while a leader is elected.
+    pub fn stalls() -> Self {
+        let kinds = &[
+            Fault::HungSync,
+            Fault::HungSync,
+            Fault::SlowElection,
+            Fault::SlowElection,
+            Fault::SlowDisk,
+            Fault::Kill,
+            Fault::HandOver,
+        ];
+        Self { name: "stalls", kinds, ..Self::standard() }
     }
 
     /// Half of the nodes know older rules, and learn the newer ones when they are started again.
     pub fn upgrade() -> Self {
         let kinds = &[Fault::Crash, Fault::Kill, Fault::Kill, Fault::Kill, Fault::HandOver, Fault::Isolate];
         Self { name: "upgrade", rules_max: [RULES_FIRST, RULES_FIRST + 1], kinds, ..Self::standard() }
+    }
+
+    /// The same in the middle of changes of members, and of copies of the state that are sent.
+    pub fn upgrade_members() -> Self {
+        let kinds =
+            &[Fault::Kill, Fault::Kill, Fault::Kill, Fault::Crash, Fault::HandOver, Fault::Isolate, Fault::Wipe];
+        Self { name: "upgrade-members", kinds, changes: 8, log_entries_max: 40, ..Self::upgrade() }
     }
 
     /// Nobody leads for longer than the retry window, or nearly, while copies of messages are under way: what waits in pools and
@@ -305,7 +338,10 @@ impl Scenario {
             Self::disks(),
             Self::snapshots(),
             Self::forgets(),
+            Self::forgets_members(),
+            Self::stalls(),
             Self::upgrade(),
+            Self::upgrade_members(),
             Self::clocks(),
             Self::clocks_alone(),
             Self::outage(),
@@ -327,6 +363,7 @@ impl Scenario {
             }
             Bug::ServeFlipped => Self { bugs, kinds: &[Fault::Flip], faults: 60, ..Self::standard() },
             Bug::OldMembers => Self { bugs, ..Self::members() },
+            Bug::MixedRules => Self { bugs, ..Self::upgrade() },
             Bug::SnapshotWithoutMembers => {
                 let kinds = &[Fault::Isolate, Fault::Isolate, Fault::Crash, Fault::Kill];
                 Self { bugs, kinds, changes: 6, ..Self::snapshots() }

@@ -47,7 +47,8 @@ pub(super) fn request(bugs: Bugs, (_from, to): (NodeId, NodeId), channel: Channe
     if channel == Channel::Bundle {
         return bundle(bugs, request);
     }
-    let tampers = [Bug::OrderByArrival, Bug::OldMembers, Bug::LoseOrders].into_iter().any(|bug| bugs.has(bug));
+    let tampers =
+        [Bug::OrderByArrival, Bug::OldMembers, Bug::LoseOrders, Bug::MixedRules].into_iter().any(|bug| bugs.has(bug));
     if !tampers || channel != Channel::Raft || to != NodeId(1) {
         return request;
     }
@@ -67,6 +68,10 @@ pub(super) fn request(bugs: Bugs, (_from, to): (NodeId, NodeId), channel: Channe
         match &mut command.kind {
             Some(proto::command::Kind::Batch(batch)) if bugs.has(Bug::OrderByArrival) => batch.messages.reverse(),
             Some(proto::command::Kind::Order(_)) if bugs.has(Bug::LoseOrders) => {
+                entry.payload = None;
+                continue;
+            }
+            Some(proto::command::Kind::Rules(_)) if bugs.has(Bug::MixedRules) => {
                 entry.payload = None;
                 continue;
             }

@@ -64,8 +64,20 @@ fn promises_are_kept_where_disks_flip_bits() {
 }
 
 #[test]
+fn promises_are_kept_where_disks_stand_still() {
+    keeps_its_promises(1..=SEEDS / 16, &Scenario::stalls());
+}
+
+#[test]
+fn promises_are_kept_where_batches_are_forgotten_soon() {
+    keeps_its_promises(1..=SEEDS / 4, &Scenario::forgets());
+    keeps_its_promises(1..=SEEDS / 16, &Scenario::forgets_members());
+}
+
+#[test]
 fn promises_are_kept_while_the_rules_change() {
     keeps_its_promises(1..=SEEDS / 4, &Scenario::upgrade());
+    keeps_its_promises(1..=SEEDS / 16, &Scenario::upgrade_members());
 }
 
 #[test]
